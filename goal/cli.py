@@ -1,0 +1,107 @@
+"""The command line: one verb a stage of the pipeline, and a few for daily use."""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from goal import config
+from goal.errors import EXIT_RESUMABLE, EXIT_USER_ERROR, Interrupted, UserError
+
+app = typer.Typer(
+    help="Fine-tune CLIP on long captions with GOAL. The whole pipeline: `dvc repro`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+PIPELINE = "Stages of the pipeline (dvc.yaml runs these)"
+DAILY = "Daily use"
+
+
+@app.command(rich_help_panel=PIPELINE)
+def data() -> None:
+    """Draw, read or download the pictures and captions; write one manifest a split."""
+    params = config.load()
+    from goal import datasets
+
+    datasets.run(params)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def base() -> None:
+    """Load the pretrained CLIP and stretch its text positions."""
+    params = config.load()
+    from goal import base as stage
+
+    stage.run(params)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def regions() -> None:
+    """Propose regions in every picture (LISM, first half)."""
+    params = config.load()
+    from goal.regions import stage
+
+    stage.run(params)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def pairs() -> None:
+    """Match every sentence with its region (LISM, second half)."""
+    params = config.load()
+    from goal import pairs as stage
+
+    stage.run(params)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def train(name: Annotated[str, typer.Argument(help="stage1, stage2, global or global+local")]) -> None:
+    """Fine-tune one model; started again after a kill, it goes on where it was."""
+    params = config.load()
+    from goal import tracking
+    from goal import train as stage
+
+    with tracking.training(params, name) as tracker:
+        stage.run(params, name, tracker)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def evaluate(name: Annotated[str, typer.Argument(help="zero-shot or a trained model")]) -> None:
+    """Measure one model on every benchmark of the data set."""
+    params = config.load()
+    from goal import evaluate as stage
+    from goal import tracking
+
+    tracking.evaluation(params, name, stage.run(params, name))
+
+
+@app.command(rich_help_panel=PIPELINE)
+def report() -> None:
+    """Gather all results into tables, pictures and one page."""
+    params = config.load()
+    from goal import report as stage
+
+    stage.run(params)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def register() -> None:
+    """Make a version of the registered model, with the alias `challenger`."""
+    params = config.load()
+    from goal import registry
+
+    registry.run(params)
+
+
+def main() -> None:
+    """Run the command line; a fault that the user can mend is one line and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"goal: {error}\n")
+        sys.exit(EXIT_USER_ERROR)
+    except Interrupted as error:
+        sys.stderr.write(f"goal: {error}\n")
+        sys.exit(EXIT_RESUMABLE)

@@ -1,0 +1,46 @@
+"""Where each artefact of the pipeline lies, relative to the project's root (dvc.yaml names the same paths)."""
+
+import os
+from pathlib import Path
+
+TRAINED = ("stage1", "stage2", "global", "global+local")
+MODELS = ("zero-shot", *TRAINED)
+
+
+def data_dir(data_set: str) -> Path:
+    return Path("data") / data_set
+
+
+def manifest(data_set: str, split: str) -> Path:
+    return data_dir(data_set) / f"{split}.parquet"
+
+
+def regions_dir(split: str) -> Path:
+    return Path("regions") / split
+
+
+def pairs_dir(split: str) -> Path:
+    return Path("pairs") / split
+
+
+def model_dir(name: str) -> Path:
+    """The folder of a model's weights; `zero-shot` is the untrained base."""
+    return Path("models") / ("base" if name == "zero-shot" else name)
+
+
+def metrics_dir(name: str) -> Path:
+    return Path("metrics") / name
+
+
+def work_dir(stage: str) -> Path:
+    """Scratch that must survive a kill; git-ignored, never an out of DVC."""
+    return home() / "work" / stage
+
+
+def home() -> Path:
+    """The root that outlives the command: under `dvc exp run --temp` the real project, not the copy."""
+    root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+    for parent in root.parents:
+        if parent.name == ".dvc":
+            return parent.parent
+    return root
