@@ -1,4 +1,4 @@
-"""Typed sections of params.yaml: every key is required, every unknown key is refused, no default lives here."""
+"""Typed sections of params.yaml: each key is required, unknown keys are refused, no default lives here."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal

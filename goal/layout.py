@@ -1,4 +1,4 @@
-"""Where each artefact of the pipeline lies, relative to the project's root (dvc.yaml names the same paths)."""
+"""Where each artefact lies, relative to the project's root (dvc.yaml names the same paths)."""
 
 import os
 from pathlib import Path

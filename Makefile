@@ -1,0 +1,55 @@
+# Everything a user types. `make demo`: from nothing to a benchmark table and a registered model.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := $(CURDIR)/.venv/bin
+READY := .venv/installed
+# The tools of .venv first; no telemetry from anything that the project starts.
+export PATH := $(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: demo test test-slow lint format lock ui up down clean distclean
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "goal: no python3.11 found; install it or set PYTHON=..."; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
+	  echo "goal: no virtual environment could be made; on Debian: apt install python3.11-venv"; exit 2; }
+	$(BIN)/python -m pip install --quiet --upgrade uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+# Draw scenes, mine pairs, train, measure, register; then show the table.
+demo: $(READY)
+	dvc --wait-for-lock repro
+	@python -m goal table
+
+test: $(READY)
+	python -m pytest -q -m "not slow"
+
+test-slow: $(READY)
+	python -m pytest -q
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+
+format: $(READY)
+	ruff check --fix .
+	ruff format .
+
+# The one place where versions change.
+lock: $(READY)
+	uv pip compile pyproject.toml --all-extras --generate-hashes --no-header --quiet -o requirements.lock
+
+# The MLflow UI on this project's store.
+ui: $(READY)
+	@python -m goal ui
+
+# What the pipeline made; the committed metrics stay.
+clean:
+	rm -rf data regions pairs models reports work run .dvc/cache .dvc/tmp mlflow.db* mlartifacts
+
+distclean: clean
+	rm -rf .venv downloads

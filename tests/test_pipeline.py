@@ -1,0 +1,63 @@
+"""dvc.yaml tells the truth: its dependencies are the code each stage runs, its paths those of goal.layout."""
+
+import re
+
+import pytest
+import yaml
+
+from goal import layout
+from tests.imports import ROOT, closure, files
+
+# What a stage's verb runs (goal/cli.py is a thin dispatcher, and wires the record around a stage).
+ENTRY = {
+    "data": "datasets/__init__",
+    "base": "base",
+    "regions": "regions/stage",
+    "pairs": "pairs",
+    "train": "train",
+    "evaluate": "evaluate",
+    "report": "report",
+    "register": "registry",
+}
+# config.py acts through the values alone, which every stage declares as params; cli.py only calls the stage.
+NOT_CODE = frozenset({ROOT / "goal/config.py", ROOT / "goal/cli.py"})
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def body(stage: str) -> dict:
+    return STAGES[stage].get("do", STAGES[stage])
+
+
+@pytest.mark.parametrize("stage", sorted(ENTRY))
+def test_deps_name_the_code_that_runs(stage: str) -> None:
+    declared = {dep for dep in body(stage)["deps"] if dep.endswith(".py")}
+    used = closure([ROOT / f"goal/{ENTRY[stage]}.py"], NOT_CODE)
+    assert sorted(declared) == sorted(str(path.relative_to(ROOT)) for path in used)
+
+
+def test_every_stage_is_a_verb_of_the_command_line() -> None:
+    assert set(STAGES) == set(ENTRY)
+    for stage in ENTRY:
+        assert re.fullmatch(rf"python -m goal {stage}( \$\{{key\}})?", body(stage)["cmd"])
+
+
+def test_models_are_those_of_the_layout() -> None:
+    assert tuple(STAGES["train"]["foreach"]) == layout.TRAINED
+    assert tuple(STAGES["evaluate"]["foreach"]) == layout.MODELS
+    for name, folder in STAGES["evaluate"]["foreach"].items():
+        assert str(layout.model_dir(name)) == f"models/{folder}"
+
+
+def test_a_stage_sees_every_parameter_it_reads() -> None:
+    """Text of the form `params.<section>` in a stage's own code must be declared in dvc.yaml."""
+    for stage in ENTRY:
+        declared = {name.split(".")[0] for name in body(stage)["params"]}
+        declared |= {"stage1", "stage2"} if stage == "train" else set()
+        read: set[str] = set()
+        for path in closure([ROOT / f"goal/{ENTRY[stage]}.py"], NOT_CODE):
+            read |= {name.rstrip("_") for name in re.findall(r"\bparams\.([a-z_0-9]+)", path.read_text())}
+        assert read - {"tracking"} <= declared, stage
+
+
+def test_imports_of_a_stage_are_found_also_inside_functions() -> None:
+    assert ROOT / "goal/train.py" in files(ROOT / "goal/cli.py")
