@@ -1,0 +1,84 @@
+"""Regions of a picture, whatever proposes them: one small interface, one file a source.
+
+LISM, first half (paper, section 3.1): a source proposes regions, those of a sensible size are kept.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from goal import config
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A part of a picture that may be described by a sentence.
+
+    box: x1, y1, x2, y2 in pixels of the image frame, half open.
+    area_ratio: area of the mask (of the box, where the source has no mask) over the picture's area.
+    score: how sure the source is, 0 to 1; 1 where the source has no opinion.
+    source: a name from `SOURCES`.
+    """
+
+    box: tuple[float, float, float, float]
+    area_ratio: float
+    score: float
+    source: str
+
+
+class Source(Protocol):
+    """What proposes regions; the same picture gives the same regions, whatever else is in the batch."""
+
+    def propose(self, images: list[np.ndarray]) -> list[list[Region]]:
+        """Regions of each picture; images: uint8 (H, W, 3) RGB, image frame, sizes may differ."""
+        ...
+
+
+def _fixed(params: config.Regions) -> Source:
+    from goal.regions.fixed import Fixed
+
+    return Fixed()
+
+
+def _felzenszwalb(params: config.Regions) -> Source:
+    from goal.regions.felzenszwalb import Felzenszwalb
+
+    return Felzenszwalb(params.felzenszwalb)
+
+
+# Imported only when asked for: sources differ in what they need installed.
+SOURCES: dict[str, Callable[[config.Regions], Source]] = {
+    "fixed": _fixed,
+    "felzenszwalb": _felzenszwalb,
+}
+
+
+class Proposer:
+    """Several sources as one: their regions in the order of the sources, sized, each box once."""
+
+    def __init__(self, sources: list[Source], min_area: float, max_area: float) -> None:
+        self.sources = sources
+        self.min_area = min_area
+        self.max_area = max_area
+
+    def propose(self, images: list[np.ndarray]) -> list[list[Region]]:
+        """Regions of each picture with min_area <= area_ratio <= max_area; of equal boxes the first stays.
+
+        images: uint8 (H, W, 3) RGB, image frame.
+        """
+        proposals = [source.propose(images) for source in self.sources]
+        return [self._keep([r for regions in each for r in regions]) for each in zip(*proposals, strict=True)]
+
+    def _keep(self, regions: list[Region]) -> list[Region]:
+        kept: dict[tuple[float, ...], Region] = {}
+        for region in regions:
+            if self.min_area <= region.area_ratio <= self.max_area:
+                kept.setdefault(region.box, region)
+        return list(kept.values())
+
+
+def build(params: config.Regions) -> Proposer:
+    """The sources that `regions.sources` names, ready to propose; loads their weights, so once a process."""
+    return Proposer([SOURCES[name](params) for name in params.sources], params.min_area, params.max_area)
