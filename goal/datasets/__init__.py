@@ -1,0 +1,100 @@
+"""The data stage: one source, named in params, becomes data/<name>/ wholly or not at all."""
+
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from goal import layout
+from goal.datasets import manifest
+from goal.datasets.manifest import Rejected, Row
+from goal.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from goal.config import Params
+
+log = logging.getLogger(__name__)
+
+# Source -> module with `collect(params, folder) -> Collected`, imported when asked for. `folder` becomes
+# data/<name>/: pictures that a source makes itself go below it; rows name them by layout.data_dir(name).
+SOURCES = {
+    "scenes": "goal.datasets.scenes",
+    "folder": "goal.datasets.folder",
+}
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a source found: rows a split (none: empty), further tables by file name, rejected rows."""
+
+    splits: dict[str, list[Row]]
+    tables: "dict[str, pa.Table]" = field(default_factory=dict)
+    rejected: list[Rejected] = field(default_factory=list)
+
+
+def run(params: "Params") -> None:
+    """Write data/<name>/: {train,val,test}.parquet, rejected.parquet, summary.json, and what else it has.
+
+    Raises UserError, and leaves data/<name>/ as it was, where the source or the disk fails.
+    """
+    if params.data.source not in SOURCES:
+        raise UserError(
+            f"params.yaml: data.source: {params.data.source} is not built in; one of {list(SOURCES)}"
+        )
+    target = layout.data_dir(params.data.name)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        collected = import_module(SOURCES[params.data.source]).collect(params, partial)
+        summary = _write(collected, partial)
+        _swap(partial, target)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or target}: {error.strerror or error}; mend it and run again"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    counts = ", ".join(f"{split} {summary['splits'][split]['images']}" for split in manifest.SPLITS)
+    log.info("%s: pictures: %s; rejected rows: %d", target, counts, len(collected.rejected))
+    for reason, count in summary["rejected"].items():
+        log.info("  %d x %s (%s)", count, reason, target / "rejected.parquet")
+
+
+def _write(collected: Collected, folder: Path) -> dict:
+    for split in manifest.SPLITS:
+        manifest.write(collected.splits.get(split, []), folder / f"{split}.parquet")
+    for name, rows in collected.tables.items():
+        manifest.write_table(rows, folder / f"{name}.parquet")
+    rejected = manifest.table(collected.rejected, manifest.REJECTED)
+    manifest.write_table(rejected, folder / "rejected.parquet")
+    summary = {
+        "splits": {split: _counts(collected.splits.get(split, [])) for split in manifest.SPLITS},
+        "tables": {name: rows.num_rows for name, rows in sorted(collected.tables.items())},
+        "rejected": dict(sorted(Counter(row.reason for row in collected.rejected).items())),
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def _counts(rows: list[Row]) -> dict[str, float]:
+    words = [len(caption.split()) for row in rows for caption in row.captions]
+    mean = round(sum(words) / len(words), 1) if words else 0.0
+    return {"images": len(rows), "captions": len(words), "words_per_caption": mean}
+
+
+def _swap(partial: Path, target: Path) -> None:
+    # A folder cannot be replaced in one step: the old one steps aside for the moment between two renames.
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(partial, target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,111 @@
+"""Tables of a data set: the manifest (one row a picture) and its companions, byte-identical every run."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from goal.errors import UserError
+
+SPLITS = ("train", "val", "test")
+ROW_GROUP = 4096
+
+_BOX = [(side, pa.float32()) for side in ("x1", "y1", "x2", "y2")]
+
+# id: unique in the file; image: path, relative to the project's root or absolute; width, height: image frame.
+MANIFEST = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("captions", pa.list_(pa.string())),
+        ("source", pa.string()),
+    ]
+)
+# A picture that equals test picture `twin_of` but for one attribute.
+TWINS = pa.schema([*MANIFEST, ("twin_of", pa.string()), ("attribute", pa.string())])
+# The true box (image frame) of the sentence caption[start:end].
+TRUTH = pa.schema(
+    [("id", pa.string()), ("caption", pa.int32()), ("start", pa.int32()), ("end", pa.int32()), *_BOX]
+)
+# A crop of test picture `of` (box in the image frame) and the sentence that describes it.
+JOINT = pa.schema(
+    [("id", pa.string()), ("of", pa.string()), ("image", pa.string()), *_BOX, ("caption", pa.string())]
+)
+# row: where it was read; reason: one of few, to be counted; detail: what exactly.
+REJECTED = pa.schema([(name, pa.string()) for name in ("row", "id", "image", "reason", "detail")])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture with its captions; `image` is a path, width and height are in the image frame."""
+
+    id: str
+    image: str
+    width: int
+    height: int
+    captions: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row of the source that cannot be used."""
+
+    row: str
+    id: str
+    image: str
+    reason: str
+    detail: str
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a manifest, sorted by id; raises UserError where the file is missing or not a manifest."""
+    rows = read_table(path, MANIFEST).to_pylist()
+    return [Row(**{**row, "captions": tuple(row["captions"])}) for row in rows]
+
+
+def write(rows: Iterable[Row], path: Path) -> None:
+    """Write a manifest, sorted by id; raises UserError for an id that comes twice."""
+    write_table(table(rows, MANIFEST), path)
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema` from a Parquet file; raises UserError where the file or a column is missing."""
+    try:
+        found = pq.read_table(path, partitioning=None)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found; `dvc repro data` writes it") from error
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    missing = [name for name in schema.names if name not in found.column_names]
+    if missing:
+        raise UserError(f"{path}: no column {', '.join(missing)}; `dvc repro --force data` writes it anew")
+    return found.select(schema.names).cast(schema)
+
+
+def table(rows: Iterable[Row] | Iterable[dict[str, object]], schema: pa.Schema) -> pa.Table:
+    """Rows (dataclasses or mappings) as a table, sorted by their first column where that is `id`."""
+    values = [row if isinstance(row, dict) else vars(row) for row in rows]
+    if schema.names[0] == "id":
+        values.sort(key=lambda row: row["id"])
+    return pa.Table.from_pylist(values, schema)
+
+
+def write_table(rows: pa.Table, path: Path) -> None:
+    """Write Parquet atomically and reproducibly: a manifest's ids must be unique, or UserError."""
+    if set(MANIFEST.names) <= set(rows.column_names):
+        repeated = sorted(name for name, count in Counter(rows["id"].to_pylist()).items() if count > 1)
+        if repeated:
+            raise UserError(f"{path}: id {repeated[0]!r} comes twice; every picture needs its own")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        pq.write_table(rows, temporary, row_group_size=ROW_GROUP, compression="zstd")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,132 @@
+"""Captions of a scene: long ones (a sentence a thing, offsets known, then relations) and short ones."""
+
+import numpy as np
+
+from goal.datasets.scenes_layout import PLACES, Scene, Thing, pick
+
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+TONES = ("white", "pale grey", "pale blue", "pale green", "beige", "lilac")
+TONE_OF = dict(zip(("white", "grey", "blue", "green", "beige", "lilac"), TONES, strict=True))
+FADE_WORDS = {
+    "even": ("evenly coloured", "the same everywhere"),
+    "down": ("darker towards the bottom", "slowly darkening from top to bottom"),
+    "right": ("darker towards the right", "slowly darkening from left to right"),
+}
+SIZE_WORDS = {
+    "small": ("small", "little"),
+    "medium": ("medium-sized", "middle-sized"),
+    "large": ("large", "big"),
+}
+PATTERN_WORDS = {
+    "plain": ("plain", "without any pattern"),
+    "striped": ("striped", "with a pattern of stripes"),
+    "dotted": ("dotted", "with a pattern of dots"),
+    "checkered": ("checkered", "with a pattern of checks"),
+}
+OPENINGS = (
+    "This picture shows {count} objects on a {tone} background that is {fade}.",
+    "There are {count} objects here, drawn on a {tone} background which is {fade}.",
+    "On a {tone} background, {fade}, one can see {count} objects.",
+)
+SENTENCES = (
+    "{a_size} {colour} {shape} {pattern_clause} is placed {place} of the picture.",
+    "{place} of the picture there is {a_size} {pattern} {shape} painted in {colour}.",
+    "{place} stands {a_size} {colour} {shape} {pattern_clause}.",
+    "{a_size} and {pattern} {colour} {shape} can be seen {place}.",
+    "We find {a_size} {colour} {shape} {place}, and its surface is {pattern}.",
+    "Painted in {colour}, {a_size} {shape} {pattern_clause} lies {place}.",
+)
+RELATIONS = (
+    "The {one} is {relation} the {other}.",
+    "Seen from the {other}, the {one} lies {direction}.",
+    "One has to look {relation} the {other} to find the {one}.",
+)
+CLOSINGS = (
+    "Of all the objects {alike} {are} {colour}, and nothing else is drawn on the {tone} ground.",
+    "Counting the colours, {alike} of the objects {are} {colour}; the rest of the {tone} ground is empty.",
+)
+SHORTS = (
+    "{a_one} and {a_other}",
+    "{a_one} {relation} {a_other}",
+    "{a_size} {one} and {a_pattern} {other}",
+    "{a_one} {place}",
+    "{a_size} {pattern} {one} on a {tone} background",
+)
+
+
+def long_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, list[tuple[int, int]]]:
+    """The caption and, for each thing, the offsets (start, end) of its sentence.
+
+    The same stream words scenes of as many things alike, so that twins differ only in what was changed.
+    """
+    tone, count = TONE_OF[scene.background], NUMBERS[len(scene.things)]
+    fade = pick(rng, FADE_WORDS[scene.fade])
+    sentences = [pick(rng, OPENINGS).format(count=count, tone=tone, fade=fade)]
+    sentences += [_sentence(thing, rng) for thing in scene.things]
+    sentences += [_relation(scene, rng) for _ in range(max(2, 6 - len(scene.things)))]
+    colour = pick(rng, scene.things).colour
+    alike = sum(thing.colour == colour for thing in scene.things)
+    are = "is" if alike == 1 else "are"
+    sentences.append(pick(rng, CLOSINGS).format(alike=NUMBERS[alike], are=are, colour=colour, tone=tone))
+    starts = np.cumsum([0, *(len(sentence) + 1 for sentence in sentences)])
+    spans = [(int(start), int(start) + len(text)) for start, text in zip(starts, sentences, strict=False)]
+    return " ".join(sentences), spans[1 : 1 + len(scene.things)]
+
+
+def short_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A caption of the sort the small CLIP was pretrained on: one or two things, few of their attributes."""
+    one, other = _two(scene, rng)
+    return pick(rng, SHORTS).format(
+        one=one.name,
+        other=other.name,
+        a_one=article(one.name),
+        a_other=article(other.name),
+        relation=direction(one, other)[0],
+        a_size=article(pick(rng, SIZE_WORDS[one.size])),
+        pattern=one.pattern,
+        a_pattern=article(other.pattern),
+        place=PLACES[one.place],
+        tone=TONE_OF[scene.background],
+    )
+
+
+def direction(one: Thing, other: Thing) -> tuple[str, str]:
+    """Where `one` is from `other`: as a preposition ("to the left of") and alone ("to the left")."""
+    (row, column), (other_row, other_column) = one.cell, other.cell
+    across = "left" if column < other_column else "right"
+    down = "above" if row < other_row else "below"
+    if row == other_row:
+        return f"to the {across} of", f"to the {across}"
+    if column == other_column:
+        return down, f"further {'up' if down == 'above' else 'down'}"
+    return f"{down} and to the {across} of", f"{'up' if down == 'above' else 'down'} and to the {across}"
+
+
+def article(words: str) -> str:
+    """The words behind "a" or "an"."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _sentence(thing: Thing, rng: np.random.Generator) -> str:
+    size = pick(rng, SIZE_WORDS[thing.size])
+    text = pick(rng, SENTENCES).format(
+        a_size=article(size),
+        colour=thing.colour,
+        shape=thing.shape,
+        pattern=PATTERN_WORDS[thing.pattern][0],
+        pattern_clause=PATTERN_WORDS[thing.pattern][1],
+        place=PLACES[thing.place],
+    )
+    return text[0].upper() + text[1:]
+
+
+def _relation(scene: Scene, rng: np.random.Generator) -> str:
+    one, other = _two(scene, rng)
+    relation, alone = direction(one, other)
+    return pick(rng, RELATIONS).format(one=one.name, other=other.name, relation=relation, direction=alone)
+
+
+def _two(scene: Scene, rng: np.random.Generator) -> tuple[Thing, Thing]:
+    first = int(rng.random() * len(scene.things))
+    second = int(rng.random() * (len(scene.things) - 1))
+    return scene.things[first], scene.things[second + (second >= first)]

@@ -1,0 +1,128 @@
+"""Pictures from files: a usable one becomes upright 8-bit RGB (the image frame), any other is an error."""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from goal.errors import UserError
+
+# Named one by one: Pillow would also hand PostScript to an interpreter.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+# What Pillow's decoders raise on damaged files.
+DAMAGE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+QUARTER_TURNS = (5, 6, 7, 8)
+
+
+class ImageError(UserError):
+    """A picture that cannot be used; `.path` and `.reason` for lists of rejected rows."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def open_image(path: Path | str, max_megapixels: float) -> Image.Image:
+    """The picture as RGB in the image frame: EXIF orientation applied, transparency over white, first frame.
+
+    16-bit greys keep their scale; 32-bit greys, which have no fixed white, span their own range.
+    Raises ImageError for a missing, empty, damaged or too large file (seen in the header, before decoding).
+    """
+    with _opened(path, max_megapixels) as image:
+        return _rgb(ImageOps.exif_transpose(image))
+
+
+def probe(path: Path | str, max_megapixels: float) -> tuple[int, int]:
+    """Width and height in the image frame of a picture that decodes to its end; raises as open_image does."""
+    with _opened(path, max_megapixels) as image:
+        width, height = image.size
+        if image.draft(None, (1, 1)) is None:
+            return ImageOps.exif_transpose(image).size
+        # A JPEG: reading all of it at an eighth of its size finds a cut file at a third of the cost.
+        image.load()
+        turned = image.getexif().get(ExifTags.Base.Orientation) in QUARTER_TURNS
+        return (height, width) if turned else (width, height)
+
+
+def probe_all(
+    paths: Sequence[Path | str], max_megapixels: float, label: str
+) -> list[tuple[int, int] | ImageError]:
+    """Probe many pictures on all cores; `label` stands before the progress bar."""
+    # A few pictures are read sooner than processes start.
+    if len(paths) < 64:
+        return [_probed(path, max_megapixels) for path in tqdm(paths, label, unit=" pictures")]
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        probed = pool.map(partial(_probed, max_megapixels=max_megapixels), paths, chunksize=16)
+        return list(tqdm(probed, label, total=len(paths), unit=" pictures"))
+
+
+def _probed(path: Path | str, max_megapixels: float) -> tuple[int, int] | ImageError:
+    try:
+        return probe(path, max_megapixels)
+    except ImageError as error:
+        return error
+
+
+@contextmanager
+def _opened(path: Path | str, max_megapixels: float) -> Iterator[Image.Image]:
+    # Pillow's own limit (179 megapixels) would stand in the way of a larger one; ours is checked below.
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_megapixels * 1e6:
+                size = f"{width} x {height} = {width * height / 1e6:.0f} megapixels"
+                raise ImageError(path, f"too large: {size}, data.max_megapixels is {max_megapixels:g}")
+            yield image
+    except FileNotFoundError as error:
+        raise ImageError(path, "not found") from error
+    except IsADirectoryError as error:
+        raise ImageError(path, "a folder, not a picture") from error
+    except PermissionError as error:
+        raise ImageError(path, "no permission to read it") from error
+    except UnidentifiedImageError as error:
+        empty = os.path.getsize(path) == 0
+        raise ImageError(path, "empty file (0 bytes)" if empty else "not a picture") from error
+    except DAMAGE as error:
+        raise ImageError(path, f"damaged picture ({' '.join(str(error).split())})") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return _from_grey(np.asarray(image).astype(np.float64) / 257)
+    if image.mode in ("I", "F"):
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
+        span = grey.max() - grey.min()
+        return _from_grey((grey - grey.min()) * (255 / span if span else 0.0))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_grey(grey: np.ndarray) -> Image.Image:
+    return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
