@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from goal import config
-from goal.errors import EXIT_RESUMABLE, EXIT_USER_ERROR, Interrupted, UserError
+from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT, EXIT_USER_ERROR, Interrupted, Unavailable, UserError
 
 app = typer.Typer(
     help="Fine-tune CLIP on long captions with GOAL. The whole pipeline: `dvc repro`.",
@@ -101,7 +101,7 @@ def main() -> None:
         app()
     except UserError as error:
         sys.stderr.write(f"goal: {error}\n")
-        sys.exit(EXIT_USER_ERROR)
+        sys.exit(EXIT_TRANSIENT if isinstance(error, Unavailable) else EXIT_USER_ERROR)
     except Interrupted as error:
         sys.stderr.write(f"goal: {error}\n")
         sys.exit(EXIT_RESUMABLE)

@@ -1,0 +1,1 @@
+"""What the pipeline runs on: servers of this machine, containers, clusters."""
