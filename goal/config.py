@@ -105,7 +105,7 @@ class Sam(Section):
     pred_iou_threshold: Share
     stability_threshold: Share
     box_nms_threshold: Share
-    max_side: Count
+    fast: bool
     batch_size: Count
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     prune_points: bool
@@ -125,6 +125,7 @@ class Regions(Section):
     max_area: Share
     shard_size: Count
     workers: Count
+    device: Literal["auto", "cpu", "cuda"]
     felzenszwalb: Felzenszwalb
     sam: Sam
     detector: Detector
