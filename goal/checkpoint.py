@@ -1,0 +1,185 @@
+"""The state of a training on disk: complete, atomic, checked when read, and refused when it is of another run.
+
+A run's folder holds `step-<number>/` with `state.safetensors` (tensors) and `state.json` (values, what the run is,
+the tensors' sha256). A folder with such a name is complete: it was written under another name, synced and renamed.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from goal.errors import UserError
+
+log = logging.getLogger(__name__)
+
+TENSORS = "state.safetensors"
+VALUES = "state.json"
+DIGITS = 16
+_DRAFT = ".draft-"
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read whole."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A state as it was after `step` optimizer steps; `values` is what JSON can say."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """Name of a run: short sha256 of what its result hangs on."""
+    text = json.dumps(identity, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities, each as `name: other -> mine`."""
+    names = sorted(set(mine) | set(other))
+    return [
+        f"{name}: {_short(other.get(name))} -> {_short(mine.get(name))}"
+        for name in names
+        if mine.get(name) != other.get(name)
+    ]
+
+
+class Checkpoints:
+    """The checkpoints of one run, below `root/<digest of identity>`; one process at a time."""
+
+    def __init__(self, root: Path, identity: Mapping[str, Any], keep: int) -> None:
+        self.folder = root / digest(identity)
+        self._identity = dict(identity)
+        self._keep = keep
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Own the folder; UserError where another living process trains the same."""
+        _made(self.folder)
+        with (self.folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{self.folder}: another process trains this right now; wait for it") from error
+            for draft in self.folder.glob(f"{_DRAFT}*"):
+                shutil.rmtree(draft)
+            self._tell_of_others()
+            yield
+
+    def save(self, saved: Saved) -> None:
+        """Write a checkpoint, then drop all but the last `keep`; UserError where the disk cannot take it.
+
+        Whatever happens, the checkpoints before it stay until it is whole.
+        """
+        draft = self.folder / f"{_DRAFT}{saved.step}"
+        final = self.folder / f"step-{saved.step:08d}"
+        try:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+            save_file(saved.tensors, draft / TENSORS)
+            head = {"identity": self._identity, "step": saved.step, "sha256": _sha256(draft / TENSORS)}
+            text = json.dumps(head | {"values": saved.values}, indent=1)
+            (draft / VALUES).write_text(text, encoding="utf-8")
+            for path in (draft / TENSORS, draft / VALUES, draft):
+                _sync(path)
+            shutil.rmtree(final, ignore_errors=True)
+            os.rename(draft, final)
+            _sync(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            reason = " ".join(str(error).split())
+            raise UserError(f"{final}: cannot be saved: {reason}; the checkpoint before it is kept") from error
+        for old in self._found()[self._keep :]:
+            shutil.rmtree(old)
+
+    def restore(self) -> Saved | None:
+        """The last whole checkpoint, or None; damaged ones are passed over, saying so.
+
+        Raises UserError where a checkpoint is of another run, naming what differs.
+        """
+        for folder in self._found():
+            try:
+                return self._read(folder)
+            except Damaged as damage:
+                log.warning("%s: damaged (%s); going back to the one before", folder, damage)
+        return None
+
+    def clear(self) -> None:
+        """Remove the run's folder: its result is written."""
+        shutil.rmtree(self.folder)
+
+    def _found(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"), reverse=True)
+
+    def _read(self, folder: Path) -> Saved:
+        head = _head(folder)
+        other = differences(self._identity, head["identity"])
+        if other:
+            raise UserError(f"{folder}: of another run ({'; '.join(other)}); remove it or restore those")
+        file = folder / TENSORS
+        try:
+            if _sha256(file) != head["sha256"]:
+                raise Damaged(f"{TENSORS} is not what was written")
+            return Saved(head["step"], load_file(file), head["values"])
+        except (OSError, SafetensorError) as error:
+            raise Damaged(" ".join(str(error).split())) from error
+
+    def _tell_of_others(self) -> None:
+        for folder in sorted(self.folder.parent.glob("*/step-*"), reverse=True):
+            if folder.parent == self.folder:
+                continue
+            try:
+                other = differences(self._identity, _head(folder)["identity"])
+            except Damaged:
+                continue
+            log.info("%s: unfinished, of another run (%s); left alone", folder, "; ".join(other))
+
+
+def _head(folder: Path) -> dict[str, Any]:
+    try:
+        head = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{VALUES}: {' '.join(str(error).split())}") from error
+    if not isinstance(head, dict) or {"identity", "step", "sha256", "values"} - set(head):
+        raise Damaged(f"{VALUES} lacks what a checkpoint says")
+    return head
+
+
+def _made(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}") from error
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}..." if len(text) == 64 else text

@@ -1,0 +1,58 @@
+"""Signals that ask a training to stop: taken down, and acted upon between two steps."""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def taken_down() -> Iterator[Callable[[], bool]]:
+    """Within, SIGTERM and SIGINT only set what the yielded function returns; a second one ends the process.
+
+    Outside the main thread, where Python allows no handlers, the function returns False.
+    """
+    asked: list[int] = []
+
+    def take(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        signal.signal(number, before[number])
+        log.warning("%s: finishing the step, then saving", signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, take)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the thread that started this process ends, also by kill -9.
+
+    DVC and torchrun do not take their children along when they are killed.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
+            log.warning("prctl: %s; a kill of the parent will leave this process", os.strerror(ctypes.get_errno()))
+
+
+def ignored() -> None:
+    """Leave signals to the parent: a data worker that dies of the group's SIGTERM would fail the last step."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,16 @@
+"""The learning rate as a function of the step: linear warm-up, then half a cosine down to 0."""
+
+import math
+
+
+def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:
+    """Rate of optimizer step `step` (from 0) of `steps`; METHOD section 5 has no warm-up.
+
+    The warm-up climbs in equal parts and reaches `peak` with its last step; the cosine begins at `peak` and would
+    be 0 at step `steps`, one after the last. Raises ValueError when the warm-up takes all steps.
+    """
+    if not 0 <= step < steps or not 0 <= warmup_steps < steps:
+        raise ValueError(f"step {step} of {steps} with a warm-up of {warmup_steps}")
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    return peak * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps))) / 2
