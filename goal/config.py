@@ -91,7 +91,7 @@ class Model(Section):
 
 
 class Felzenszwalb(Section):
-    scale: Positive
+    scales: Annotated[list[Positive], Field(min_length=1)]
     sigma: Weight
     min_size: Count
     max_side: Count
@@ -125,6 +125,7 @@ class Regions(Section):
     max_area: Share
     shard_size: Count
     workers: Count
+    threads: Count
     device: Literal["auto", "cpu", "cuda"]
     felzenszwalb: Felzenszwalb
     sam: Sam
@@ -146,6 +147,8 @@ class Pairs(Section):
     batch_size: Count
     shard_size: Count
     workers: Count
+    threads: Count
+    device: Literal["auto", "cpu", "cuda"]
     contact_sheet: Count
 
 
