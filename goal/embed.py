@@ -1,0 +1,200 @@
+"""Embeddings of pictures and texts, computed once per (model, content) and kept on disk.
+
+The kept file may be lost at any time; it is named by everything that decides its content: the weights, the
+bytes of every picture file, the boxes, the texts, the code that encodes and the device.
+Letters: P pictures, T texts, D embedding width.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from itertools import islice
+from math import ceil, floor
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from goal import boxes, cleaning, clip, images, layout, network, tensorfiles, text, weights
+from goal.errors import UserError
+from goal.galleries import Picture
+
+log = logging.getLogger(__name__)
+
+# Their sources decide what an embedding is, so a change makes the kept ones stale.
+ENCODERS = (boxes, cleaning, clip, images, network, text)
+# Longer than any caption: tokens are counted before the context cuts them.
+UNCUT = 1 << 20
+PRECISION = "fp32"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to embed; none of it but the device changes a result by more than rounding."""
+
+    device: str  # cpu | cuda
+    batch_size: int  # pictures, texts
+    max_megapixels: float  # larger pictures are refused
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings (fp32, not normalised), token counts before any cut, and what stands in each row.
+
+    `files` is the sha256 of every picture file, `spec` and `model` the network and the digest of its weights.
+    """
+
+    image: Float[Tensor, "P D"]
+    text: Float[Tensor, "T D"]
+    tokens: Int[Tensor, " T"]
+    pictures: dict[Picture, int]
+    texts: dict[str, int]
+    files: dict[str, str]
+    spec: network.Spec
+    model: str
+
+    def of_pictures(self, pictures: Iterable[Picture]) -> Float[Tensor, "P D"]:
+        return self.image[[self.pictures[picture] for picture in pictures]]
+
+    def of_texts(self, texts: Iterable[str]) -> Float[Tensor, "T D"]:
+        return self.text[[self.texts[one] for one in texts]]
+
+    def lengths(self, texts: Iterable[str]) -> list[int]:
+        """Tokens of each text, BOS and EOS included, before the context cuts it."""
+        return [int(self.tokens[self.texts[one]]) for one in texts]
+
+
+def embed(
+    model_path: Path, pictures: Iterable[Picture], texts: Iterable[str], settings: Settings
+) -> Embeddings:
+    """Embed different pictures and texts with a model from its file, or read what an earlier call kept.
+
+    Raises UserError for a picture that cannot be opened and weights that cannot be loaded.
+    """
+    pictures, texts = sorted(set(pictures), key=str), sorted(set(texts))
+    files = file_digests(pictures)
+    digest, model = weights.digest(model_path), weights.load(model_path)
+    key = _key(files, pictures, texts, settings.device)
+    kept = layout.work_dir("embeddings") / digest / f"{key}.safetensors"
+    tensors = _kept(kept)
+    if tensors is None:
+        model.to(settings.device).eval()
+        encoded, counts = encode_texts(model, texts, settings)
+        tensors = {"image": encode_pictures(model, pictures, settings), "text": encoded, "tokens": counts}
+        _keep(tensors, kept)
+    places = {"pictures": _places(pictures), "texts": _places(texts)}
+    return Embeddings(**tensors, **places, files=files, spec=model.spec, model=digest)
+
+
+@torch.inference_mode()
+def encode_pictures(
+    model: network.GoalClip, pictures: Sequence[Picture], settings: Settings
+) -> Float[Tensor, "P D"]:
+    """Embeddings of pictures, decoded by threads while the model works on the batch before."""
+    read = partial(_view, clip.preprocess(model.spec), settings.max_megapixels)
+    embedded = [
+        model.encode_images(torch.stack(views).to(settings.device)).float().cpu()
+        for views in _prefetched(read, tqdm(pictures, "pictures", unit=""), settings.batch_size)
+    ]
+    return torch.cat(embedded)
+
+
+@torch.inference_mode()
+def encode_texts(
+    model: network.GoalClip, texts: Sequence[str], settings: Settings
+) -> tuple[Float[Tensor, "T D"], Int[Tensor, " T"]]:
+    """Embeddings of texts and their token counts; texts of like length share a batch: little is padding."""
+    ids = [text.tokenize(one, [], UNCUT).ids for one in tqdm(texts, "tokens", unit=" texts")]
+    counts = torch.tensor([len(one) for one in ids])
+    order = counts.argsort(descending=True, stable=True)
+    embedded = torch.empty(len(texts), model.spec.embed_dim)
+    for rows in tqdm(order.split(settings.batch_size), "texts", unit=" batches"):
+        batch = text.pad([text.tokenize(texts[row], [], model.spec.context_length).ids for row in rows])
+        embedded[rows] = model.encode_texts(batch.to(settings.device)).float().cpu()
+    return embedded, counts
+
+
+def file_digests(pictures: Iterable[Picture]) -> dict[str, str]:
+    """sha256 of each picture file by path; raises UserError for one that cannot be read."""
+    paths = sorted({picture.path for picture in pictures})
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return dict(zip(paths, pool.map(_file_digest, paths), strict=True))
+
+
+def content_digest(
+    files: dict[str, str], pictures: Iterable[Picture], texts: Iterable[str], *more: object
+) -> str:
+    """sha256 over what the pictures show (their files' digests and boxes) and the texts, in this order."""
+    content = [[files[picture.path], picture.box] for picture in pictures], list(texts), more
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def crop(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+    """The pixels of an image-frame box, those that it only touches too."""
+    x1, y1, x2, y2 = box
+    width, height = image.size
+    return image.crop((max(floor(x1), 0), max(floor(y1), 0), min(ceil(x2), width), min(ceil(y2), height)))
+
+
+def _view(prepare: Callable[[Image.Image], Tensor], max_megapixels: float, picture: Picture) -> Tensor:
+    image = images.open_image(picture.path, max_megapixels)
+    return prepare(image if picture.box is None else crop(image, picture.box))
+
+
+def _prefetched(
+    read: Callable[[Picture], Tensor], pictures: Iterable[Picture], size: int
+) -> Iterator[list[Tensor]]:
+    """Batches of views; while one is used, the next is read."""
+    # Pillow registers its formats at the first picture, and two threads at once would trip over it.
+    Image.init()
+    remaining = iter(pictures)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        coming = [pool.submit(read, picture) for picture in islice(remaining, size)]
+        while coming:
+            batch, coming = coming, [pool.submit(read, picture) for picture in islice(remaining, size)]
+            yield [view.result() for view in batch]
+
+
+def _places(items: Iterable) -> dict:
+    return {item: place for place, item in enumerate(items)}
+
+
+def _key(files: dict[str, str], pictures: list[Picture], texts: list[str], device: str) -> str:
+    code = [hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest() for module in ENCODERS]
+    versions = [metadata.version(name) for name in ("torch", "open_clip_torch", "pillow")]
+    return content_digest(files, pictures, texts, code, versions, device)
+
+
+def _kept(path: Path) -> dict[str, Tensor] | None:
+    if not path.exists():
+        return None
+    try:
+        return tensorfiles.read(path)[0]
+    except UserError as error:
+        log.warning("%s; embedding again", error)
+        return None
+
+
+def _keep(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        tensorfiles.write(path, tensors, {})
+    except UserError as error:
+        log.warning("%s; the next evaluation embeds again", error)
+
+
+def _file_digest(path: str) -> str:
+    try:
+        return tensorfiles.digest(Path(path))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; `dvc repro` makes the data anew"
+        ) from error

@@ -1,0 +1,105 @@
+"""The evaluate stage: one model on every benchmark of the data set, with intervals and the protocol."""
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from goal import answers, embed, galleries, layout, tensorfiles
+from goal.datasets import manifest
+from goal.embed import Embeddings, Settings
+from goal.galleries import Gallery
+
+if TYPE_CHECKING:
+    from goal.config import Params
+
+log = logging.getLogger(__name__)
+
+# Recalls that `dvc metrics show` lists; all of evaluate.ks are in details/.
+HEADLINE_KS = (1, 10)
+
+
+def run(params: "Params", name: str) -> dict[str, float]:
+    """Measure the model `name` (one of layout.MODELS); returns the headline as <benchmark>/<metric>.
+
+    Writes below metrics/<name>/: <benchmark>.json (the headline, in percent), details/<benchmark>.json (all
+    metrics with intervals, breakdowns and the protocol) and ranks/<benchmark>.parquet (one row a query). A
+    benchmark that the data set lacks has 0 images, and its details say why.
+    Raises UserError for weights, manifests or pictures that cannot be read.
+    """
+    found, missing = galleries.load(params.data.name)
+    folder = layout.metrics_dir(name)
+    for part in ("details", "ranks"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for benchmark, reason in missing.items():
+        log.warning("%s: no benchmark %s: %s", name, benchmark, reason)
+        _write_json(folder / f"{benchmark}.json", {"images": 0, "texts": 0})
+        _write_json(folder / "details" / f"{benchmark}.json", {"benchmark": benchmark, "missing": reason})
+        (folder / "ranks" / f"{benchmark}.parquet").unlink(missing_ok=True)
+    headlines: dict[str, float] = {}
+    if found:
+        embeddings = embed.embed(
+            layout.model_dir(name),
+            [picture for gallery in found for picture in gallery.pictures],
+            [text for gallery in found for text in gallery.texts],
+            _settings(params),
+        )
+    for gallery in found:
+        headline = _measure(params, name, gallery, embeddings, folder)
+        headlines |= {f"{gallery.benchmark}/{metric}": value for metric, value in headline.items()}
+    return headlines
+
+
+def _measure(
+    params: "Params", name: str, gallery: Gallery, embeddings: Embeddings, folder: Path
+) -> dict[str, float]:
+    ks, resamples = sorted(params.evaluate.ks), params.evaluate.bootstrap
+    answered = answers.answer(gallery, embeddings, params.evaluate.chunk)
+    manifest.write_table(answered, folder / "ranks" / f"{gallery.benchmark}.parquet")
+    summary = answers.summarise(answered, ks, resamples, params.seed)
+    details = {
+        "benchmark": gallery.benchmark,
+        "model": {"name": name, "digest": embeddings.model},
+        "protocol": protocol(params.data.name, gallery, embeddings),
+        "repeated_texts": gallery.repeated_texts,
+        "metrics": summary,
+        "by": answers.breakdowns(answered, ks, resamples, params.seed),
+    }
+    _write_json(folder / "details" / f"{gallery.benchmark}.json", details)
+    hidden = {f"r{k}" for k in ks if k not in HEADLINE_KS} if set(ks) & set(HEADLINE_KS) else set()
+    headline = {key: one["mean"] for key, one in summary.items() if key.rsplit("_", 1)[1] not in hidden}
+    counts = {"images": len(gallery.pictures), "texts": len(gallery.texts)}
+    _write_json(folder / f"{gallery.benchmark}.json", counts | headline)
+    log.info("%s: %s: %s", name, gallery.benchmark, ", ".join(f"{k} {v:.2f}" for k, v in headline.items()))
+    return headline
+
+
+def protocol(data_set: str, gallery: Gallery, embeddings: Embeddings) -> dict[str, str | int]:
+    """What a number hangs on besides the model; only numbers of one protocol stand in one table."""
+    spec = embeddings.spec
+    return {
+        "data_set": data_set,
+        "images": len(gallery.pictures),
+        "texts": len(gallery.texts),
+        "split": embed.content_digest(
+            embeddings.files, gallery.pictures, gallery.texts, gallery.text_to_picture
+        ),
+        "precision": embed.PRECISION,
+        "view": spec.view,
+        "image_size": spec.image_size,
+        "context_length": spec.context_length,
+        "prompt": "",
+    }
+
+
+def _settings(params: "Params") -> Settings:
+    device = params.train.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Settings(device, params.evaluate.batch_size, params.data.max_megapixels)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    tensorfiles.write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,190 @@
+"""What each benchmark of a data set retrieves: pictures, texts, and which belong together.
+
+| benchmark | pictures | texts | comes from |
+|---|---|---|---|
+| test | the test pictures | all their captions | test.parquet |
+| short | the same | their short captions | short.parquet |
+| twins | n test pictures, then their n twins | one caption each | twins.parquet |
+| joint | n test pictures, then a crop of each | n captions, then a sentence a crop | joint.parquet or pairs |
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from goal import layout
+from goal.datasets import manifest
+from goal.datasets.manifest import Row
+from goal.errors import UserError
+
+BENCHMARKS = ("test", "short", "twins", "joint")
+SIDES = ("x1", "y1", "x2", "y2")
+# What the joint benchmark needs of a mined pair (goal.pairs writes more).
+PAIR = pa.schema(
+    [
+        ("id", pa.string()),
+        ("caption", pa.int32()),
+        ("sentence", pa.int32()),
+        ("start", pa.int32()),
+        ("end", pa.int32()),
+        *((side, pa.float32()) for side in SIDES),
+        ("similarity", pa.float32()),
+        ("dropped", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file, or the part of it inside `box` (x1, y1, x2, y2; image frame, pixels, half open)."""
+
+    path: str
+    box: tuple[float, float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """One benchmark: text j describes picture `text_to_picture[j]`.
+
+    `ids` names the test picture behind each picture: whole and crop, or picture and twin, have the same.
+    `attributes` holds for twins what differs in each pair, else nothing.
+    """
+
+    benchmark: str
+    pictures: tuple[Picture, ...]
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    text_to_picture: tuple[int, ...]
+    attributes: tuple[str, ...] = ()
+
+    @property
+    def repeated_texts(self) -> int:
+        """Texts that another picture has too: they count as not found (ties count against the model)."""
+        owners = Counter(text for text, _ in set(zip(self.texts, self.text_to_picture, strict=True)))
+        return sum(owners[text] > 1 for text in self.texts)
+
+
+def load(data_set: str) -> tuple[list[Gallery], dict[str, str]]:
+    """The benchmarks of a data set, and for each that it lacks the reason.
+
+    Raises UserError for a manifest that cannot be read or names test pictures that do not exist.
+    """
+    test = manifest.read(layout.manifest(data_set, "test"))
+    makers: dict[str, Callable[[str, list[Row]], Gallery | str]] = {
+        "test": _test,
+        "short": _short,
+        "twins": _twins,
+        "joint": _joint,
+    }
+    found, missing = [], {}
+    for benchmark in BENCHMARKS:
+        made = makers[benchmark](data_set, test) if test else f"{data_set} has no test pictures"
+        if isinstance(made, Gallery):
+            found.append(made)
+        else:
+            missing[benchmark] = made
+    return found, missing
+
+
+def _test(data_set: str, test: list[Row]) -> Gallery | str:
+    return _retrieval("test", test)
+
+
+def _short(data_set: str, test: list[Row]) -> Gallery | str:
+    path = layout.manifest(data_set, "short")
+    return _retrieval("short", manifest.read(path)) if path.exists() else f"{data_set} has no short captions"
+
+
+def _twins(data_set: str, test: list[Row]) -> Gallery | str:
+    path = layout.manifest(data_set, "twins")
+    if not path.exists():
+        return f"{data_set} has no twins"
+    twins = manifest.read_table(path, manifest.TWINS).to_pylist()
+    if not twins:
+        return f"{path} is empty"
+    rows = _rows(test, [twin["twin_of"] for twin in twins], path)
+    pictures = [row.image for row in rows] + [twin["image"] for twin in twins]
+    texts = [row.captions[0] for row in rows] + [twin["captions"][0] for twin in twins]
+    return Gallery(
+        benchmark="twins",
+        pictures=tuple(map(Picture, pictures)),
+        ids=tuple(row.id for row in rows) * 2,
+        texts=tuple(texts),
+        text_to_picture=tuple(range(len(texts))),
+        attributes=tuple(twin["attribute"] for twin in twins),
+    )
+
+
+def _joint(data_set: str, test: list[Row]) -> Gallery | str:
+    path = layout.manifest(data_set, "joint")
+    crops = list(_own_crops(path, test) if path.exists() else _mined_crops(test))
+    if not crops:
+        return f"{data_set} has no crops of test pictures: neither joint.parquet nor usable pairs of test"
+    rows, captions, parts, sentences = zip(*crops, strict=True)
+    wholes = [Picture(row.image) for row in rows]
+    return Gallery(
+        benchmark="joint",
+        pictures=(*wholes, *parts),
+        ids=tuple(row.id for row in rows) * 2,
+        texts=(*captions, *sentences),
+        text_to_picture=tuple(range(2 * len(rows))),
+    )
+
+
+def _retrieval(benchmark: str, rows: list[Row]) -> Gallery | str:
+    if not rows:
+        return "no pictures"
+    return Gallery(
+        benchmark=benchmark,
+        pictures=tuple(Picture(row.image) for row in rows),
+        ids=tuple(row.id for row in rows),
+        texts=tuple(caption for row in rows for caption in row.captions),
+        text_to_picture=tuple(number for number, row in enumerate(rows) for _ in row.captions),
+    )
+
+
+# A test picture and its caption, a part of that picture and the sentence that describes the part.
+Crop = tuple[Row, str, Picture, str]
+
+
+def _own_crops(path: Path, test: list[Row]) -> Iterator[Crop]:
+    crops = manifest.read_table(path, manifest.JOINT).to_pylist()
+    rows = _rows(test, [crop["of"] for crop in crops], path)
+    for row, crop in zip(rows, crops, strict=True):
+        yield row, row.captions[0], Picture(crop["image"], _box(crop)), crop["caption"]
+
+
+def _mined_crops(test: list[Row]) -> Iterator[Crop]:
+    """The best pair of each picture; of equal ones the first sentence's."""
+    folder = layout.pairs_dir("test")
+    best: dict[str, dict] = {}
+    for shard in sorted(folder.glob("shard-*.parquet")):
+        for pair in manifest.read_table(shard, PAIR).to_pylist():
+            if not pair["dropped"] and (pair["id"] not in best or _rank(pair) < _rank(best[pair["id"]])):
+                best[pair["id"]] = pair
+    rows = _rows(test, sorted(best), folder)
+    for row in rows:
+        pair = best[row.id]
+        caption = row.captions[pair["caption"]]
+        yield row, caption, Picture(row.image, _box(pair)), caption[pair["start"] : pair["end"]]
+
+
+def _rows(test: list[Row], ids: list[str], source: Path) -> list[Row]:
+    """The test pictures of these ids; `source` names them and is blamed for one that does not exist."""
+    known = {row.id: row for row in test}
+    for name in ids:
+        if name not in known:
+            raise UserError(f"{source}: {name!r} is no test picture; `dvc repro` makes it anew")
+    return [known[name] for name in ids]
+
+
+def _rank(pair: dict) -> tuple[float, int, int]:
+    return -pair["similarity"], pair["caption"], pair["sentence"]
+
+
+def _box(row: dict) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = (row[side] for side in SIDES)
+    return x1, y1, x2, y2

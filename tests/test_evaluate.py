@@ -1,0 +1,342 @@
+"""The evaluate stage on a small set with a random network, and its parts on embeddings made by hand."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from goal import answers, clip, config, embed, evaluate, galleries, metrics, text, weights
+from goal.config import Params
+from goal.datasets import manifest
+from goal.datasets.manifest import Row
+from goal.embed import Embeddings, Settings
+from goal.errors import UserError
+from goal.galleries import Gallery, Picture
+from goal.network import GoalClip, Spec
+
+ROOT = Path(__file__).parents[1]
+SPEC = Spec(
+    name="custom",
+    image_size=32,
+    patch_size=16,
+    embed_dim=24,
+    vision_width=32,
+    vision_layers=2,
+    vision_heads=2,
+    vision_mlp=64,
+    text_width=32,
+    text_layers=2,
+    text_heads=2,
+    text_mlp=64,
+    vocab_size=49408,
+    context_length=77,
+    quick_gelu=False,
+)
+CAPTIONS = (
+    "A red ball.",
+    "Two dogs sleep on a mat. One of them is brown.",
+    "A tall tree stands by the river. " * 12,
+    "A boat.",
+    "Rain falls on the town. The streets are empty.",
+    "A man reads. " * 90,
+)
+SETTINGS = Settings(device="cpu", batch_size=4, max_megapixels=1)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder with six test pictures of two captions each, and a random network as zero-shot."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    (tmp_path / "data/tiny/images").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    rows = []
+    for number, caption in enumerate(CAPTIONS):
+        path = f"data/tiny/images/{number}.png"
+        Image.fromarray(draw.integers(0, 255, (40, 50, 3), np.uint8)).save(path)
+        rows.append(Row(f"p{number}", path, 50, 40, (caption, f"Number {number}."), "test"))
+    manifest.write(rows, Path("data/tiny/test.parquet"))
+    torch.manual_seed(0)
+    weights.save(GoalClip(SPEC), Path("models/base"))
+    return tmp_path
+
+
+@pytest.fixture
+def params() -> Params:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["data"]["name"] = "tiny"
+    values["evaluate"] = {"ks": [1, 2, 10], "batch_size": 4, "chunk": 3, "bootstrap": 50}
+    return config.parse(values, "test")
+
+
+def result(benchmark: str) -> dict:
+    return json.loads(Path(f"metrics/zero-shot/details/{benchmark}.json").read_text())
+
+
+def headline(benchmark: str) -> dict:
+    return json.loads(Path(f"metrics/zero-shot/{benchmark}.json").read_text())
+
+
+def twin(row: Row, image: str, attribute: str) -> dict:
+    return {**vars(row), "id": f"{row.id}t", "image": image, "twin_of": row.id, "attribute": attribute}
+
+
+def pair(name: str, similarity: float, **changes: object) -> dict:
+    box = {"x1": 0.0, "y1": 0.0, "x2": 20.0, "y2": 20.0}
+    where = {"caption": 0, "sentence": 0, "start": 0, "end": 5}
+    return {"id": name, **where, **box, "similarity": similarity, "dropped": ""} | changes
+
+
+def write_pairs(*pairs: dict) -> None:
+    Path("pairs/test").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(list(pairs), galleries.PAIR), "pairs/test/shard-00000.parquet")
+
+
+def by_hand(gallery: Gallery, image: torch.Tensor, texts: torch.Tensor) -> Embeddings:
+    return Embeddings(
+        image=image,
+        text=texts,
+        tokens=torch.full((len(texts),), 5),
+        pictures={picture: place for place, picture in enumerate(gallery.pictures)},
+        texts={one: place for place, one in enumerate(gallery.texts)},
+        files={},
+        spec=SPEC,
+        model="",
+    )
+
+
+def test_recalls_are_those_of_every_item_embedded_alone(project: Path, params: Params) -> None:
+    model = weights.load(Path("models/base")).eval()
+    prepare = clip.preprocess(model.spec)
+    rows = manifest.read(Path("data/tiny/test.parquet"))
+    with torch.inference_mode():
+        image = torch.cat([model.encode_images(prepare(Image.open(row.image))[None]) for row in rows])
+        ids = [text.tokenize(one, [], 77).ids[None] for row in rows for one in row.captions]
+        texts = torch.cat([model.encode_texts(one) for one in ids])
+    expected = metrics.recall_at_k(image, texts, torch.arange(12) // 2, [1, 2, 10])
+    evaluate.run(params, "zero-shot")
+    found = result("test")["metrics"]
+    for direction, recalls in expected.items():
+        for k, value in recalls.items():
+            assert found[f"{direction}_r{k}"]["mean"] == pytest.approx(value, abs=1e-4)
+            assert found[f"{direction}_r{k}"]["low"] <= value + 1e-4
+            assert found[f"{direction}_r{k}"]["high"] >= value - 1e-4
+    assert found["image_to_text_r1"]["queries"] == 6
+    assert found["text_to_image_r1"]["queries"] == 12
+
+
+def test_the_headline_is_small_and_returned(project: Path, params: Params) -> None:
+    returned = evaluate.run(params, "zero-shot")
+    shown = headline("test")
+    assert set(shown) == {
+        "images",
+        "texts",
+        "image_to_text_r1",
+        "image_to_text_r10",
+        "text_to_image_r1",
+        "text_to_image_r10",
+    }
+    assert (shown["images"], shown["texts"]) == (6, 12)
+    assert returned == {f"test/{key}": shown[key] for key in shown if key not in {"images", "texts"}}
+
+
+def test_two_runs_are_identical_to_the_byte_and_embed_once(project: Path, params: Params) -> None:
+    evaluate.run(params, "zero-shot")
+    first = {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()}
+    (kept,) = Path("work/embeddings").rglob("*.safetensors")
+    made = kept.stat().st_mtime_ns
+    evaluate.run(params, "zero-shot")
+    assert {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()} == first
+    assert [path.stat().st_mtime_ns for path in Path("work/embeddings").rglob("*.safetensors")] == [made]
+    shutil.rmtree("work")
+    evaluate.run(params, "zero-shot")
+    assert {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()} == first
+
+
+def test_a_picture_that_changes_under_its_name_is_embedded_again(project: Path) -> None:
+    picture = Picture("data/tiny/images/0.png")
+    before = embed.embed(Path("models/base"), [picture], ["A dog."], SETTINGS)
+    Image.new("RGB", (50, 40), "blue").save(picture.path)
+    after = embed.embed(Path("models/base"), [picture], ["A dog."], SETTINGS)
+    assert not torch.equal(before.image, after.image)
+    assert torch.equal(before.text, after.text)
+
+
+def test_damaged_embeddings_are_made_again(project: Path, params: Params) -> None:
+    evaluate.run(params, "zero-shot")
+    before = result("test")
+    (kept,) = Path("work/embeddings").rglob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:100])
+    evaluate.run(params, "zero-shot")
+    assert result("test") == before
+
+
+def test_sorted_trimmed_batches_give_the_embeddings_of_padded_ones(project: Path) -> None:
+    model = weights.load(Path("models/base")).eval()
+    embedded, counts = embed.encode_texts(model, CAPTIONS, SETTINGS)
+    ids = torch.zeros(len(CAPTIONS), 77, dtype=torch.long)
+    for row, caption in enumerate(CAPTIONS):
+        tokens = text.tokenize(caption, [], 77).ids
+        ids[row, : len(tokens)] = tokens
+    with torch.inference_mode():
+        torch.testing.assert_close(embedded, model.encode_texts(ids), atol=1e-5, rtol=1e-4)
+    # "a man reads." is 4 tokens; the count knows nothing of the context.
+    assert int(counts[5]) == 90 * 4 + 2
+
+
+def test_a_crop_shows_the_pixels_that_its_box_touches(project: Path) -> None:
+    image = Image.new("RGB", (50, 40), "black")
+    image.paste("white", (10, 5, 30, 25))
+    assert embed.crop(image, (10.0, 5.0, 30.0, 25.0)).getcolors() == [(400, (255, 255, 255))]
+    assert embed.crop(image, (9.5, 5.0, 30.5, 25.0)).size == (22, 20)
+    assert embed.crop(image, (-3.0, 0.0, 60.0, 40.0)).size == (50, 40)
+
+
+def test_what_the_set_lacks_is_said(project: Path, params: Params) -> None:
+    evaluate.run(params, "zero-shot")
+    for benchmark, reason in {"short": "short", "twins": "twins", "joint": "crops"}.items():
+        assert headline(benchmark) == {"images": 0, "texts": 0}
+        assert reason in result(benchmark)["missing"]
+        assert not Path(f"metrics/zero-shot/ranks/{benchmark}.parquet").exists()
+
+
+def test_a_set_without_test_pictures_has_no_benchmark(project: Path, params: Params) -> None:
+    manifest.write([], Path("data/tiny/test.parquet"))
+    assert evaluate.run(params, "zero-shot") == {}
+    assert result("test") == {"benchmark": "test", "missing": "tiny has no test pictures"}
+
+
+def test_every_benchmark_of_a_full_set(project: Path, params: Params) -> None:
+    rows = manifest.read(Path("data/tiny/test.parquet"))
+    manifest.write(
+        [Row(**{**vars(row), "captions": ("Short.",)}) for row in rows], Path("data/tiny/short.parquet")
+    )
+    twins = [twin(rows[0], rows[1].image, "colour"), twin(rows[2], rows[3].image, "shape")]
+    manifest.write_table(manifest.table(twins, manifest.TWINS), Path("data/tiny/twins.parquet"))
+    write_pairs(pair("p0", 0.3), pair("p4", 0.2))
+    returned = evaluate.run(params, "zero-shot")
+    assert headline("short")["texts"] == 6
+    # Six equal captions: each finds its picture by chance alone, and no picture its caption.
+    assert result("short")["repeated_texts"] == 6
+    assert headline("short")["image_to_text_r1"] == 0
+    assert headline("twins")["images"] == 4
+    assert set(result("twins")["by"]["attribute"]) == {"colour", "shape"}
+    assert headline("joint")["images"] == 4
+    assert set(result("joint")["by"]["part"]) == {"whole", "crop"}
+    assert {"test/text_to_image_r1", "twins/image_to_text_accuracy", "joint/text_to_image_map10"} <= set(
+        returned
+    )
+    twin_rows = pq.read_table("metrics/zero-shot/ranks/twins.parquet").to_pylist()
+    assert [row["part"] for row in twin_rows[:4]] == ["picture", "picture", "twin", "twin"]
+    assert [row["attribute"] for row in twin_rows[:4]] == ["colour", "shape"] * 2
+
+
+def test_joint_takes_the_best_usable_pair(project: Path) -> None:
+    write_pairs(
+        pair("p0", 0.9, dropped="whole image wins"),
+        pair("p0", 0.3, start=2, end=5),
+        pair("p0", 0.5, caption=1, start=0, end=6, x2=30.0),
+        pair("p1", 0.9, dropped="whole image wins"),
+    )
+    found = {gallery.benchmark: gallery for gallery in galleries.load("tiny")[0]}["joint"]
+    assert found.pictures == (
+        Picture("data/tiny/images/0.png"),
+        Picture("data/tiny/images/0.png", (0.0, 0.0, 30.0, 20.0)),
+    )
+    assert found.texts == ("Number 0.", "Number")
+    assert found.ids == ("p0", "p0")
+
+
+def test_own_crops_come_before_mined_ones(project: Path) -> None:
+    write_pairs(pair("p0", 0.3))
+    box = {"x1": 1.0, "y1": 2.0, "x2": 3.0, "y2": 4.0}
+    own = {"id": "c", "of": "p3", "image": "data/tiny/images/3.png", **box, "caption": "A sail."}
+    manifest.write_table(manifest.table([own], manifest.JOINT), Path("data/tiny/joint.parquet"))
+    found = {gallery.benchmark: gallery for gallery in galleries.load("tiny")[0]}["joint"]
+    assert found.texts == ("A boat.", "A sail.")
+    assert found.pictures[1] == Picture("data/tiny/images/3.png", (1.0, 2.0, 3.0, 4.0))
+    own["of"] = "p9"
+    manifest.write_table(manifest.table([own], manifest.JOINT), Path("data/tiny/joint.parquet"))
+    with pytest.raises(UserError, match=r"joint.parquet: 'p9' is no test picture"):
+        galleries.load("tiny")
+
+
+def test_fault_10_a_crop_belongs_to_its_picture() -> None:
+    """METHOD section 9, fault 10: the release's joint mAP never links a crop to its image."""
+    gallery = Gallery(
+        benchmark="joint",
+        pictures=(Picture("a"), Picture("b"), Picture("a", (0, 0, 1, 1)), Picture("b", (0, 0, 1, 1))),
+        ids=("a", "b", "a", "b"),
+        texts=("caption a", "caption b", "sentence a", "sentence b"),
+        text_to_picture=(0, 1, 2, 3),
+    )
+    # Whole, crop, caption and sentence of one picture are one point: all are found, whole by sentence too.
+    points = torch.eye(2)[[0, 1, 0, 1]]
+    linked = answers.answer(gallery, by_hand(gallery, points, points), chunk=3)
+    assert linked["average_precision"].to_pylist() == [1.0] * 8
+    # Each finds its own text but the other picture's crop: without the link this would be perfect, too.
+    apart = torch.eye(4)
+    missed = answers.answer(gallery, by_hand(gallery, apart, apart), chunk=3)
+    # Own item first; the other relevant one ties with two wrong ones and so is fourth.
+    assert missed["average_precision"].to_pylist() == pytest.approx([(1 + 2 / 4) / 2] * 8)
+
+
+def test_twins_rows_follow_their_queries() -> None:
+    gallery = Gallery(
+        benchmark="twins",
+        pictures=(Picture("a"), Picture("b"), Picture("at"), Picture("bt")),
+        ids=("a", "b", "a", "b"),
+        texts=("a", "b", "at", "bt"),
+        text_to_picture=(0, 1, 2, 3),
+        attributes=("colour", "shape"),
+    )
+    image = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    texts = image.clone()
+    texts[1] = torch.tensor([0.1, 0.9])  # b's caption prefers the twin's picture
+    rows = answers.answer(gallery, by_hand(gallery, image, texts), chunk=3).to_pylist()
+    wrong = [
+        (row["direction"], row["id"], row["part"], row["attribute"]) for row in rows if not row["correct"]
+    ]
+    # b itself scores its own caption at 0.11 and the twin's at 0, so as a picture it is right.
+    assert wrong == [("text_to_image", "b", "picture", "shape")]
+
+
+def test_breakdowns_part_the_queries_by_length(project: Path, params: Params) -> None:
+    evaluate.run(params, "zero-shot")
+    found = result("test")["by"]
+    assert list(found["tokens"]) == ["<= 77", "78-154", "> 248"]
+    assert sum(group["text_to_image_r1"]["queries"] for group in found["tokens"].values()) == 12
+    # A picture counts by its longest text.
+    assert found["tokens"]["<= 77"]["image_to_text_r1"]["queries"] == 4
+    assert list(found["sentences"]) == ["<= 1", "2-3", "9-12", "> 12"]
+
+
+def test_the_protocol_names_the_content_and_not_the_paths(project: Path, params: Params) -> None:
+    evaluate.run(params, "zero-shot")
+    before = result("test")["protocol"]
+    assert before["images"] == 6
+    assert before["texts"] == 12
+    assert (before["view"], before["context_length"], before["precision"]) == ("center_crop", 77, "fp32")
+    rows = manifest.read(Path("data/tiny/test.parquet"))
+    shutil.move("data/tiny/images", "data/tiny/pictures")
+    moved = [Row(**{**vars(row), "image": row.image.replace("images", "pictures")}) for row in rows]
+    manifest.write(moved, Path("data/tiny/test.parquet"))
+    evaluate.run(params, "zero-shot")
+    assert result("test")["protocol"] == before
+    changed = [Row(**{**vars(row), "captions": ("Another.", *row.captions[1:])}) for row in moved]
+    manifest.write(changed, Path("data/tiny/test.parquet"))
+    evaluate.run(params, "zero-shot")
+    assert result("test")["protocol"]["split"] != before["split"]
+
+
+def test_a_missing_picture_is_one_line(project: Path, params: Params) -> None:
+    Path("data/tiny/images/3.png").unlink()
+    with pytest.raises(UserError, match=r"^data/tiny/images/3\.png: cannot be read"):
+        evaluate.run(params, "zero-shot")
