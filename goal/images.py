@@ -16,7 +16,7 @@ from tqdm import tqdm
 from goal.errors import UserError
 
 # Named one by one: Pillow would also hand PostScript to an interpreter.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 # What Pillow's decoders raise on damaged files.
 DAMAGE = (
     OSError,

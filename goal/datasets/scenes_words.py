@@ -52,6 +52,12 @@ SHORTS = (
     "{a_one} {place}",
     "{a_size} {pattern} {one} on a {tone} background",
 )
+CLOSE_UPS = (
+    "{a_name}",
+    "{a_pattern} {name}",
+    "{a_name} {pattern_clause}",
+    "{a_pattern} {shape} painted in {colour}",
+)
 
 
 def long_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, list[tuple[int, int]]]:
@@ -87,6 +93,19 @@ def short_caption(scene: Scene, rng: np.random.Generator) -> str:
         a_pattern=article(other.pattern),
         place=PLACES[one.place],
         tone=TONE_OF[scene.background],
+    )
+
+
+def close_caption(thing: Thing, rng: np.random.Generator) -> str:
+    """A caption of a picture that shows one thing from near: its size and place cannot be seen."""
+    pattern, clause = PATTERN_WORDS[thing.pattern]
+    return pick(rng, CLOSE_UPS).format(
+        name=thing.name,
+        a_name=article(thing.name),
+        colour=thing.colour,
+        shape=thing.shape,
+        a_pattern=article(pattern),
+        pattern_clause=clause,
     )
 
 

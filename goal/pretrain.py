@@ -1,0 +1,158 @@
+"""Pretrain the small CLIP of the embedded default on short captions of scenes: OpenAI's part in miniature.
+
+`goal pretrain-scenes` made goal/assets/scenes-vit.safetensors. Its scenes are a split of their own: no
+picture of train, val or test was seen. A view is a whole scene or a close-up of one thing, so that crops mean
+something to the model, as they do to a CLIP trained on the web.
+"""
+
+import logging
+import math
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from goal import architectures, embedded, losses, text
+from goal.datasets import scenes_layout, scenes_render, scenes_words
+from goal.datasets.scenes_layout import Scene
+from goal.network import GoalClip
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the shipped weights were made."""
+
+    seed: int = 0
+    scenes: int = 10_000
+    steps: int = 1_100
+    batch_size: int = 64  # pairs
+    close_ups: float = 0.35  # share of a batch
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    warmup_steps: int = 60
+    clip_norm: float = 1.0
+    image_size: int = 128  # pixels, as the scenes are drawn
+    objects: tuple[int, int] = (3, 6)
+
+
+@dataclass(frozen=True)
+class Views:
+    """A drawn scene: as a whole and as a close-up of one thing, both uint8 (S, S, 3); and which thing."""
+
+    scene: Scene
+    whole: np.ndarray
+    close: np.ndarray
+    thing: int
+
+
+def run(recipe: Recipe, path: Path = embedded.ASSET) -> None:
+    """Draw, train, write the weights; two cores take 7 minutes."""
+    torch.manual_seed(recipe.seed)
+    model = fresh(recipe.seed)
+    views = draw(recipe, model.spec.image_size)
+    trained = train(model, views, recipe)
+    embedded.save(model, recipe.seed, trained, path)
+    log.info("%s: %.1f MB, %d trained tokens", path, path.stat().st_size / 1e6, int(trained.sum()))
+
+
+def fresh(seed: int) -> GoalClip:
+    """The untrained network, its token table from the frozen stream of goal.embedded."""
+    model = GoalClip(architectures.spec_of(architectures.SCENES))
+    with torch.no_grad():
+        model.token_embedding.weight.copy_(embedded.fresh_table(model.spec, seed))
+    return model
+
+
+def draw(recipe: Recipe, side: int) -> list[Views]:
+    """All scenes of the recipe, `side` pixels wide as the encoder sees them."""
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        drawn = pool.map(partial(_views, recipe, side), range(recipe.scenes), chunksize=100)
+        return list(tqdm(drawn, "scenes", total=recipe.scenes, unit=" pictures"))
+
+
+def train(model: GoalClip, views: list[Views], recipe: Recipe) -> Tensor:
+    """Train in place on (view, short caption); returns which tokens were used, (vocab,) bool."""
+    rng = np.random.default_rng(recipe.seed)
+    used = torch.zeros(model.spec.vocab_size, dtype=torch.bool)
+    optimizer = _optimizer(model, recipe)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (model.spec.mean, model.spec.std))
+    bar = tqdm(range(recipe.steps), "pretrain", unit=" steps")
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, recipe)
+        pixels, captions = _batch(views, recipe, rng)
+        ids = [text.tokenize(caption, [], model.spec.context_length).ids for caption in captions]
+        used[torch.cat(ids)] = True
+        images, texts = model.encode_images((pixels / 255 - mean) / std), model.encode_texts(text.pad(ids))
+        loss = losses.contrastive(images, texts, model.scale())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        optimizer.step()
+        if step % 10 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    return used
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """Linear warm-up, then cosine to 0."""
+    if step < recipe.warmup_steps:
+        return recipe.lr * (step + 1) / recipe.warmup_steps
+    done = (step - recipe.warmup_steps) / max(recipe.steps - recipe.warmup_steps, 1)
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _views(recipe: Recipe, side: int, index: int) -> Views:
+    stream = scenes_layout.stream(recipe.seed, "pretrain", index, "layout")
+    scene = scenes_layout.draw(stream, *recipe.objects)
+    pixels, boxes = scenes_render.render(scene, recipe.image_size)
+    picture = Image.fromarray(pixels)
+    rng = scenes_layout.stream(recipe.seed, "pretrain", index, "crop")
+    thing = int(rng.integers(len(boxes)))
+    close = picture.crop(_around(boxes[thing], float(rng.random()), recipe.image_size))
+    whole, close = (
+        np.asarray(one.resize((side, side), Image.Resampling.BICUBIC)) for one in (picture, close)
+    )
+    return Views(scene, whole, close, thing)
+
+
+def _around(box: tuple[float, float, float, float], margin: float, size: int) -> tuple[int, int, int, int]:
+    """A square about the box, at most twice as wide, moved inside the picture."""
+    x1, y1, x2, y2 = box
+    side = min(math.ceil(max(x2 - x1, y2 - y1) * (1 + margin)), size)
+    left, top = (min(max(round((a + b - side) / 2), 0), size - side) for a, b in ((x1, x2), (y1, y2)))
+    return left, top, left + side, top + side
+
+
+def _batch(views: list[Views], recipe: Recipe, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
+    """Pixels (B, 3, S, S) in 0..255 and captions, worded anew each time."""
+    chosen = [views[index] for index in rng.choice(len(views), recipe.batch_size, replace=False)]
+    close = rng.random(recipe.batch_size) < recipe.close_ups
+    pixels = np.stack([one.close if near else one.whole for one, near in zip(chosen, close, strict=True)])
+    captions = [
+        scenes_words.close_caption(one.scene.things[one.thing], rng)
+        if near
+        else scenes_words.short_caption(one.scene, rng)
+        for one, near in zip(chosen, close, strict=True)
+    ]
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float(), captions
+
+
+def _optimizer(model: GoalClip, recipe: Recipe) -> torch.optim.AdamW:
+    # Decay would move the rows of the token table that no caption uses; gains and biases never decay.
+    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and name != embedded.TABLE]
+    others = [p for name, p in model.named_parameters() if p.ndim <= 1 or name == embedded.TABLE]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98))
