@@ -13,16 +13,24 @@ _PIECES = regex.compile(r"&#?\w{1,32};|\X")
 _WORDS = re.compile(r"\s*\S+|\s+")
 
 
-def clean(text: str) -> tuple[str, Sequence[int]]:
-    """CLIP's cleaning (ftfy, html entities twice, lower case) and the origin of each cleaned character.
+def repair(text: str) -> tuple[str, Sequence[int]]:
+    """The text with ftfy's repairs and html's entities resolved, and the origin of each of its characters.
 
-    `origin[i]` is the offset in `text` of what became character i, never falling. Runs of whitespace stay as
-    they are: CLIP's pattern skips whitespace, so that collapsing it changes no token.
+    `origin[i]` is the offset in `text` of what became character i; it never falls.
     """
     if text.isascii() and text.isprintable() and "&" not in text:
-        return text.lower(), range(len(text))
+        return text, range(len(text))
     repaired = _repair(text)
-    origin = range(len(text)) if repaired == text else _align(text, repaired)
+    return repaired, range(len(text)) if repaired == text else _align(text, repaired)
+
+
+def clean(text: str) -> tuple[str, Sequence[int]]:
+    """The repaired text in lower case, and the origin of each of its characters.
+
+    Runs of whitespace stay as they are: CLIP's pattern skips whitespace, so that collapsing it, as open_clip
+    does, changes no token.
+    """
+    repaired, origin = repair(text)
     lowered = repaired.lower()
     if len(lowered) != len(repaired):
         # Some capitals become two characters, such as the dotted capital I.

@@ -3,6 +3,7 @@
 import functools
 import string
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import TYPE_CHECKING
 
 from goal.errors import UserError
@@ -13,16 +14,17 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 PUNKT_TAB = "punkt_tab/"
 
-# Words whose full stop does not end a sentence by itself. Words that also end sentences (in, no, sun, art) are
-# not here: _BEFORE_NUMBERS and _AFTER_INCHES name the company in which they are abbreviations.
+# Words whose full stop does not end a sentence by itself. Words that also end sentences (in, no, sun, art)
+# are not here: _BEFORE_NUMBERS and _AFTER_INCHES name the company in which they are abbreviations.
 _ABBREVIATIONS = """
     mr mrs ms dr prof rev hon gov sen rep gen col sgt capt lt cmdr st ste mt ft jr sr messrs mme
     inc ltd corp co bros dept univ assn est ave blvd rd hwy apt bldg
     etc vs approx ca cf al resp incl excl esp viz misc min max avg
-    a.k.a u.s.a r.s.v.p ph.d b.sc m.sc bzw usw
+    r.s.v.p ph.d b.sc m.sc bzw usw
     cm mm km kg lb lbs oz sq cu yd hr hrs mph
     jan feb aug sept oct nov dec
 """
+_NEVER_LAST = "mr mrs ms dr prof rev vs ca cf viz approx e.g i.e"
 _BEFORE_NUMBERS = "no nos fig figs p pp vol ch sec eq art nr mar apr jun jul sep"
 _AFTER_INCHES = "wide long tall high deep thick across by x diameter in of"
 # Words that open a sentence with a capital and are small inside one. Behind an abbreviation, an initial or an
@@ -33,7 +35,8 @@ _STARTERS = """
     below behind beneath beside besides between near next inside outside across along around through
     throughout against among toward towards beyond past up down off left right and but or so yet also then
     when while where as if because although though however since after before until once now today is are was
-    were has have what which who how why whose only even just not no
+    were has have what which who how why whose only even just not no two three four five six seven eight nine
+    ten
 """
 
 
@@ -61,11 +64,14 @@ def load(name: str) -> Callable[[str], Iterator[tuple[int, int]]]:
 def _embedded() -> "PunktParameters":
     from nltk.tokenize.punkt import _ORTHO_MID_LC, PunktParameters
 
-    letters = string.ascii_lowercase
     parameters = PunktParameters()
-    # Two letters, as in U.S., e.g., p.m., z.B., J.R.: Punkt's own rule for initials knows one letter only.
-    parameters.abbrev_types = set(_ABBREVIATIONS.split()) | {f"{a}.{b}" for a in letters for b in letters}
-    parameters.collocations = {(word, "##number##") for word in _BEFORE_NUMBERS.split()}
+    parameters.abbrev_types = set(_ABBREVIATIONS.split())
+    # Two and three letters, as in U.S., p.m., z.B., J.R.R.: Punkt's own rule for initials knows only one.
+    for length in (2, 3):
+        parameters.abbrev_types |= set(map(".".join, product(string.ascii_lowercase, repeat=length)))
+    starters = _STARTERS.split()
+    parameters.ortho_context.update(dict.fromkeys(starters, _ORTHO_MID_LC))
+    parameters.collocations = set(product(_NEVER_LAST.split(), starters))
+    parameters.collocations |= {(word, "##number##") for word in _BEFORE_NUMBERS.split()}
     parameters.collocations |= {("in", word) for word in _AFTER_INCHES.split()}
-    parameters.ortho_context.update(dict.fromkeys(_STARTERS.split(), _ORTHO_MID_LC))
     return parameters

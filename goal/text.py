@@ -34,10 +34,10 @@ class Tokens:
 
 
 def tokenize(caption: str, sentences: Sequence[Sentence], context_length: int) -> Tokens:
-    """Tokenise the whole caption with CLIP's BPE and give every sentence its span of those tokens (TSL, text).
+    """Tokenise the whole caption with CLIP's BPE and give every sentence its span of tokens (TSL, text side).
 
-    The ids are open_clip's (T <= context_length; what does not fit is cut and EOS kept). Sentences may come in
-    any order, overlap and leave gaps; their offsets refer to the caption as given, also where CLIP's cleaning
+    The ids are open_clip's (T <= context_length; what does not fit is cut and EOS kept). Sentences may come
+    in any order, overlap and leave gaps; their offsets refer to the caption as given, also where its cleaning
     (ftfy, html entities, lower case) changes it. A token belongs to the sentence in which its first character
     lies. A span is clipped where the context ends, and None when no token of the sentence is left.
 
