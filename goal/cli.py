@@ -2,12 +2,15 @@
 
 import logging
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from goal import config
 from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT, EXIT_USER_ERROR, Interrupted, Unavailable, UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 app = typer.Typer(
     help="Fine-tune CLIP on long captions with GOAL. The whole pipeline: `dvc repro`.",
@@ -92,6 +95,38 @@ def register() -> None:
     from goal import registry
 
     registry.run(params)
+
+
+@app.command(rich_help_panel=DAILY)
+def table(
+    mixed: Annotated[bool, typer.Option(help="Also show results of different protocols, marked.")] = False,
+) -> None:
+    """Print the benchmark table of all evaluated models."""
+    from goal import results
+    from goal import table as benchmark_table
+
+    _print(benchmark_table.rich(results.load(results.evaluated(), mixed)))
+
+
+@app.command(rich_help_panel=DAILY)
+def compare(
+    first: Annotated[str, typer.Argument(help="an evaluated model, for example stage2")],
+    second: Annotated[str, typer.Argument(help="another one, for example global")],
+) -> None:
+    """Say whether one model is better than another, query by query, with intervals and p."""
+    params = config.load()
+    from goal import compare as comparison
+
+    lines = comparison.compare(first, second, params.evaluate.ks, params.evaluate.bootstrap, params.seed)
+    _print(comparison.rich(first, second, lines))
+
+
+def _print(table: "Table") -> None:
+    from rich.console import Console
+
+    # Where the output is no terminal, rich would squeeze the table into 80 columns.
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from goal import boxes, cleaning, clip, images, layout, network, tensorfiles, text, weights
 from goal.errors import UserError
+from goal.files import digest as digest_of
 from goal.galleries import Picture
 
 log = logging.getLogger(__name__)
@@ -127,15 +128,15 @@ def file_digests(pictures: Iterable[Picture]) -> dict[str, str]:
     """sha256 of each picture file by path; raises UserError for one that cannot be read."""
     paths = sorted({picture.path for picture in pictures})
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return dict(zip(paths, pool.map(_file_digest, paths), strict=True))
+        return dict(zip(paths, pool.map(digest_of, map(Path, paths)), strict=True))
 
 
 def content_digest(
     files: dict[str, str], pictures: Iterable[Picture], texts: Iterable[str], *more: object
 ) -> str:
     """sha256 over what the pictures show (their files' digests and boxes) and the texts, in this order."""
-    content = [[files[picture.path], picture.box] for picture in pictures], list(texts), more
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    shown = [[files[picture.path], picture.box] for picture in pictures], list(texts), more
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 
 def crop(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
@@ -189,12 +190,3 @@ def _keep(tensors: dict[str, Tensor], path: Path) -> None:
         tensorfiles.write(path, tensors, {})
     except UserError as error:
         log.warning("%s; the next evaluation embeds again", error)
-
-
-def _file_digest(path: str) -> str:
-    try:
-        return tensorfiles.digest(Path(path))
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read: {error.strerror}; `dvc repro` makes the data anew"
-        ) from error

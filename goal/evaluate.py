@@ -1,13 +1,12 @@
 """The evaluate stage: one model on every benchmark of the data set, with intervals and the protocol."""
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from goal import answers, embed, galleries, layout, tensorfiles
+from goal import answers, embed, files, galleries, layout
 from goal.datasets import manifest
 from goal.embed import Embeddings, Settings
 from goal.galleries import Gallery
@@ -35,8 +34,10 @@ def run(params: "Params", name: str) -> dict[str, float]:
         (folder / part).mkdir(parents=True, exist_ok=True)
     for benchmark, reason in missing.items():
         log.warning("%s: no benchmark %s: %s", name, benchmark, reason)
-        _write_json(folder / f"{benchmark}.json", {"images": 0, "texts": 0})
-        _write_json(folder / "details" / f"{benchmark}.json", {"benchmark": benchmark, "missing": reason})
+        files.write_json({"images": 0, "texts": 0}, folder / f"{benchmark}.json")
+        files.write_json(
+            {"benchmark": benchmark, "missing": reason}, folder / "details" / f"{benchmark}.json"
+        )
         (folder / "ranks" / f"{benchmark}.parquet").unlink(missing_ok=True)
     headlines: dict[str, float] = {}
     if found:
@@ -61,17 +62,17 @@ def _measure(
     summary = answers.summarise(answered, ks, resamples, params.seed)
     details = {
         "benchmark": gallery.benchmark,
-        "model": {"name": name, "digest": embeddings.model},
+        "model": {"name": name, "network": embeddings.spec.name, "digest": embeddings.model},
         "protocol": protocol(params.data.name, gallery, embeddings),
         "repeated_texts": gallery.repeated_texts,
         "metrics": summary,
         "by": answers.breakdowns(answered, ks, resamples, params.seed),
     }
-    _write_json(folder / "details" / f"{gallery.benchmark}.json", details)
+    files.write_json(details, folder / "details" / f"{gallery.benchmark}.json")
     hidden = {f"r{k}" for k in ks if k not in HEADLINE_KS} if set(ks) & set(HEADLINE_KS) else set()
     headline = {key: one["mean"] for key, one in summary.items() if key.rsplit("_", 1)[1] not in hidden}
     counts = {"images": len(gallery.pictures), "texts": len(gallery.texts)}
-    _write_json(folder / f"{gallery.benchmark}.json", counts | headline)
+    files.write_json(counts | headline, folder / f"{gallery.benchmark}.json")
     log.info("%s: %s: %s", name, gallery.benchmark, ", ".join(f"{k} {v:.2f}" for k, v in headline.items()))
     return headline
 
@@ -99,7 +100,3 @@ def _settings(params: "Params") -> Settings:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return Settings(device, params.evaluate.batch_size, params.data.max_megapixels)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    tensorfiles.write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
