@@ -1,7 +1,8 @@
-"""The state of a training on disk: complete, atomic, checked when read, and refused when it is of another run.
+"""The state of a training on disk: complete, atomic, checked when read, refused when of another run.
 
-A run's folder holds `step-<number>/` with `state.safetensors` (tensors) and `state.json` (values, what the run is,
-the tensors' sha256). A folder with such a name is complete: it was written under another name, synced and renamed.
+A run's folder holds `step-<number>/` with `state.safetensors` (tensors) and `state.json` (values, what
+the run is, the tensors' sha256). Such a folder is complete: it was written under another name, synced and
+renamed.
 """
 
 import fcntl
@@ -75,7 +76,9 @@ class Checkpoints:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UserError(f"{self.folder}: another process trains this right now; wait for it") from error
+                raise UserError(
+                    f"{self.folder}: another process trains this right now; wait for it"
+                ) from error
             for draft in self.folder.glob(f"{_DRAFT}*"):
                 shutil.rmtree(draft)
             self._tell_of_others()
@@ -103,7 +106,9 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(draft, ignore_errors=True)
             reason = " ".join(str(error).split())
-            raise UserError(f"{final}: cannot be saved: {reason}; the checkpoint before it is kept") from error
+            raise UserError(
+                f"{final}: cannot be saved: {reason}; the checkpoint before it is kept"
+            ) from error
         for old in self._found()[self._keep :]:
             shutil.rmtree(old)
 

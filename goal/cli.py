@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -62,10 +63,15 @@ def pairs() -> None:
 def train(name: Annotated[str, typer.Argument(help="stage1, stage2, global or global+local")]) -> None:
     """Fine-tune one model; started again after a kill, it goes on where it was."""
     params = config.load()
-    from goal import tracking
+    from goal import distributed, tracking
     from goal import train as stage
+    from goal.progress import Silent
 
-    with tracking.training(params, name) as tracker:
+    if params.train.processes > 1 and not distributed.started():
+        stage.check(params, name)
+        distributed.launch(["train", name], params.train.processes)
+        return
+    with tracking.training(params, name) if distributed.is_first() else nullcontext(Silent()) as tracker:
         stage.run(params, name, tracker)
 
 

@@ -49,10 +49,12 @@ def die_with_parent() -> None:
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
-            log.warning("prctl: %s; a kill of the parent will leave this process", os.strerror(ctypes.get_errno()))
+            log.warning(
+                "prctl: %s; a kill of the parent will leave this process", os.strerror(ctypes.get_errno())
+            )
 
 
 def ignored() -> None:
-    """Leave signals to the parent: a data worker that dies of the group's SIGTERM would fail the last step."""
+    """Leave signals to the parent: a data worker that a signal to the group ends would fail the last step."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What a long training tells: a tracker that records, and a bar (or a line now and then) for whoever watches."""
+"""What a long training tells: a tracker that records, and a bar or a line now and then for who watches."""
 
 import logging
 import sys
