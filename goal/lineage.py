@@ -16,6 +16,7 @@ from goal.recorder import EVALUATION, FAILED, FINISHED, KILLED, TRAINING
 
 WEIGHTS = "model.safetensors"
 UNFINISHED = ["RUNNING", KILLED, FAILED]
+ANY = [FINISHED, *UNFINISHED]
 SHOWN_PACKAGES = ("torch", "torchvision", "open_clip_torch", "dvc")
 # The parameters that decide the weights, apart from the stage's own section; what only changes the pace
 # (log_every, loader_workers ...) may change between a kill and the resumed run.
@@ -62,7 +63,7 @@ def evaluation(params: Params, name: str, place: str) -> Record:
     header = _header(params, name, EVALUATION, provenance.fingerprint([name, model]))
     same = {"goal.name": name, "goal.model": model}
     header["tags"] |= same | {"goal.place": place}
-    header["find"] = [{"tags": same, "statuses": [FINISHED, *UNFINISHED]}]
+    header["find"] = [{"tags": same, "statuses": ANY}]
     header["data"]["digest"] = provenance.md5(Path(header["data"]["path"]))
     return header
 
@@ -99,17 +100,27 @@ def _header(params: Params, name: str, kind: str, key: str) -> Record:
     }
 
 
-def outcome(name: str) -> dict[str, str]:
-    """What dvc.lock says of a trained model, as tags: the md5 of its folder, the digest of its whole way.
+def made(name: str) -> dict[str, provenance.Locked]:
+    """The stages of dvc.lock that lead to a trained model and its metrics.
 
     Empty where dvc.lock knows another model than the one in the folder, or none (no `dvc repro`).
     """
     folder = layout.model_dir(name)
-    made = provenance.upstream(provenance.lock(), [folder])
-    outs = {path: md5 for stage in made.values() for path, md5 in stage.outs.items() if Path(path) == folder}
-    if outs != {str(folder): provenance.md5(folder)}:
-        return {}
-    return {"goal.outs": json.dumps(outs), "goal.lock": provenance.fingerprint(made)}
+    stages = provenance.upstream(provenance.lock(), [folder, layout.metrics_dir(name)])
+    locked = {md5 for stage in stages.values() for path, md5 in stage.outs.items() if Path(path) == folder}
+    return stages if locked == {provenance.md5(folder)} else {}
+
+
+def outcome(name: str) -> dict[str, str]:
+    """What dvc.lock says of a model's training once that is in it, as tags."""
+    folder = str(layout.model_dir(name))
+    for stage in made(name).values():
+        if folder in stage.outs:
+            return {
+                "goal.outs": json.dumps({folder: stage.outs[folder]}),
+                "goal.deps": json.dumps(dict(stage.deps)),
+            }
+    return {}
 
 
 def preset(params: Params) -> str:

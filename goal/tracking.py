@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("goal.tracking")
 
 # Read by MLflow; what the user has set stays.
-ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 # A training must notice soon that the server is gone; the journal tries again.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 # Seconds for the last records of a run; after a signal, the scheduler kills soon.
@@ -125,7 +129,8 @@ def prepare(environment: Mapping[str, str] = {}) -> None:
     import mlflow.system_metrics.system_metrics_monitor
     import mlflow.tracking
 
-    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics", "mlflow.utils.environment"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     del mlflow
 

@@ -1,0 +1,287 @@
+"""The registered model: its versions hold weights, the code that serves them, their numbers and lineage."""
+
+import base64
+import contextlib
+import io
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from goal import layout, lineage, provenance, tensorfiles, tracking, weights
+from goal.config import Params
+from goal.errors import Unavailable, UserError
+from goal.recorder import Refused, Unreachable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger("goal.registry")
+
+CHALLENGER = "challenger"
+EVALUATION = "evaluation"
+COUNTS = ("images", "texts")
+# What a version takes over from the run that trained it.
+OF_RUN = (
+    "goal.commit",
+    "goal.uncommitted",
+    "goal.code",
+    "goal.preset",
+    "goal.seed",
+    "goal.deps",
+    "goal.outs",
+)
+# What the served model imports; MLflow makes the environment of a server from these.
+PACKAGES = (
+    "ftfy",
+    "jaxtyping",
+    "mlflow",
+    "numpy",
+    "open_clip_torch",
+    "pandas",
+    "pillow",
+    "psutil",
+    "pydantic",
+    "pyyaml",
+    "regex",
+    "safetensors",
+    "torch",
+    "torchvision",
+    "tqdm",
+)
+
+
+def run(params: Params) -> None:
+    """Make a version of the registered model from a trained one, unless these weights have one; challenger.
+
+    Writes metrics/registered.json. Raises UserError for a missing model, Unavailable where MLflow is down.
+    """
+    name = params.register_.model
+    file = layout.model_dir(name) / weights.FILE
+    if not file.is_file():
+        raise UserError(f"{file}: not found; `dvc repro` trains it, register.model names it")
+    digest = weights.digest(file)
+    numbers = headline(name)
+    if params.tracking.enabled:
+        with answering():
+            _register(params, name, digest, numbers)
+    else:
+        log.info("register: tracking is off (tracking.enabled is false): no version is made")
+    facts = {"name": params.register_.name, "model": name, "digest": digest}
+    content = {**facts, "registered": params.tracking.enabled, "metrics": numbers}
+    path = Path("metrics") / "registered.json"
+    tensorfiles.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def headline(name: str) -> dict[str, float]:
+    """The headline metrics of a model by <benchmark>/<metric>, from metrics/<model>/<benchmark>.json."""
+    numbers = {}
+    for benchmark in benchmarks(name):
+        found = _read(layout.metrics_dir(name) / f"{benchmark}.json")
+        numbers |= {f"{benchmark}/{key}": value for key, value in found.items() if key not in COUNTS}
+    return numbers
+
+
+def benchmarks(name: str) -> dict[str, str]:
+    """The digest of the pictures and texts of each benchmark that a model was measured on."""
+    found = {}
+    for path in sorted((layout.metrics_dir(name) / "details").glob("*.json")):
+        details = _read(path)
+        if "protocol" in details:
+            found[path.stem] = details["protocol"]["split"]
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; `goal evaluate` writes it") from error
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """MLflow's failures as errors for people."""
+    try:
+        tracking.prepare()
+        with tracking.answering():
+            yield
+    except Unreachable as error:
+        raise Unavailable(f"{tracking.address()}: {error}") from error
+    except Refused as error:
+        raise UserError(f"{tracking.address()}: {error}") from error
+
+
+def _register(params: Params, name: str, digest: str, numbers: Mapping[str, float]) -> None:
+    client = tracking.connect()
+    registered = params.register_.name
+    experiment = tracking.experiment_id(client, params.tracking.experiment)
+    run = tracking.find(client, experiment, {"goal.name": name, "goal.model": digest}, lineage.ANY)
+    if run is None:
+        log.warning("register: MLflow has no run that made these weights: the version cannot be promoted")
+    tags = _tags(params, name, digest, numbers, run)
+    version = existing(client, registered, digest)
+    if version is None:
+        version = _make(client, params, experiment, run, tags)
+        log.info("register: version %s of %s in %s", version.version, registered, tracking.address())
+    else:
+        _renew(client, version, tags, name)
+        log.info("register: these weights are version %s of %s already", version.version, registered)
+    client.set_registered_model_alias(registered, CHALLENGER, version.version)
+
+
+def existing(client: "MlflowClient", registered: str, digest: str) -> "ModelVersion | None":
+    """The newest version with these weights."""
+    found = client.search_model_versions(f"name = '{registered}' and tags.`goal.model` = '{digest}'")
+    return max(found, key=lambda version: int(version.version), default=None)
+
+
+def _tags(
+    params: Params, name: str, digest: str, numbers: Mapping[str, float], run: "Run | None"
+) -> dict[str, str]:
+    """What a version says of itself. What is not known is left out; promotion then refuses the version."""
+    of_run = {key: run.data.tags[key] for key in OF_RUN if run and key in run.data.tags}
+    stages = lineage.made(name)
+    return {
+        **of_run,
+        **({"goal.lock": provenance.fingerprint(stages)} if stages else {}),
+        "goal.name": name,
+        "goal.model": digest,
+        "goal.data": params.data.name,
+        **{f"goal.benchmark.{benchmark}": split for benchmark, split in benchmarks(name).items()},
+        **{f"goal.metric.{metric}": f"{value:g}" for metric, value in numbers.items()},
+    }
+
+
+def _make(
+    client: "MlflowClient", params: Params, experiment: str, run: "Run | None", tags: dict[str, str]
+) -> "ModelVersion":
+    """Save the model, send it and make a version of it."""
+    from mlflow.entities import LoggedModelOutput
+
+    name, registered = params.register_.model, params.register_.name
+    run_id = run.info.run_id if run else None
+    logged = client.create_logged_model(
+        experiment, name, source_run_id=run_id, tags=tags, model_type="embedder"
+    )
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model"
+            save(
+                path,
+                layout.model_dir(name) / weights.FILE,
+                params.data.max_megapixels,
+                logged.model_id,
+                run_id,
+            )
+            shutil.copytree(layout.metrics_dir(name), path / EVALUATION)
+            client.log_model_artifacts(logged.model_id, str(path))
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    if run_id:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    _ensure(client, registered)
+    return client.create_model_version(
+        registered,
+        f"models:/{logged.model_id}",
+        run_id,
+        tags,
+        model_id=logged.model_id,
+        description=_describe(tags),
+    )
+
+
+def save(
+    path: Path, file: Path, max_megapixels: float, model_id: str | None = None, run_id: str | None = None
+) -> None:
+    """Write an MLflow model to the folder `path`: weights, serving code, this package, signature, example."""
+    import mlflow
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import AnyType
+
+    from goal import served_model
+
+    width = weights.load(file).spec.embed_dim
+    inputs = Schema(
+        [ColSpec(DataType.string, "text", required=False), ColSpec(AnyType(), "image", required=False)]
+    )
+    outputs = Schema([TensorSpec(np.dtype(np.float32), (-1, width))])
+    with tempfile.TemporaryDirectory() as folder:
+        code = Path(folder) / "goal"
+        shutil.copytree(Path(__file__).parent, code, ignore=shutil.ignore_patterns("assets", "__pycache__"))
+        mlflow.pyfunc.save_model(
+            path,
+            python_model=served_model.__file__,
+            artifacts={"weights": str(file)},
+            code_paths=[str(code)],
+            model_config={"max_megapixels": max_megapixels},
+            signature=ModelSignature(inputs, outputs),
+            input_example=_example(),
+            pip_requirements=[
+                f"{package}=={metadata.version(package).split('+')[0]}" for package in PACKAGES
+            ],
+            mlflow_model=Model(model_id=model_id, model_uuid=model_id, run_id=run_id),
+        )
+
+
+def _example() -> pd.DataFrame:
+    """A row of each kind."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(picture, "PNG")
+    encoded = base64.b64encode(picture.getvalue()).decode()
+    rows = [("A red ball lies on a blue table. A cat sleeps beside it.", ""), ("", encoded)]
+    return pd.DataFrame(rows, columns=["text", "image"])
+
+
+def _ensure(client: "MlflowClient", registered: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(
+            registered, description="CLIP fine-tuned on long captions: texts and pictures to embeddings."
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _renew(client: "MlflowClient", version: "ModelVersion", tags: Mapping[str, str], name: str) -> None:
+    """Bring a version's numbers up to date where the same weights were measured again."""
+    changed = {key: value for key, value in tags.items() if version.tags.get(key) != value}
+    if any(key.startswith(("goal.benchmark.", "goal.metric.")) for key in changed):
+        client.log_model_artifacts(version.model_id, str(layout.metrics_dir(name)), EVALUATION)
+    for key, value in changed.items():
+        client.set_model_version_tag(version.name, version.version, key, value)
+
+
+def _describe(tags: Mapping[str, str]) -> str:
+    """The version's page: what it is and its numbers."""
+    metrics = {
+        key.removeprefix("goal.metric."): value
+        for key, value in tags.items()
+        if key.startswith("goal.metric.")
+    }
+    lines = [
+        f"`{tags['goal.name']}` on `{tags['goal.data']}`, commit `{tags.get('goal.commit', 'unknown')}`",
+        "",
+    ]
+    if metrics:
+        lines += [
+            "| metric | value |",
+            "|---|---|",
+            *(f"| {key} | {value} |" for key, value in metrics.items()),
+        ]
+    return "\n".join(lines)
