@@ -2,64 +2,72 @@
 
 import getpass
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from goal import config, layout, presets, provenance
+from goal import config, finished, layout, plots, presets, provenance, recipe, weights
 from goal.config import Params
 from goal.errors import UserError
 from goal.journal import Record
+from goal.recipe import Recipe
 from goal.recorder import EVALUATION, FAILED, FINISHED, KILLED, TRAINING
 
-WEIGHTS = "model.safetensors"
 UNFINISHED = ["RUNNING", KILLED, FAILED]
 ANY = [FINISHED, *UNFINISHED]
 SHOWN_PACKAGES = ("torch", "torchvision", "open_clip_torch", "dvc")
-# The parameters that decide the weights, apart from the stage's own section; what only changes the pace
-# (log_every, loader_workers ...) may change between a kill and the resumed run.
-DECISIVE = ("device", "precision", "processes", "compile", "checkpoint_activations", "chunk_size")
-
-
-def inputs(params: Params, name: str) -> list[Path]:
-    """What the training of `name` reads: data, first weights, pairs."""
-    data = layout.data_dir(params.data.name)
-    if name == "stage1":
-        return [data, layout.model_dir("zero-shot")]
-    return [data, layout.model_dir("stage1"), Path("pairs")]
 
 
 def training(params: Params, name: str, place: str) -> Record:
-    """The header of a training's run; its `key` is the digest of all that decides its result, but the code.
+    """The header of a training's run; its `key` is the digest of all that decides the result.
 
-    place: names this project folder. The run is the unfinished one of the same work here, else the finished
-    one of the same work and code here.
+    place: names this project folder. The run is the unfinished one of this work here, else the finished one.
     """
-    digests = {str(path): provenance.md5(path) for path in inputs(params, name)}
-    section = params.stage1 if name == "stage1" else params.stage2
-    decisive = {
-        "name": name,
-        "seed": params.seed,
-        "train": {key: getattr(params.train, key) for key in DECISIVE},
-        "stage": section.model_dump(by_alias=True),
-        "inputs": digests,
-    }
-    header = _header(params, name, TRAINING, provenance.fingerprint(decisive))
+    plan = recipe.plan(params, name)
+    data = layout.data_dir(params.data.name)
+    header = _header(params, name, TRAINING, _work(params, plan))
+    inputs = [data, plan.start, *([layout.pairs_dir("train").parent] if plan.local else [])]
+    digests = {str(path): provenance.md5(path) for path in inputs}
     same = {"goal.work": header["key"], "goal.place": place}
     header["tags"] |= same | {"goal.deps": json.dumps(digests)}
-    header["find"] = [
-        {"tags": same, "statuses": UNFINISHED},
-        {"tags": same | {"goal.code": header["tags"]["goal.code"]}, "statuses": [FINISHED]},
-    ]
-    header["data"]["digest"] = digests[header["data"]["path"]]
+    header["find"] = [{"tags": same, "statuses": UNFINISHED}, {"tags": same, "statuses": [FINISHED]}]
+    header["data"]["digest"] = digests[str(data)]
     return header
+
+
+def _work(params: Params, plan: Recipe) -> str:
+    """What a checkpoint hangs on too, so that the steps after a kill are those of the same run."""
+    files = [layout.manifest(params.data.name, split) for split in ("train", "val")]
+    files += sorted(layout.pairs_dir("train").glob("shard-*.parquet")) if plan.local else []
+    versions = provenance.packages()
+    return provenance.fingerprint(
+        {
+            "name": plan.name,
+            "params": plan.decisive(params),
+            "files": {str(file): provenance.sha256(file) for file in (*files, weights.file_of(plan.start))},
+            "code": code_digest(),
+            "torch": versions.get("torch"),
+        }
+    )
+
+
+def figures(name: str, folder: Path) -> list[Path]:
+    """Pictures for a training's run: its loss curve, drawn into `folder`, and the pairs that taught it."""
+    found = []
+    curve = plots.read_curve(layout.metrics_dir(name) / finished.CURVE)
+    if any(curve.values()):
+        found.append(folder / "loss.png")
+        plots.png(plots.loss_curves({name: curve}), found[0])
+    sheet = layout.pairs_dir("train").parent / "contact-sheet.png"
+    return [*found, *([sheet] if name != "stage1" and sheet.exists() else [])]
 
 
 def evaluation(params: Params, name: str, place: str) -> Record:
     """The header of an evaluation: its run is the newest of this name and model, else one of its own."""
-    model = provenance.sha256(layout.model_dir(name) / WEIGHTS)
+    model = weights.digest(layout.model_dir(name))
     header = _header(params, name, EVALUATION, provenance.fingerprint([name, model]))
     same = {"goal.name": name, "goal.model": model}
     header["tags"] |= same | {"goal.place": place}
@@ -86,7 +94,7 @@ def _header(params: Params, name: str, kind: str, key: str) -> Record:
             "goal.uncommitted": ", ".join(code.changed) or "none",
             "goal.code": code_digest(),
             "goal.command": f"goal {'train' if kind == TRAINING else 'evaluate'} {name}",
-            "goal.user": getpass.getuser(),
+            "goal.user": _user(),
             "goal.data": params.data.name,
             "goal.preset": preset(params),
             "goal.seed": str(params.seed),
@@ -139,6 +147,14 @@ def code_digest() -> str:
     root = Path(__file__).parent
     files = sorted(str(path.relative_to(root)) for path in root.rglob("*.py"))
     return provenance.fingerprint({name: provenance.sha256(root / name) for name in files})
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A container's user without a name.
+        return str(os.getuid())
 
 
 def _text(value: Any) -> str:

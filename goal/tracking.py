@@ -4,13 +4,13 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from goal import layout, lineage, provenance
+from goal import layout, lineage, provenance, weights
 from goal.config import Params
 from goal.errors import Interrupted, UserError
 from goal.journal import Record
@@ -54,8 +54,8 @@ def training(params: Params, name: str) -> Iterator[Tracker]:
     status = FAILED
     try:
         yield recorder
-        recorder.set_tags({"goal.model": provenance.sha256(layout.model_dir(name) / lineage.WEIGHTS)})
         status = FINISHED
+        _close(recorder, name)
     except (Interrupted, KeyboardInterrupt):
         status = KILLED
         raise
@@ -63,12 +63,22 @@ def training(params: Params, name: str) -> Iterator[Tracker]:
         recorder.finish(status, PATIENCE[status])
 
 
+def _close(recorder: Recorder, name: str) -> None:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for path in lineage.figures(name, Path(folder)):
+                recorder.log_artifact(path, "figures")
+        recorder.set_tags({"goal.model": weights.digest(layout.model_dir(name))})
+    except (OSError, UserError) as error:
+        log.warning("tracking: of the finished %s not recorded: %s", name, error)
+
+
 def evaluation(params: Params, name: str, results: Mapping[str, float]) -> None:
     """Put the numbers of a model on the run that trained it; those of zero-shot on a run of its own."""
     recorder = _recorder(params, f"evaluate-{name}", lambda place: lineage.evaluation(params, name, place))
     if recorder is None:
         return
-    recorder.log_metrics({metric_name(key): value for key, value in results.items()}, None)
+    recorder.log_metrics(results, None)
     try:
         recorder.set_tags(lineage.outcome(name))
     except UserError as error:
@@ -78,11 +88,6 @@ def evaluation(params: Params, name: str, results: Mapping[str, float]) -> None:
         for path in sorted((folder / part).glob("*.*")):
             recorder.log_artifact(path, f"evaluation/{part}".rstrip("/"))
     recorder.finish(FINISHED, PATIENCE[FINISHED])
-
-
-def metric_name(key: str) -> str:
-    """A name that MLflow takes."""
-    return re.sub(r"[^\w\-. /:]", "_", key.replace("@", "_at_"))
 
 
 def _recorder(params: Params, prefix: str, header: Callable[[str], Record]) -> Recorder | None:
