@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from goal import config
+from goal.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,30 @@ def _felzenszwalb(params: config.Regions) -> Source:
     return Felzenszwalb(params.felzenszwalb)
 
 
+def _sam(params: config.Regions) -> Source:
+    try:
+        from goal.regions import sam
+    except ModuleNotFoundError as error:
+        if error.name != "segment_anything":
+            raise
+        raise UserError("regions.sources: sam needs a package: pip install 'goal-clip[sam]'") from error
+    return sam.source(params.sam, params.device)
+
+
+def _detector(params: config.Regions) -> Source:
+    from goal.regions.detector import Detector
+
+    return Detector(params.detector, params.device)
+
+
 # Imported only when asked for: sources differ in what they need installed.
 SOURCES: dict[str, Callable[[config.Regions], Source]] = {
     "fixed": _fixed,
     "felzenszwalb": _felzenszwalb,
+    "sam": _sam,
+    "detector": _detector,
 }
+NETWORKS = {"sam", "detector"}
 
 
 class Proposer:
@@ -81,4 +101,9 @@ class Proposer:
 
 def build(params: config.Regions) -> Proposer:
     """The sources that `regions.sources` names, ready to propose; loads their weights, so once a process."""
+    if NETWORKS & set(params.sources):
+        import torch
+
+        # Not the machine's cores: with another number of threads sums come out otherwise in the last bits.
+        torch.set_num_threads(params.threads)
     return Proposer([SOURCES[name](params) for name in params.sources], params.min_area, params.max_area)

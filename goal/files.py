@@ -1,0 +1,74 @@
+"""Files written wholly or not at all, under names that others may be reading."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import goal
+from goal.errors import UserError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary name in the folder of `path`; what was written there becomes `path` at the end.
+
+    On any error the temporary file goes, and `path` stays as it was. Raises UserError where the disk refuses
+    (full, read-only, no such folder); parallel writers of the same path do not meet.
+    """
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield draft
+        os.replace(draft, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write a value as indented JSON, atomically; raises UserError where the disk refuses."""
+    with atomic(path) as draft:
+        draft.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def replace_folder(draft: Path, target: Path) -> None:
+    """Put the folder `draft` in the place of `target`, whose old content goes."""
+    # A folder cannot be replaced in one step: the old one steps aside for the moment between two renames.
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(draft, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file's bytes, in hex; raises UserError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+@cache
+def source_digest() -> str:
+    """Digest of the project's own source: what other code made is not taken over."""
+    known = hashlib.sha256()
+    for file in sorted(Path(goal.__file__).parent.rglob("*.py")):
+        known.update(digest(file).encode())
+    return known.hexdigest()
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """The one line for a disk that refuses to hold `path`."""
+    return UserError(
+        f"{path}: cannot be written: {error.strerror or error}; make room or mend it, and run again"
+    )

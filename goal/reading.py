@@ -1,0 +1,44 @@
+"""The pictures of a shard, read ahead by threads while the caller works on those before."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+from goal.datasets.manifest import Row
+from goal.images import ImageError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """Results of `function` in the order of the items; at most `threads` wait to be asked for."""
+    remaining = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        coming = deque(pool.submit(function, item) for item in islice(remaining, threads))
+        while coming:
+            result = coming.popleft().result()
+            coming.extend(pool.submit(function, item) for item in islice(remaining, 1))
+            yield result
+
+
+def together(rows: Iterable[Row], most: int, megapixels: float) -> Iterator[list[Row]]:
+    """Rows in groups of at most `most` pictures and `megapixels` in all, but one picture at least."""
+    group: list[Row] = []
+    pixels = 0
+    for row in rows:
+        size = row.width * row.height
+        if group and (len(group) == most or pixels + size > megapixels * 1e6):
+            yield group
+            group, pixels = [], 0
+        group.append(row)
+        pixels += size
+    if group:
+        yield group
+
+
+def kind(error: ImageError) -> str:
+    """Why a picture cannot be read, without the details that differ from one to the next: to be counted."""
+    return error.reason.partition(" (")[0].partition(":")[0]

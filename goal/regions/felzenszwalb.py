@@ -1,0 +1,47 @@
+"""Segments of like colour (Felzenszwalb and Huttenlocher 2004, scikit-image's implementation).
+
+A fine scale finds small things, a coarse one things of several colours, so a picture is segmented at several.
+"""
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import find_objects
+from skimage.segmentation import felzenszwalb
+
+from goal import config
+from goal.regions import Region
+
+
+class Felzenszwalb:
+    """The source `felzenszwalb`; a region's mask is its segment."""
+
+    def __init__(self, params: config.Felzenszwalb) -> None:
+        self.params = params
+
+    def propose(self, images: list[np.ndarray]) -> list[list[Region]]:
+        """Tight boxes of each picture's segments, scale by scale; images: uint8 (H, W, 3), image frame."""
+        return [self._propose(image) for image in images]
+
+    def _propose(self, image: np.ndarray) -> list[Region]:
+        height, width = image.shape[:2]
+        small = _shrink(image, self.params.max_side)
+        high, wide = small.shape[:2]
+        regions = []
+        for scale in self.params.scales:
+            labels = felzenszwalb(small, scale=scale, sigma=self.params.sigma, min_size=self.params.min_size)
+            areas = np.bincount(labels.ravel()) / labels.size
+            for area, (rows, columns) in zip(areas, find_objects(labels + 1), strict=True):
+                x1, x2 = columns.start * width / wide, columns.stop * width / wide
+                y1, y2 = rows.start * height / high, rows.stop * height / high
+                regions.append(Region((x1, y1, x2, y2), float(area), 1.0, "felzenszwalb"))
+        return regions
+
+
+def _shrink(image: np.ndarray, max_side: int) -> np.ndarray:
+    """The picture with its longer side at most `max_side` pixels."""
+    height, width = image.shape[:2]
+    share = max_side / max(height, width)
+    if share >= 1:
+        return image
+    size = (max(1, round(width * share)), max(1, round(height * share)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))

@@ -1,0 +1,138 @@
+"""The `regions` stage: the regions of every picture of the splits, in shards (LISM, first half)."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from goal import config, engines, files, layout, reading, shards
+from goal.config import Params
+from goal.datasets import slices
+from goal.datasets.manifest import Row
+from goal.images import ImageError, open_image
+from goal.regions import Proposer, Region, build
+
+log = logging.getLogger(__name__)
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        *((side, pa.float32()) for side in ("x1", "y1", "x2", "y2")),
+        ("area_ratio", pa.float32()),
+        ("score", pa.float32()),
+    ]
+)
+# Handed to the sources at once, which batch among them as they like.
+PICTURES = 8
+MEGAPIXELS = 50
+
+
+def run(params: Params) -> None:
+    """Write regions/<split>/ for every split of `regions.splits`: shards and summary.json.
+
+    A shard holds one row a region, sorted by picture, in the order of the sources. Started again after a kill
+    it goes on with the shards that are missing. Raises UserError where an input is missing or the disk
+    refuses.
+    """
+    for split in params.regions.splits:
+        manifest = layout.manifest(params.data.name, split)
+        work = Propose(
+            str(manifest.resolve()),
+            params.regions.model_dump_json(),
+            params.data.max_megapixels,
+            str(Path.cwd()),
+        )
+        rows = slices.count(manifest)
+        content = (slices.content(manifest), work.params, str(work.max_megapixels))
+        folder = shards.working_folder("regions", split, *content)
+        size, workers = params.regions.shard_size, params.regions.workers
+        paths = shards.run(work, rows, size, folder, workers, f"regions {split}")
+        summary = {"manifest": files.digest(manifest), "shard_size": size, **_summary(paths)}
+        shards.publish(paths, summary, layout.regions_dir(split))
+        shards.forget_others(folder)
+        log.info(
+            "%s: %d regions in %d pictures (%d unreadable)",
+            layout.regions_dir(split),
+            summary["regions"],
+            summary["pictures"],
+            sum(summary["unreadable"].values()),
+        )
+
+
+@dataclass(frozen=True)
+class Propose:
+    """Work on a shard: its pictures' regions. `params` is regions' section as JSON, `root` the project's."""
+
+    manifest: str
+    params: str
+    max_megapixels: float
+    root: str
+
+    def __call__(self, start: int, stop: int) -> pa.Table:
+        params, proposer = _loaded(self.params)
+        rows = slices.rows(Path(self.manifest), start, stop)
+        images = reading.ahead(self._read, rows, params.threads)
+        lines, unreadable, without = [], Counter(), 0
+        for group in reading.together(rows, PICTURES, MEGAPIXELS):
+            usable = {}
+            for row, image in zip(group, images, strict=False):
+                if isinstance(image, ImageError):
+                    unreadable[reading.kind(image)] += 1
+                else:
+                    usable[row.id] = image
+            found = proposer.propose(list(usable.values()))
+            for name, regions in zip(usable, found, strict=True):
+                without += not regions
+                lines += [_line(name, region) for region in regions]
+            engines.advance(len(group))
+        notes = {"pictures": len(rows), "without_region": without, "unreadable": unreadable}
+        return shards.with_notes(pa.Table.from_pylist(lines, SCHEMA), notes)
+
+    def _read(self, row: Row) -> np.ndarray | ImageError:
+        try:
+            return np.asarray(open_image(Path(self.root) / row.image, self.max_megapixels))
+        except ImageError as error:
+            return error
+
+
+@lru_cache(maxsize=1)
+def _loaded(section: str) -> tuple[config.Regions, Proposer]:
+    """The parameters and the sources, loaded once a process."""
+    params = config.Regions.model_validate_json(section)
+    return params, build(params)
+
+
+def _line(name: str, region: Region) -> dict[str, object]:
+    x1, y1, x2, y2 = region.box
+    sides = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
+    return {
+        "id": name,
+        "source": region.source,
+        **sides,
+        "area_ratio": region.area_ratio,
+        "score": region.score,
+    }
+
+
+def _summary(paths: list[Path]) -> dict[str, object]:
+    """Counts over all shards, read one at a time."""
+    sources, unreadable, totals = Counter(), Counter(), Counter()
+    for path in paths:
+        notes = shards.read_notes(path)
+        unreadable.update(notes["unreadable"])
+        totals.update(pictures=notes["pictures"], without_region=notes["without_region"])
+        for batch in pq.ParquetFile(path).iter_batches(columns=["source"]):
+            sources.update(batch["source"].to_pylist())
+    return {
+        "pictures": totals["pictures"],
+        "without_region": totals["without_region"],
+        "unreadable": dict(sorted(unreadable.items())),
+        "regions": sources.total(),
+        "by_source": dict(sorted(sources.items())),
+    }
