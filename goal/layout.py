@@ -32,9 +32,18 @@ def metrics_dir(name: str) -> Path:
     return Path("metrics") / name
 
 
+def reports_dir() -> Path:
+    return Path("reports")
+
+
 def work_dir(stage: str) -> Path:
     """Scratch that must survive a kill; git-ignored, never an out of DVC."""
     return home() / "work" / stage
+
+
+def downloads(name: str) -> Path:
+    """Where files from the network are kept; git-ignored, shared by all experiments."""
+    return home() / "downloads" / name
 
 
 def home() -> Path:

@@ -4,76 +4,32 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from PIL import Image
 
-from goal import answers, clip, config, embed, evaluate, galleries, metrics, text, weights
+from goal import answers, clip, embed, evaluate, galleries, metrics, text, weights
 from goal.config import Params
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.embed import Embeddings, Settings
 from goal.errors import UserError
 from goal.galleries import Gallery, Picture
-from goal.network import GoalClip, Spec
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
-SPEC = Spec(
-    name="custom",
-    image_size=32,
-    patch_size=16,
-    embed_dim=24,
-    vision_width=32,
-    vision_layers=2,
-    vision_heads=2,
-    vision_mlp=64,
-    text_width=32,
-    text_layers=2,
-    text_heads=2,
-    text_mlp=64,
-    vocab_size=49408,
-    context_length=77,
-    quick_gelu=False,
-)
-CAPTIONS = (
-    "A red ball.",
-    "Two dogs sleep on a mat. One of them is brown.",
-    "A tall tree stands by the river. " * 12,
-    "A boat.",
-    "Rain falls on the town. The streets are empty.",
-    "A man reads. " * 90,
-)
 SETTINGS = Settings(device="cpu", batch_size=4, max_megapixels=1)
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder with six test pictures of two captions each, and a random network as zero-shot."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    (tmp_path / "data/tiny/images").mkdir(parents=True)
-    draw = np.random.default_rng(0)
-    rows = []
-    for number, caption in enumerate(CAPTIONS):
-        path = f"data/tiny/images/{number}.png"
-        Image.fromarray(draw.integers(0, 255, (40, 50, 3), np.uint8)).save(path)
-        rows.append(Row(f"p{number}", path, 50, 40, (caption, f"Number {number}."), "test"))
-    manifest.write(rows, Path("data/tiny/test.parquet"))
-    torch.manual_seed(0)
-    weights.save(GoalClip(SPEC), Path("models/base"))
-    return tmp_path
+    return tiny.make(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def params() -> Params:
-    values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    values["data"]["name"] = "tiny"
-    values["evaluate"] = {"ks": [1, 2, 10], "batch_size": 4, "chunk": 3, "bootstrap": 50}
-    return config.parse(values, "test")
+    return tiny.params()
 
 
 def result(benchmark: str) -> dict:
@@ -84,21 +40,6 @@ def headline(benchmark: str) -> dict:
     return json.loads(Path(f"metrics/zero-shot/{benchmark}.json").read_text())
 
 
-def twin(row: Row, image: str, attribute: str) -> dict:
-    return {**vars(row), "id": f"{row.id}t", "image": image, "twin_of": row.id, "attribute": attribute}
-
-
-def pair(name: str, similarity: float, **changes: object) -> dict:
-    box = {"x1": 0.0, "y1": 0.0, "x2": 20.0, "y2": 20.0}
-    where = {"caption": 0, "sentence": 0, "start": 0, "end": 5}
-    return {"id": name, **where, **box, "similarity": similarity, "dropped": ""} | changes
-
-
-def write_pairs(*pairs: dict) -> None:
-    Path("pairs/test").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(list(pairs), galleries.PAIR), "pairs/test/shard-00000.parquet")
-
-
 def by_hand(gallery: Gallery, image: torch.Tensor, texts: torch.Tensor) -> Embeddings:
     return Embeddings(
         image=image,
@@ -107,7 +48,7 @@ def by_hand(gallery: Gallery, image: torch.Tensor, texts: torch.Tensor) -> Embed
         pictures={picture: place for place, picture in enumerate(gallery.pictures)},
         texts={one: place for place, one in enumerate(gallery.texts)},
         files={},
-        spec=SPEC,
+        spec=tiny.SPEC,
         model="",
     )
 
@@ -180,9 +121,9 @@ def test_damaged_embeddings_are_made_again(project: Path, params: Params) -> Non
 
 def test_sorted_trimmed_batches_give_the_embeddings_of_padded_ones(project: Path) -> None:
     model = weights.load(Path("models/base")).eval()
-    embedded, counts = embed.encode_texts(model, CAPTIONS, SETTINGS)
-    ids = torch.zeros(len(CAPTIONS), 77, dtype=torch.long)
-    for row, caption in enumerate(CAPTIONS):
+    embedded, counts = embed.encode_texts(model, tiny.CAPTIONS, SETTINGS)
+    ids = torch.zeros(len(tiny.CAPTIONS), 77, dtype=torch.long)
+    for row, caption in enumerate(tiny.CAPTIONS):
         tokens = text.tokenize(caption, [], 77).ids
         ids[row, : len(tokens)] = tokens
     with torch.inference_mode():
@@ -218,9 +159,9 @@ def test_every_benchmark_of_a_full_set(project: Path, params: Params) -> None:
     manifest.write(
         [Row(**{**vars(row), "captions": ("Short.",)}) for row in rows], Path("data/tiny/short.parquet")
     )
-    twins = [twin(rows[0], rows[1].image, "colour"), twin(rows[2], rows[3].image, "shape")]
+    twins = [tiny.twin(rows[0], rows[1].image, "colour"), tiny.twin(rows[2], rows[3].image, "shape")]
     manifest.write_table(manifest.table(twins, manifest.TWINS), Path("data/tiny/twins.parquet"))
-    write_pairs(pair("p0", 0.3), pair("p4", 0.2))
+    tiny.write_pairs(tiny.pair("p0", 0.3), tiny.pair("p4", 0.2))
     returned = evaluate.run(params, "zero-shot")
     assert headline("short")["texts"] == 6
     # Six equal captions: each finds its picture by chance alone, and no picture its caption.
@@ -239,11 +180,11 @@ def test_every_benchmark_of_a_full_set(project: Path, params: Params) -> None:
 
 
 def test_joint_takes_the_best_usable_pair(project: Path) -> None:
-    write_pairs(
-        pair("p0", 0.9, dropped="whole image wins"),
-        pair("p0", 0.3, start=2, end=5),
-        pair("p0", 0.5, caption=1, start=0, end=6, x2=30.0),
-        pair("p1", 0.9, dropped="whole image wins"),
+    tiny.write_pairs(
+        tiny.pair("p0", 0.9, dropped="whole image wins"),
+        tiny.pair("p0", 0.3, start=2, end=5),
+        tiny.pair("p0", 0.5, caption=1, start=0, end=6, x2=30.0),
+        tiny.pair("p1", 0.9, dropped="whole image wins"),
     )
     found = {gallery.benchmark: gallery for gallery in galleries.load("tiny")[0]}["joint"]
     assert found.pictures == (
@@ -255,7 +196,7 @@ def test_joint_takes_the_best_usable_pair(project: Path) -> None:
 
 
 def test_own_crops_come_before_mined_ones(project: Path) -> None:
-    write_pairs(pair("p0", 0.3))
+    tiny.write_pairs(tiny.pair("p0", 0.3))
     box = {"x1": 1.0, "y1": 2.0, "x2": 3.0, "y2": 4.0}
     own = {"id": "c", "of": "p3", "image": "data/tiny/images/3.png", **box, "caption": "A sail."}
     manifest.write_table(manifest.table([own], manifest.JOINT), Path("data/tiny/joint.parquet"))

@@ -1,114 +1,84 @@
-"""A tiny project to train in: a few drawn pictures, captions of three sentences, pairs, a random CLIP."""
+"""A project folder with six test pictures and random networks, small enough to build in every test."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 import yaml
 from PIL import Image
 
-from goal import config, layout, weights
+from goal import config, galleries, layout, weights
 from goal.config import Params
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
-from goal.galleries import PAIR
 from goal.network import GoalClip, Spec
-from goal.text import split_sentences
 
+ROOT = Path(__file__).parents[1]
 SPEC = Spec(
     name="custom",
     image_size=32,
-    patch_size=8,
-    embed_dim=16,
-    vision_width=24,
+    patch_size=16,
+    embed_dim=24,
+    vision_width=32,
     vision_layers=2,
     vision_heads=2,
-    vision_mlp=48,
-    text_width=24,
+    vision_mlp=64,
+    text_width=32,
     text_layers=2,
     text_heads=2,
-    text_mlp=48,
+    text_mlp=64,
     vocab_size=49408,
-    context_length=40,
+    context_length=77,
     quick_gelu=False,
 )
-COLOURS = ("red", "green", "blue", "white", "black", "orange", "purple", "yellow")
-THINGS = ("ball", "house", "tree", "car", "boat", "chair", "lamp")
+CAPTIONS = (
+    "A red ball.",
+    "Two dogs sleep on a mat. One of them is brown.",
+    "A tall tree stands by the river. " * 12,
+    "A boat.",
+    "Rain falls on the town. The streets are empty.",
+    "A man reads. " * 90,
+)
 
 
-def model(seed: int = 0) -> GoalClip:
-    torch.manual_seed(seed)
-    return GoalClip(SPEC)
+def make(root: Path, monkeypatch: pytest.MonkeyPatch, models: tuple[str, ...] = ("zero-shot",)) -> Path:
+    """Enter a project of six test pictures, two captions each, with a random network for each model."""
+    monkeypatch.chdir(root)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    (root / "data/tiny/images").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    rows = []
+    for number, caption in enumerate(CAPTIONS):
+        path = f"data/tiny/images/{number}.png"
+        Image.fromarray(draw.integers(0, 255, (40, 50, 3), np.uint8)).save(path)
+        rows.append(Row(f"p{number}", path, 50, 40, (caption, f"Number {number}."), "test"))
+    manifest.write(rows, Path("data/tiny/test.parquet"))
+    for seed, name in enumerate(models):
+        torch.manual_seed(seed)
+        weights.save(GoalClip(SPEC), layout.model_dir(name))
+    return root
 
 
-def params(**changes: Any) -> Params:
-    """params.yaml of the project made small; `changes` by dotted name, dots written as two underscores."""
-    values = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
+def params(**evaluate: object) -> Params:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["data"]["name"] = "tiny"
-    values["tracking"]["enabled"] = False
-    values["train"] |= {"device": "cpu", "loader_workers": 0, "log_every": 3}
-    for section in ("stage1", "stage2"):
-        values[section] |= {"epochs": 2, "batch_size": 4, "lr": 0.003, "warmup_steps": 1}
-    for name, value in changes.items():
-        *path, last = name.split("__")
-        place = values
-        for part in path:
-            place = place[part]
-        place[last] = value
-    return config.parse(values, "tests")
+    values["evaluate"] = {"ks": [1, 2, 10], "batch_size": 4, "chunk": 3, "bootstrap": 50} | evaluate
+    return config.parse(values, "test")
 
 
-def rows(count: int, folder: Path, seed: int = 0) -> list[Row]:
-    """Pictures of one coloured block on noise, of uneven sizes, and captions of three sentences."""
-    random = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    made = []
-    for number in range(count):
-        width, height = (int(side) for side in random.integers(40, 70, 2))
-        pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        pixels[10:30, 12:34] = random.integers(0, 256, 3)
-        path = folder / f"{seed}-{number:03d}.png"
-        Image.fromarray(pixels).save(path)
-        words = [(random.choice(COLOURS), random.choice(THINGS)) for _ in range(3)]
-        caption = " ".join(
-            f"There is a {colour} {thing} in part {n}." for n, (colour, thing) in enumerate(words)
-        )
-        made.append(Row(f"{seed}-{number:03d}", str(path), width, height, (caption,), "tiny"))
-    return made
+def twin(row: Row, image: str, attribute: str) -> dict:
+    return {**vars(row), "id": f"{row.id}t", "image": image, "twin_of": row.id, "attribute": attribute}
 
 
-def pairs(pictures: list[Row], without: set[int] = frozenset()) -> list[dict[str, Any]]:
-    """A pair a sentence, with drawn boxes and similarities; pictures in `without` have dropped ones."""
-    random = np.random.default_rng(7)
-    mined = []
-    for number, row in enumerate(pictures):
-        for caption, text in enumerate(row.captions):
-            for place, sentence in enumerate(split_sentences(text)):
-                x, y = random.integers(0, row.width - 24), random.integers(0, row.height - 24)
-                box = dict(zip(("x1", "y1", "x2", "y2"), map(float, (x, y, x + 20, y + 22)), strict=True))
-                mined.append(
-                    {"id": row.id, "caption": caption, "sentence": place}
-                    | {"start": sentence.start, "end": sentence.end, **box}
-                    | {"similarity": float(random.uniform(0.1, 0.4))}
-                    | {"dropped": "whole image wins" if number in without else ""}
-                )
-    return mined
+def pair(name: str, similarity: float, **changes: object) -> dict:
+    box = {"x1": 0.0, "y1": 0.0, "x2": 20.0, "y2": 20.0}
+    where = {"caption": 0, "sentence": 0, "start": 0, "end": 5}
+    return {"id": name, **where, **box, "similarity": similarity, "dropped": ""} | changes
 
 
-def project(train: int = 10, val: int = 4, without: set[int] = frozenset()) -> None:
-    """Write a whole tiny project into the current folder: manifests, pairs, models/base and models/stage1."""
-    pictures = rows(train, layout.data_dir("tiny") / "images")
-    manifest.write(pictures, layout.manifest("tiny", "train"))
-    manifest.write(rows(val, layout.data_dir("tiny") / "images", seed=1), layout.manifest("tiny", "val"))
-    write_pairs(pairs(pictures, without))
-    for number, name in enumerate(("zero-shot", "stage1")):
-        weights.publish(model(number), layout.model_dir(name), {"name": name})
-
-
-def write_pairs(mined: list[dict[str, Any]]) -> None:
-    folder = layout.pairs_dir("train")
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(mined, PAIR), folder / "shard-00000.parquet")
+def write_pairs(*pairs: dict) -> None:
+    Path("pairs/test").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(list(pairs), galleries.PAIR), "pairs/test/shard-00000.parquet")
