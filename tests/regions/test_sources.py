@@ -46,9 +46,11 @@ def test_a_segment_is_its_tight_box_and_its_own_area():
     picture[20:60, 30:90] = (200, 30, 30)
     picture[50:60, 60:90] = 240  # an L: its area is less than its box
     (found,) = Felzenszwalb(SEGMENTER).propose([picture])
-    # The blur makes segments of edges too; the thing itself is the largest with its box.
-    ratio = max(region.area_ratio for region in found if region.box == (30, 20, 90, 60))
-    assert ratio == pytest.approx((60 * 40 - 30 * 10) / (200 * 100), rel=0.1)
+    # The blur makes thin segments of edges too; the thing itself is the largest but the background.
+    thing = sorted(found, key=lambda region: region.area_ratio)[-2]
+    assert overlap(thing.box, (30, 20, 90, 60)) > 0.8
+    assert thing.area_ratio < 0.9 * boxes.area(thing.box) / (200 * 100)
+    assert thing.area_ratio == pytest.approx((60 * 40 - 30 * 10) / (200 * 100), rel=0.2)
 
 
 def test_boxes_of_a_large_picture_are_in_its_own_pixels():
