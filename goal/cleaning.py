@@ -1,6 +1,7 @@
 """CLIP's cleaning of a text, with the place in the text as given that each cleaned character comes from."""
 
 import difflib
+import functools
 import html
 import re
 from collections.abc import Sequence
@@ -8,8 +9,9 @@ from collections.abc import Sequence
 import ftfy
 import regex
 
-# What ftfy and html repair together: an entity, else one character with the marks that combine with it.
-_PIECES = regex.compile(r"&#?\w{1,32};|\X")
+# What is repaired as a whole: an entity (escaped more than once, or without its semicolon), a terminal's
+# escape, else one character with the marks that combine with it.
+_PIECES = regex.compile(r"&(?:amp;)*#?[0-9A-Za-z]{1,32};?|\x1b\[[\d;]*[a-zA-Z]|\X")
 _WORDS = re.compile(r"\s*\S+|\s+")
 
 
@@ -21,7 +23,7 @@ def repair(text: str) -> tuple[str, Sequence[int]]:
     if text.isascii() and text.isprintable() and "&" not in text:
         return text, range(len(text))
     repaired = _repair(text)
-    return repaired, range(len(text)) if repaired == text else _align(text, repaired)
+    return repaired, range(len(text)) if repaired == text else _origin(text, repaired)
 
 
 def clean(text: str) -> tuple[str, Sequence[int]]:
@@ -42,36 +44,41 @@ def _repair(text: str) -> str:
     return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
-def _align(text: str, repaired: str) -> list[int]:
-    """Origins by the words that repair left alone, and by pieces inside those that it changed."""
-    before, after = _WORDS.findall(text), _WORDS.findall(repaired)
-    origin: list[int] = []
+_repair_piece = functools.lru_cache(maxsize=1 << 14)(_repair)
+
+
+def _origin(text: str, repaired: str) -> list[int]:
+    """Repairs piece by piece, which nearly always gives `repaired`, and notes each piece's place.
+
+    The exception is text that was decoded with the wrong codec, which ftfy sees only in its context: there
+    the two results are aligned.
+    """
+    guess, origin = [], []
+    for match in _PIECES.finditer(text):
+        piece = match.group()
+        fixed = _repair_piece(piece)
+        guess.append(fixed)
+        origin += range(*match.span()) if fixed == piece else [match.start()] * len(fixed)
+    guessed = "".join(guess)
+    return origin if guessed == repaired else [origin[place] for place in _align(guessed, repaired)]
+
+
+def _align(source: str, target: str) -> list[int]:
+    """The place in source of each character of target: word by word, where both have as many words."""
+    before, after = _WORDS.findall(source), _WORDS.findall(target)
+    if len(before) != len(after):
+        return _align_block(source, target)
+    places: list[int] = []
     start = 0
-    matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
-    for _, a1, a2, b1, b2 in matcher.get_opcodes():
-        source, target = "".join(before[a1:a2]), "".join(after[b1:b2])
-        origin += [start + place for place in _align_block(source, target)]
-        start += len(source)
-    return origin
+    for word, fixed in zip(before, after, strict=True):
+        places += [start + place for place in _align_block(word, fixed)]
+        start += len(word)
+    return places
 
 
-def _align_block(source: str, target: str) -> Sequence[int]:
-    if source == target:
-        return range(len(source))
-    pieces = _PIECES.findall(source)
-    if "".join(map(_repair, pieces)) == target:
-        widths, results = [len(piece) for piece in pieces], [len(_repair(piece)) for piece in pieces]
-        return _spread(widths, results)
-    # Text decoded with the wrong codec: as many characters as the right text has bytes.
-    widths = [len(char.encode()) for char in target]
-    if sum(widths) == len(source):
-        return _spread(widths, [1] * len(target))
-    return [len(source) * place // len(target) for place in range(len(target))]
-
-
-def _spread(widths: list[int], results: list[int]) -> list[int]:
-    origin, start = [], 0
-    for width, count in zip(widths, results, strict=True):
-        origin += [start] * count
-        start += width
-    return origin
+def _align_block(source: str, target: str) -> list[int]:
+    """By what both have in common; what differs is spread evenly."""
+    places: list[int] = []
+    for _, a, a_end, b, b_end in difflib.SequenceMatcher(None, source, target).get_opcodes():
+        places += [a + (a_end - a) * place // (b_end - b) for place in range(b_end - b)]
+    return places

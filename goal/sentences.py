@@ -56,8 +56,8 @@ def split_sentences(caption: str, parameters: str = punkt.EMBEDDED) -> list[Sent
         elif len(cuts) > 1:
             # Punctuation or an emoji behind a sentence belongs to it.
             cuts[-1] = border
-    places = [origin[cut] if cut < len(text) else len(caption) for cut in cuts]
-    sentences = (_stripped(caption, start, end) for start, end in pairwise([*places, len(caption)]))
+    inner = (origin[cut] for cut in cuts[1:] if cut < len(text))
+    sentences = (_stripped(caption, start, end) for start, end in pairwise([0, *inner, len(caption)]))
     return [sentence for sentence in sentences if sentence.text]
 
 
