@@ -34,15 +34,16 @@ QUARTER_TURNS = (5, 6, 7, 8)
 
 
 class ImageError(UserError):
-    """A picture that cannot be used; `.path` and `.reason` for lists of rejected rows."""
+    """A picture that cannot be used: `.reason` is one of few, to be counted; `.detail` says what exactly."""
 
-    def __init__(self, path: Path | str, reason: str) -> None:
-        super().__init__(path, reason)
+    def __init__(self, path: Path | str, reason: str, detail: str = "") -> None:
+        super().__init__(path, reason, detail)
         self.path = path
         self.reason = reason
+        self.detail = " ".join(detail.split())
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return ": ".join(filter(None, (str(self.path), self.reason, self.detail)))
 
 
 def open_image(path: Path | str, max_megapixels: float) -> Image.Image:
@@ -95,7 +96,7 @@ def _opened(path: Path | str, max_megapixels: float) -> Iterator[Image.Image]:
             width, height = image.size
             if width * height > max_megapixels * 1e6:
                 size = f"{width} x {height} = {width * height / 1e6:.0f} megapixels"
-                raise ImageError(path, f"too large: {size}, data.max_megapixels is {max_megapixels:g}")
+                raise ImageError(path, "too large", f"{size}, data.max_megapixels is {max_megapixels:g}")
             yield image
     except FileNotFoundError as error:
         raise ImageError(path, "not found") from error
@@ -107,7 +108,7 @@ def _opened(path: Path | str, max_megapixels: float) -> Iterator[Image.Image]:
         empty = os.path.getsize(path) == 0
         raise ImageError(path, "empty file (0 bytes)" if empty else "not a picture") from error
     except DAMAGE as error:
-        raise ImageError(path, f"damaged picture ({' '.join(str(error).split())})") from error
+        raise ImageError(path, "damaged picture", str(error)) from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:

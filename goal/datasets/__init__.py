@@ -1,8 +1,6 @@
 """The data stage: one source, named in params, becomes data/<name>/ wholly or not at all."""
 
-import json
 import logging
-import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from goal import layout
 from goal.datasets import manifest
 from goal.datasets.manifest import Rejected, Row
 from goal.errors import UserError
+from goal.files import replace_folder, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,7 +54,7 @@ def run(params: "Params") -> None:
         partial.mkdir(parents=True)
         collected = import_module(SOURCES[params.data.source]).collect(params, partial)
         summary = _write(collected, partial)
-        _swap(partial, target)
+        replace_folder(partial, target)
     except OSError as error:
         raise UserError(
             f"{error.filename or target}: {error.strerror or error}; mend it and run again"
@@ -80,7 +79,7 @@ def _write(collected: Collected, folder: Path) -> dict:
         "tables": {name: rows.num_rows for name, rows in sorted(collected.tables.items())},
         "rejected": dict(sorted(Counter(row.reason for row in collected.rejected).items())),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(summary, folder / "summary.json")
     return summary
 
 
@@ -88,13 +87,3 @@ def _counts(rows: list[Row]) -> dict[str, float]:
     words = [len(caption.split()) for row in rows for caption in row.captions]
     mean = round(sum(words) / len(words), 1) if words else 0.0
     return {"images": len(rows), "captions": len(words), "words_per_caption": mean}
-
-
-def _swap(partial: Path, target: Path) -> None:
-    # A folder cannot be replaced in one step: the old one steps aside for the moment between two renames.
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(partial, target)
-    shutil.rmtree(old, ignore_errors=True)

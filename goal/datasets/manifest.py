@@ -1,6 +1,5 @@
 """Tables of a data set: the manifest (one row a picture) and its companions, byte-identical every run."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from goal.errors import UserError
+from goal.files import atomic
 
 SPLITS = ("train", "val", "test")
 ROW_GROUP = 4096
@@ -103,9 +103,5 @@ def write_table(rows: pa.Table, path: Path) -> None:
         repeated = sorted(name for name, count in Counter(rows["id"].to_pylist()).items() if count > 1)
         if repeated:
             raise UserError(f"{path}: id {repeated[0]!r} comes twice; every picture needs its own")
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        pq.write_table(rows, temporary, row_group_size=ROW_GROUP, compression="zstd")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic(path) as draft:
+        pq.write_table(rows, draft, row_group_size=ROW_GROUP, compression="zstd")

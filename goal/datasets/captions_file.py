@@ -1,0 +1,125 @@
+"""Rows of a captions file: JSON Lines, CSV with a header, or one JSON list (the GOAL release's form)."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from goal.errors import UserError
+
+NAME = "captions"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row as it stands; `row` is its place for messages; where `fault` says why, it could not be read."""
+
+    row: str
+    values: dict[str, Any]
+    fault: str = ""
+
+
+def find(path: Path) -> Path:
+    """The captions file: `path` itself, or the one captions.jsonl, .csv or .json in the folder `path`.
+
+    Raises UserError where there is none, or more than one.
+    """
+    if path.is_dir():
+        found = [file for suffix in READERS if (file := path / f"{NAME}{suffix}").is_file()]
+        if len(found) == 1:
+            return found[0]
+        wanted = " or ".join(f"{NAME}{suffix}" for suffix in READERS)
+        if not found:
+            raise UserError(
+                f"{path}: no {wanted} in it; set data.path to the folder that holds one, or to the file"
+            )
+        raise UserError(
+            f"{path}: both {found[0].name} and {found[1].name}; set data.path to the one that counts"
+        )
+    if not path.is_file():
+        raise UserError(f"{path}: not found; set data.path to a folder of pictures with its captions file")
+    if path.suffix not in READERS:
+        raise UserError(f"{path}: a captions file ends in {', '.join(READERS)}")
+    return path
+
+
+def read(file: Path) -> Iterator[Line]:
+    """All rows of a captions file, the unreadable ones with their fault; blank lines are no rows.
+
+    Raises UserError, naming the line, where the rest of the file cannot be understood either.
+    """
+    return READERS[file.suffix](file)
+
+
+def _read_jsonl(file: Path) -> Iterator[Line]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            row = f"{file.name}:{number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                values = json.loads(text) if text else None
+            except UnicodeDecodeError as error:
+                yield Line(row, {}, f"not UTF-8: {error.reason} at byte {error.start} of the line")
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield Line(row, {}, f"not JSON: {error}")
+            else:
+                if text:
+                    yield _line(row, values)
+
+
+def _read_csv(file: Path) -> Iterator[Line]:
+    rows = csv.DictReader(io.StringIO(_text(file), newline=""), strict=True)
+    try:
+        names = rows.fieldnames or []
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"{file}:1: column {twice[0]!r} comes twice; rename one")
+        for values in rows:
+            row = f"{file.name}:{rows.line_num}"
+            if None in values:
+                yield Line(
+                    row, {}, f"{len(values[None])} cells more than the header has; quote cells with commas"
+                )
+            else:
+                yield Line(row, {name: value for name, value in values.items() if value is not None})
+    except csv.Error as error:
+        raise UserError(f"{file}:{rows.line_num}: not CSV: {error}; is a quote left open before?") from error
+
+
+def _read_json(file: Path) -> Iterator[Line]:
+    try:
+        entries = json.loads(_text(file))
+    except json.JSONDecodeError as error:
+        hint = "; one object a line is named .jsonl" if error.msg == "Extra data" else ""
+        raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg}{hint}") from error
+    except RecursionError as error:
+        raise UserError(f"{file}: not JSON that can be read: nested too deeply") from error
+    if not isinstance(entries, list):
+        raise UserError(f"{file}: expected a list of objects, found {_kind(entries)}")
+    return (_line(f"{file.name}[{number}]", values) for number, values in enumerate(entries))
+
+
+READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".json": _read_json}
+
+
+def _line(row: str, values: Any) -> Line:
+    if isinstance(values, dict):
+        return Line(row, values)
+    return Line(row, {}, f"expected an object with image and caption, found {_kind(values)}")
+
+
+def _text(file: Path) -> str:
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{file}:{number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

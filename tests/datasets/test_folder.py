@@ -1,0 +1,356 @@
+"""Bring your own: pictures and captions of every form and fault, through the data stage."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from goal import datasets
+from goal.datasets import manifest
+from goal.datasets.folder import share
+from goal.errors import UserError
+from tests.datasets.conftest import Build
+from tests.imports import ROOT
+
+PHOTOS = ROOT.parent / "shared" / "photos"
+LONG = " ".join(f"Sentence number {number} tells of things." for number in range(400))
+ODD_CAPTIONS = [
+    "one",
+    LONG,
+    "🌻🦊 nothing but emoji 👩‍👩‍👧",
+    "שלום עולם. תמונה של בית.",
+    "line\nbreak.",
+    "  kept  ",
+]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with ten pictures."""
+    folder = tmp_path / "own"
+    (folder / "images").mkdir(parents=True)
+    for number in range(10):
+        picture = np.full((8, 6 + number, 3), number * 20, dtype=np.uint8)
+        Image.fromarray(picture).save(folder / "images" / f"{number}.png")
+    return folder
+
+
+def rows(count: int = 10, **more: Any) -> list[dict[str, Any]]:
+    return [
+        {"image": f"images/{number}.png", "caption": f"Caption {number}."} | more for number in range(count)
+    ]
+
+
+def write(folder: Path, entries: list[Any], suffix: str = ".jsonl", encoding: str = "utf-8") -> Path:
+    file = folder / f"captions{suffix}"
+    with file.open("w", encoding=encoding, newline="") as out:
+        if suffix == ".jsonl":
+            out.writelines(json.dumps(entry) + "\n" for entry in entries)
+        elif suffix == ".json":
+            json.dump(entries, out)
+        else:
+            table = csv.DictWriter(out, entries[0])
+            table.writeheader()
+            table.writerows(entries)
+    return file
+
+
+def read() -> dict[str, manifest.Row]:
+    """All rows of the finished set, by id."""
+    found = [row for split in manifest.SPLITS for row in manifest.read(Path(f"data/own/{split}.parquet"))]
+    return {row.id: row for row in found}
+
+
+def rejected() -> list[dict[str, str]]:
+    listed = pq.read_table("data/own/rejected.parquet").to_pylist()
+    counted = json.loads(Path("data/own/summary.json").read_text())["rejected"]
+    assert sum(counted.values()) == len(listed)
+    assert set(counted) == {row["reason"] for row in listed}
+    return listed
+
+
+def run(build: Build, path: Path, **more: Any) -> None:
+    datasets.run(build(name="own", source="folder", path=str(path), **more))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("image", ["image", "filename", "file_name", "path"])
+def test_every_form_says_the_same(build: Build, own: Path, suffix: str, encoding: str, image: str) -> None:
+    entries = [{image: row["image"], "caption": row["caption"] + ' “é”, "x"'} for row in rows()]
+    write(own, entries, suffix, encoding)
+    run(build, own)
+    found = read()
+    assert not rejected()
+    assert len(found) == 10
+    for number in range(10):
+        row = found[f"images/{number}.png"]
+        assert row.captions == (f'Caption {number}. “é”, "x"',)
+        assert (row.width, row.height) == (6 + number, 8)
+        assert Path(row.image) == own / "images" / f"{number}.png"
+
+
+def test_path_may_be_the_captions_file(build: Build, own: Path) -> None:
+    write(own, rows(), ".csv").rename(own / "some name.csv")
+    run(build, own / "some name.csv")
+    assert len(read()) == 10
+
+
+def test_rows_of_one_picture_are_joined(build: Build, own: Path) -> None:
+    more = [
+        {"image": "./images/0.png", "captions": ["Second.", "Third."]},
+        {"image": "images/../images/0.png", "text": "Fourth."},
+        {"image": "../own/images/0.png", "caption": "Fifth."},
+        {"image": str(own / "images/0.png"), "caption": "Sixth."},
+    ]
+    write(own, rows() + more)
+    run(build, own)
+    expected = ("Caption 0.", "Second.", "Third.", "Fourth.", "Fifth.", "Sixth.")
+    assert read()["images/0.png"].captions == expected
+    assert not rejected()
+
+
+def test_odd_captions_are_used_as_they_are(build: Build, own: Path) -> None:
+    write(own, rows()[:9] + [{"image": "images/9.png", "captions": ODD_CAPTIONS}])
+    run(build, own)
+    assert read()["images/9.png"].captions == tuple(caption.strip() for caption in ODD_CAPTIONS)
+    assert not rejected()
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "detail"),
+    [
+        ({"image": "../secret.png", "caption": "x"}, "path leaves the folder", "own"),
+        ({"image": "/etc/passwd", "caption": "x"}, "path leaves the folder", "own"),
+        ({"image": "images/../../secret.png", "caption": "x"}, "path leaves the folder", "own"),
+        ({"image": "images/none.png", "caption": "x"}, "not found", ""),
+        ({"image": "images", "caption": "x"}, "a folder, not a picture", ""),
+        ({"image": "captions.jsonl", "caption": "x"}, "not a picture", ""),
+        ({"image": "empty.png", "caption": "x"}, "empty file (0 bytes)", ""),
+        ({"image": "cut.png", "caption": "x"}, "damaged picture", ""),
+        ({"image": "large.png", "caption": "x"}, "too large", "data.max_megapixels"),
+        ({"caption": "x"}, "no picture named", "no field image"),
+        ({"image": None, "caption": "x"}, "no picture named", "no field image"),
+        ({"image": 7, "caption": "x"}, "no picture named", "7 is not a path"),
+        ({"image": "a\0b.png", "caption": "x"}, "no picture named", "not a path"),
+        ({"image": "images/0.png"}, "no caption", "no field caption"),
+        ({"image": "images/0.png", "captions": []}, "no caption", "empty list"),
+        ({"image": "images/0.png", "caption": ""}, "empty caption", "no character"),
+        ({"image": "images/0.png", "caption": " \t\n"}, "empty caption", "blanks"),
+        ({"image": "images/0.png", "caption": 3.5}, "caption is not text", "found 3.5"),
+        ({"image": "images/0.png", "captions": {"a": 1}}, "caption is not text", "found {'a': 1}"),
+        ({"image": "images/0.png", "caption": "\ud800"}, "caption is not text", "surrogate"),
+        (
+            {"image": "images/0.png", "caption": "Caption 0."},
+            "same picture and caption again",
+            "captions.jsonl:1",
+        ),
+        ({"image": "images/0.png", "caption": "x", "id": ["y"]}, "", ""),
+        ({"image": "images/10.png", "caption": "x", "id": ["y"]}, "id is not text", "found ['y']"),
+        (
+            {"image": "images/10.png", "caption": "x", "id": "images/3.png"},
+            "id of another picture",
+            "images/3.png",
+        ),
+        (["images/0.png", "x"], "unreadable row", "found a list"),
+        (None, "unreadable row", "found null"),
+    ],
+)
+def test_a_bad_row_is_listed_and_the_others_used(
+    build: Build, own: Path, row: Any, reason: str, detail: str
+) -> None:
+    (own / "empty.png").touch()
+    Image.effect_noise((90, 90), 80).save(own / "cut.png")
+    (own / "cut.png").write_bytes((own / "cut.png").read_bytes()[:2000])
+    Image.new("1", (2000, 1000)).save(own / "large.png")
+    (own.parent / "secret.png").write_bytes((own / "images" / "0.png").read_bytes())
+    write(own, [*rows(), row])
+    run(build, own, max_megapixels=1.0)
+    assert len(read()) == 10
+    listed = rejected()
+    if not reason:
+        assert listed == []
+        return
+    assert [one["reason"] for one in listed] == [reason]
+    assert listed[0]["row"] == "captions.jsonl:11"
+    assert detail in listed[0]["detail"]
+
+
+def test_lines_that_are_no_json_or_no_utf8(build: Build, own: Path) -> None:
+    file = write(own, rows())
+    with file.open("ab") as out:
+        out.write(b'\n   \n{"image": "images/0.png", \n\xff\xfe{}\n' + b"[" * 100_000 + b"\n")
+    run(build, own)
+    assert [row["row"] for row in rejected()] == [f"captions.jsonl:{line}" for line in (13, 14, 15)]
+    assert {row["reason"] for row in rejected()} == {"unreadable row"}
+    assert len(read()) == 10
+
+
+def test_a_bad_caption_of_several_leaves_the_others(build: Build, own: Path) -> None:
+    write(own, [*rows()[1:], {"image": "images/0.png", "captions": ["Good.", " ", None, "Good.", "Better."]}])
+    run(build, own)
+    assert read()["images/0.png"].captions == ("Good.", "Better.")
+    reasons = [row["reason"] for row in rejected()]
+    assert reasons == ["empty caption", "caption is not text", "same picture and caption again"]
+
+
+def test_csv_row_with_too_many_or_too_few_cells(build: Build, own: Path) -> None:
+    file = write(own, rows(), ".csv")
+    file.write_text(file.read_text() + "images/0.png,one,two\nimages/1.png\n", newline="")
+    run(build, own)
+    assert [(row["row"], row["reason"]) for row in rejected()] == [
+        ("captions.csv:12", "unreadable row"),
+        ("captions.csv:13", "no caption"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("captions.jsonl", b"", "captions.jsonl: no rows"),
+        ("captions.csv", b"", "captions.csv: no rows"),
+        ("captions.json", b"[]", "captions.json: no rows"),
+        ("captions.json", b"", "captions.json:1: not JSON"),
+        ("captions.json", b'{"image": "a.png"}', "expected a list of objects, found an object"),
+        ("captions.json", b'{"image": "a"}\n{"image": "b"}', "one object a line is named .jsonl"),
+        ("captions.json", b"[" * 100_000, "nested too deeply"),
+        ("captions.csv", b'image,caption\na.png,"open\n', "captions.csv:.*not CSV"),
+        (
+            "captions.csv",
+            b"image;caption\na.png;x\n",
+            "no row has a field image .* fields found: image;caption",
+        ),
+        ("captions.csv", b"image,caption,caption\n", "column 'caption' comes twice"),
+        ("captions.csv", "image,caption\na.png,é\n".encode("latin-1"), "captions.csv:2: not UTF-8"),
+        (
+            "captions.jsonl",
+            b'{"picture": "a.png", "caption": "x"}',
+            "no row has a field image .*caption, picture",
+        ),
+        ("captions.jsonl", b'{"image": "a.png", "title": "x"}', "no row has a field caption"),
+        (
+            "captions.jsonl",
+            b'{"image": "a.png", "caption": "x"}',
+            "none of 1 rows can be used; .*a.png: not found",
+        ),
+        ("captions.txt", b"a.png x", "no captions.jsonl or captions.csv or captions.json in it"),
+    ],
+)
+def test_a_file_of_no_use_is_one_line(
+    build: Build, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        run(build, tmp_path)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    assert list(Path("data").iterdir()) == []
+
+
+def test_two_captions_files_and_other_paths(build: Build, own: Path) -> None:
+    write(own, rows())
+    write(own, rows(), ".csv")
+    with pytest.raises(UserError, match=r"both captions.jsonl and captions.csv"):
+        run(build, own)
+    with pytest.raises(UserError, match="not found; set data.path"):
+        run(build, own / "none")
+    with pytest.raises(UserError, match="ends in .jsonl, .csv, .json"):
+        run(build, own / "images" / "0.png")
+
+
+def test_shares_hang_on_id_and_seed_alone(build: Build, own: Path) -> None:
+    settings = build(folder={"val_share": 0.2, "test_share": 0.3}).data.folder
+    drawn = [share(f"picture {number}", 0, settings) for number in range(5000)]
+    for split, wanted in (("train", 0.5), ("val", 0.2), ("test", 0.3)):
+        assert drawn.count(split) / 5000 == pytest.approx(wanted, abs=0.02)
+    assert drawn != [share(f"picture {number}", 1, settings) for number in range(5000)]
+
+
+def test_new_rows_move_no_old_one(build: Build, own: Path) -> None:
+    def splits() -> dict[str, str]:
+        found = {split: manifest.read(Path(f"data/own/{split}.parquet")) for split in manifest.SPLITS}
+        return {row.id: split for split, rows in found.items() for row in rows}
+
+    write(own, rows(7))
+    run(build, own)
+    before = splits()
+    write(own, rows()[::-1])
+    run(build, own)
+    assert before.items() <= splits().items()
+
+
+def test_a_column_splits(build: Build, own: Path) -> None:
+    parts = ["train"] * 5 + ["val"] * 2 + ["test"] * 3
+    write(own, [row | {"part": part} for row, part in zip(rows(), parts, strict=True)], ".csv")
+    run(build, own, folder={"split_column": "part"})
+    counts = [len(manifest.read(Path(f"data/own/{split}.parquet"))) for split in manifest.SPLITS]
+    assert counts == [5, 2, 3]
+
+
+def test_faults_of_the_split_column(build: Build, own: Path) -> None:
+    good = [row | {"part": "test" if number else "train"} for number, row in enumerate(rows(8))]
+    bad = [
+        {"image": "images/8.png", "caption": "x", "part": "dev"},
+        {"image": "images/9.png", "caption": "x"},
+        {"image": "images/0.png", "caption": "other", "part": "test"},
+    ]
+    write(own, good + bad)
+    run(build, own, folder={"split_column": "part"})
+    assert [row["reason"] for row in rejected()] == [
+        "unknown split",
+        "unknown split",
+        "picture in two splits",
+    ]
+    assert "test here, train in captions.jsonl:1" in rejected()[2]["detail"]
+    with pytest.raises(
+        UserError, match="no row has data.folder.split_column 'fold'; fields found: caption, image"
+    ):
+        run(build, own, folder={"split_column": "fold"})
+    write(own, good[1:])
+    with pytest.raises(UserError, match="7 usable pictures and none for train: mark some with train in part"):
+        run(build, own, folder={"split_column": "part"})
+
+
+def test_too_few_pictures_for_the_shares(build: Build, own: Path) -> None:
+    write(own, rows())
+    with pytest.raises(
+        UserError, match="10 usable pictures and none for test: add pictures, or change data.folder"
+    ):
+        run(build, own, folder={"test_share": 0.0})
+
+
+def test_the_project_may_lie_beside_the_pictures(build: Build, own: Path) -> None:
+    """A relative data.path gives image paths that hold from the project's root."""
+    write(own, rows())
+    run(build, Path("../own"))
+    assert all(row.image.startswith("../own/images/") and Path(row.image).exists() for row in read().values())
+
+
+def test_the_same_bytes_again(build: Build, own: Path) -> None:
+    write(own, [*rows(), {"image": "images/none.png", "caption": "x"}])
+
+    def content() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in Path("data/own").iterdir()}
+
+    run(build, own)
+    first = content()
+    run(build, own)
+    assert content() == first
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the shared photographs are not beside the project")
+def test_real_photographs(build: Build) -> None:
+    run(build, PHOTOS)
+    found = read()
+    lines = [json.loads(line) for line in (PHOTOS / "captions.jsonl").read_text().splitlines()]
+    assert {row.id: row.captions for row in found.values()} == {
+        line["image"]: (line["caption"],) for line in lines
+    }
+    for row in found.values():
+        with Image.open(row.image) as image:
+            assert image.size == (row.width, row.height)
