@@ -144,6 +144,7 @@ class Regions(Section):
 
 class Pairs(Section):
     matcher: Annotated[str, Field(min_length=1)]
+    sentences: Annotated[str, Field(pattern=r"^(embedded|punkt_tab/[a-z]+)$")]
     batch_size: Count
     shard_size: Count
     workers: Count
