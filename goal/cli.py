@@ -3,6 +3,7 @@
 import logging
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 PIPELINE = "Stages of the pipeline (dvc.yaml runs these)"
 DAILY = "Daily use"
+UPKEEP = "Upkeep of the package"
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -125,6 +127,16 @@ def compare(
 
     lines = comparison.compare(first, second, params.evaluate.ks, params.evaluate.bootstrap, params.seed)
     _print(comparison.rich(first, second, lines))
+
+
+@app.command(rich_help_panel=UPKEEP)
+def pretrain_scenes(
+    output: Annotated[Path | None, typer.Option(help="the weights file; default: the package's own")] = None,
+) -> None:
+    """Make the embedded small CLIP anew, from a seed: short captions of drawn scenes."""
+    from goal import embedded, pretrain
+
+    pretrain.run(pretrain.Recipe(), output or embedded.ASSET)
 
 
 def _print(table: "Table") -> None:
