@@ -110,6 +110,12 @@ class Sam(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     prune_points: bool
 
+    @model_validator(mode="after")
+    def _check(self) -> "Sam":
+        if not self.fast and (self.prune_points or self.precision in ("bf16", "fp16")):
+            raise ValueError("prune_points and half precision need fast: true; the package has neither")
+        return self
+
 
 class Detector(Section):
     model: Name

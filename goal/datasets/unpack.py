@@ -1,0 +1,80 @@
+"""Archives unpacked safely: nothing leaves the folder, and a folder is there whole or not at all."""
+
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from goal import files
+from goal.errors import UserError
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Unpack a tar (compressed or not) or a zip into `folder` and return it; a folder that is there is kept.
+
+    Raises UserError, and leaves no folder, for a damaged archive, for a member that is not a plain file or
+    folder, or whose path leads out of the folder, and where the disk refuses.
+    """
+    if folder.exists():
+        return folder
+    if not archive.is_file():
+        raise UserError(f"{archive}: not found")
+    draft = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        for _ in tqdm(_members(archive, draft), archive.name, unit=" files"):
+            pass
+        os.replace(draft, folder)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{archive}: damaged archive ({reason}); delete it to have it fetched again"
+        ) from error
+    except OSError as error:
+        raise files.unwritable(folder, error) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _members(archive: Path, draft: Path) -> Iterator[None]:
+    """Unpack one member after the other."""
+    if zipfile.is_zipfile(archive):
+        yield from _zip_members(archive, draft)
+    else:
+        yield from _tar_members(archive, draft)
+
+
+def _tar_members(archive: Path, draft: Path) -> Iterator[None]:
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            _check(archive, member.name, member.isreg() or member.isdir())
+            # The filter drops owners and odd modes, and refuses by itself what was missed above.
+            tar.extract(member, draft, set_attrs=False, filter="data")
+            yield
+
+
+def _zip_members(archive: Path, draft: Path) -> Iterator[None]:
+    with zipfile.ZipFile(archive) as box:
+        for member in box.infolist():
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            _check(archive, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+            if member.flag_bits & 1:
+                raise UserError(f"{archive}: {member.filename}: encrypted; unpack it yourself")
+            box.extract(member, draft)
+            yield
+
+
+def _check(archive: Path, name: str, plain: bool) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in (path.parts or ("",))[0]:
+        raise UserError(f"{archive}: {name!r} leads out of the folder; the archive is not to be trusted")
+    if not plain:
+        raise UserError(f"{archive}: {name!r} is a link or a device; the archive is not to be trusted")
