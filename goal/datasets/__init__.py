@@ -3,8 +3,8 @@
 import logging
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Source -> module with `collect(params, folder) -> Collected`, imported when asked for. `folder` becomes
-# data/<name>/: pictures that a source makes itself go below it; rows name them by layout.data_dir(name).
-SOURCES = {
-    "scenes": "goal.datasets.scenes",
-    "folder": "goal.datasets.folder",
-}
-
 
 @dataclass(frozen=True)
 class Collected:
@@ -36,6 +29,30 @@ class Collected:
     splits: dict[str, list[Row]]
     tables: "dict[str, pa.Table]" = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
+
+
+# Reads params; pictures that it makes go below the folder, which becomes data/<name>/, and rows name them by
+# layout.data_dir(name).
+Source = Callable[["Params", Path], Collected]
+
+
+def _scenes() -> Source:
+    from goal.datasets import scenes
+
+    return scenes.collect
+
+
+def _folder() -> Source:
+    from goal.datasets import folder
+
+    return folder.collect
+
+
+# Imported only when asked for: sources differ in what they need installed.
+SOURCES: dict[str, Callable[[], Source]] = {
+    "scenes": _scenes,
+    "folder": _folder,
+}
 
 
 def run(params: "Params") -> None:
@@ -52,7 +69,7 @@ def run(params: "Params") -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        collected = import_module(SOURCES[params.data.source]).collect(params, partial)
+        collected = SOURCES[params.data.source]()(params, partial)
         summary = _write(collected, partial)
         replace_folder(partial, target)
     except OSError as error:
