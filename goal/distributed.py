@@ -22,6 +22,9 @@ from goal.errors import EXIT_RESUMABLE, EXIT_USER_ERROR, Interrupted, UserError
 
 log = logging.getLogger(__name__)
 
+# Process id of the `goal` that started this process; absent where the user's own torchrun did.
+LAUNCHER = "GOAL_LAUNCHER"
+
 
 @dataclass(frozen=True)
 class Group:
@@ -104,7 +107,8 @@ def group(device: torch.device, processes: int) -> Iterator[Group]:
     rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if world != processes:
         raise UserError(f"train.processes {processes}: torchrun started {world}; let the two be equal")
-    interrupts.die_with_parent()
+    launcher = os.environ.get(LAUNCHER)
+    interrupts.die_with_parent(int(launcher) if launcher else None)
     if rank:
         logging.getLogger("goal").setLevel(logging.WARNING)
     if device.type == "cuda":
@@ -131,6 +135,7 @@ def launch(arguments: Sequence[str], processes: int) -> None:
     # Each process would otherwise take all cores.
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ[LAUNCHER] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from goal.errors import Interrupted
+
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
@@ -41,17 +43,19 @@ def taken_down() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int | None = None) -> None:
     """Ask Linux for a SIGTERM when the thread that started this process ends, also by kill -9.
 
-    DVC and torchrun do not take their children along when they are killed.
+    DVC and torchrun do not take their children along when they are killed. `parent` is the process id
+    that this process was started by, where it is known: it may be gone already. Raises Interrupted then.
     """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
-            log.warning(
-                "prctl: %s; a kill of the parent will leave this process", os.strerror(ctypes.get_errno())
-            )
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
+        log.warning("prctl: %s; a kill of the parent leaves this process", os.strerror(ctypes.get_errno()))
+    if parent is not None and os.getppid() != parent:
+        raise Interrupted("the process that started this one is gone")
 
 
 def ignored() -> None:
