@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from itertools import islice
-from math import ceil, floor
 from pathlib import Path
 
 import torch
@@ -139,16 +138,14 @@ def content_digest(
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 
-def crop(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
-    """The pixels of an image-frame box, those that it only touches too."""
-    x1, y1, x2, y2 = box
-    width, height = image.size
-    return image.crop((max(floor(x1), 0), max(floor(y1), 0), min(ceil(x2), width), min(ceil(y2), height)))
-
-
 def _view(prepare: Callable[[Image.Image], Tensor], max_megapixels: float, picture: Picture) -> Tensor:
     image = images.open_image(picture.path, max_megapixels)
-    return prepare(image if picture.box is None else crop(image, picture.box))
+    if picture.box is None:
+        return prepare(image)
+    try:
+        return prepare(image.crop(boxes.pixels(picture.box, image.size)))
+    except ValueError as error:
+        raise UserError(f"{picture.path}: {error}; mend the table that names the crop") from error
 
 
 def _prefetched(

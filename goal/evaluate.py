@@ -4,9 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from goal import answers, embed, files, galleries, layout
+from goal import answers, devices, embed, files, galleries, layout
 from goal.datasets import manifest
 from goal.embed import Embeddings, Settings
 from goal.galleries import Gallery
@@ -96,7 +94,5 @@ def protocol(data_set: str, gallery: Gallery, embeddings: Embeddings) -> dict[st
 
 
 def _settings(params: "Params") -> Settings:
-    device = params.train.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Settings(device, params.evaluate.batch_size, params.data.max_megapixels)
+    device = devices.resolve(params.train.device, "train.device")
+    return Settings(device.type, params.evaluate.batch_size, params.data.max_megapixels)

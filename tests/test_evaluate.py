@@ -132,12 +132,16 @@ def test_sorted_trimmed_batches_give_the_embeddings_of_padded_ones(project: Path
     assert int(counts[5]) == 90 * 4 + 2
 
 
-def test_a_crop_shows_the_pixels_that_its_box_touches(project: Path) -> None:
-    image = Image.new("RGB", (50, 40), "black")
-    image.paste("white", (10, 5, 30, 25))
-    assert embed.crop(image, (10.0, 5.0, 30.0, 25.0)).getcolors() == [(400, (255, 255, 255))]
-    assert embed.crop(image, (9.5, 5.0, 30.5, 25.0)).size == (22, 20)
-    assert embed.crop(image, (-3.0, 0.0, 60.0, 40.0)).size == (50, 40)
+def test_a_crop_is_embedded_as_the_pixels_that_its_box_touches(project: Path) -> None:
+    source = Image.open("data/tiny/images/0.png")
+    source.crop((9, 5, 31, 25)).save("cut.png")
+    box = Picture("data/tiny/images/0.png", (9.5, 5.0, 30.5, 25.0))
+    alone = Picture("cut.png")
+    found = embed.embed(Path("models/base"), [box, alone], ["A dog."], SETTINGS)
+    torch.testing.assert_close(found.of_pictures([box]), found.of_pictures([alone]))
+    outside = Picture("data/tiny/images/0.png", (60.0, 5.0, 70.0, 25.0))
+    with pytest.raises(UserError, match=r"images/0.png: box \(60.0, 5.0, 70.0, 25.0\) lies outside"):
+        embed.embed(Path("models/base"), [outside], ["A dog."], SETTINGS)
 
 
 def test_what_the_set_lacks_is_said(project: Path, params: Params) -> None:
