@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,9 +20,8 @@ from goal.boxes import BoxTuple, View
 from goal.config import PairChoice
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
-from goal.embed import crop
 from goal.errors import UserError
-from goal.galleries import PAIR, SIDES
+from goal.mined import PAIRS, SIDES
 from goal.network import Spec
 
 # Longer than any caption: the short caption is built from sentences beyond the context too.
@@ -94,7 +94,7 @@ def read_pairs(folder: Path, choice: PairChoice) -> dict[str, list[Pair]]:
         raise UserError(f"{folder}: no mined pairs; `dvc repro pairs` writes them")
     found: dict[str, list[Pair]] = defaultdict(list)
     for shard in shards:
-        for row in manifest.read_table(shard, PAIR).to_pylist():
+        for row in manifest.read_table(shard, PAIRS).to_pylist():
             if not row["dropped"] and row["similarity"] >= choice.min_similarity:
                 box = tuple(row[side] for side in SIDES)
                 found[row["id"]].append(
@@ -151,7 +151,7 @@ class Examples(Dataset):
         return Sample(
             whole=self._prepare(image),
             caption=texts.captions[caption],
-            crop=self._prepare(crop(image, pair.box)) if pair and self._needs.crops else None,
+            crop=self._crop(image, pair) if pair and self._needs.crops else None,
             sentence=sentence if self._needs.sentences else None,
             patches=self._patches(row, pair) if pair and self._needs.crops else None,
             span=span if self._needs.sentences else None,
@@ -177,6 +177,9 @@ class Examples(Dataset):
             return None, None, None
         number = int(self._draw(key, "pair").integers(len(own)))
         return own[number], texts.sentences[number], texts.spans[number]
+
+    def _crop(self, image: Image.Image, pair: Pair) -> Tensor:
+        return self._prepare(image.crop(boxes.pixels(pair.box, image.size)))
 
     def _patches(self, row: Row, pair: Pair) -> Tensor | None:
         view = _view(row, self._spec)

@@ -17,7 +17,6 @@ from goal import (
     boxes,
     clip,
     distributed,
-    embed,
     examples,
     finished,
     images,
@@ -42,6 +41,7 @@ from goal.distributed import Group
 from goal.errors import Interrupted, UserError
 from goal.examples import Examples, Fault, Needs
 from goal.learner import Learner
+from goal.network import Spec
 from goal.progress import Progress, Silent, Tracker
 from goal.recipe import Recipe
 from goal.validation import Validation
@@ -69,12 +69,12 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
         stack.enter_context(_deterministic(plan.device))
         torch.manual_seed(params.seed)
         tracker = tracker if group.first else Silent()
-        data, validation = _data(params, plan), _validation(params, plan)
+        model = weights.load(plan.start).to(group.device).train()
+        data, validation = _data(params, plan, model.spec), _validation(params, plan, model.spec)
         size = plan.stage.batch_size
         batches.check(plan.section, size, len(data), group.world, layout.manifest(params.data.name, "train"))
         steps_an_epoch = len(data) // size
         recipe.check_steps(plan, plan.stage.epochs * steps_an_epoch)
-        model = weights.load(plan.start).to(group.device).train()
         model.set_grad_checkpointing(params.train.checkpoint_activations)
         taught = Learner(model, plan.stage, plan.weights, plan.stage.epochs * steps_an_epoch, group)
         if taught.steps == 0:
@@ -143,9 +143,8 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
             saves.clear()
 
 
-def _data(params: Params, plan: Recipe) -> Examples:
+def _data(params: Params, plan: Recipe, spec: Spec) -> Examples:
     rows = manifest.read(layout.manifest(params.data.name, "train"))
-    spec = weights.load(plan.start).spec
     pairs, min_visible = None, 0.0
     if plan.local:
         folder = layout.pairs_dir("train")
@@ -161,13 +160,14 @@ def _data(params: Params, plan: Recipe) -> Examples:
     return Examples(rows, pairs, spec, needs, params.seed, params.data.max_megapixels, min_visible)
 
 
-def _validation(params: Params, plan: Recipe) -> Validation | None:
+def _validation(params: Params, plan: Recipe, spec: Spec) -> Validation | None:
     file = layout.manifest(params.data.name, "val")
     rows = manifest.read(file)
     if not rows and (plan.stage.keep == "best" or plan.stage.patience):
         raise UserError(f"{plan.section}.keep best and patience need validation pictures; {file} has none")
-    settings = embed.Settings(plan.device.type, params.evaluate.batch_size, params.data.max_megapixels)
-    return Validation(rows, plan, settings) if rows else None
+    if not rows:
+        return None
+    return Validation(rows, spec, params.data.max_megapixels, plan.stage.batch_size)
 
 
 def _identity(params: Params, plan: Recipe, data: Examples) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def _validate(
 ) -> None:
     if validation is None:
         return
-    found = group.told(validation.measure(taught.model, taught.step) if group.first else None)
+    found = group.told(validation.measure(taught.model, plan.autocast, taught.step) if group.first else None)
     taught.validations.append(found)
     if not group.first:
         return

@@ -14,7 +14,7 @@ from goal import config, layout, weights
 from goal.config import Params
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
-from goal.galleries import PAIR
+from goal.mined import PAIRS
 from goal.network import GoalClip, Spec
 from goal.text import split_sentences
 
@@ -92,7 +92,7 @@ def pairs(pictures: list[Row], without: set[int] = frozenset()) -> list[dict[str
                 mined.append(
                     {"id": row.id, "caption": caption, "sentence": place}
                     | {"start": sentence.start, "end": sentence.end, **box}
-                    | {"similarity": float(random.uniform(0.1, 0.4))}
+                    | {"similarity": float(random.uniform(0.1, 0.4)), "source": "fixed"}
                     | {"dropped": "whole image wins" if number in without else ""}
                 )
     return mined
@@ -111,4 +111,4 @@ def project(train: int = 10, val: int = 4, without: set[int] = frozenset()) -> N
 def write_pairs(mined: list[dict[str, Any]]) -> None:
     folder = layout.pairs_dir("train")
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(mined, PAIR), folder / "shard-00000.parquet")
+    pq.write_table(pa.Table.from_pylist(mined, PAIRS), folder / "shard-00000.parquet")
