@@ -4,10 +4,12 @@ A journal is a folder: `lines.jsonl`, one record a line, and `files/`, copies of
 lock on it, which a killed process loses; a journal without an owner is a leftover that the next run delivers.
 """
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
+import secrets
 import shutil
 import threading
 import time
@@ -123,3 +125,11 @@ def leftovers(root: Path) -> list[Path]:
     return sorted(
         (folder for folder in found if not owned(folder)), key=lambda folder: folder.stat().st_mtime
     )
+
+
+def place(root: Path) -> str:
+    """A name for this folder of journals: nobody else's run of the same work is taken for one of here."""
+    root.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError), (root / "place").open("x", encoding="utf-8") as file:
+        file.write(secrets.token_hex(8))
+    return (root / "place").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -15,6 +16,8 @@ from goal.errors import UserError
 from goal.journal import Record
 from goal.recipe import Recipe
 from goal.recorder import EVALUATION, FAILED, FINISHED, KILLED, TRAINING
+
+log = logging.getLogger("goal.tracking")
 
 UNFINISHED = ["RUNNING", KILLED, FAILED]
 ANY = [FINISHED, *UNFINISHED]
@@ -114,7 +117,11 @@ def made(name: str) -> dict[str, provenance.Locked]:
     Empty where dvc.lock knows another model than the one in the folder, or none (no `dvc repro`).
     """
     folder = layout.model_dir(name)
-    stages = provenance.upstream(provenance.lock(), [folder, layout.metrics_dir(name)])
+    try:
+        stages = provenance.upstream(provenance.lock(), [folder, layout.metrics_dir(name)])
+    except UserError as error:
+        log.warning("tracking: %s", error)
+        return {}
     locked = {md5 for stage in stages.values() for path, md5 in stage.outs.items() if Path(path) == folder}
     return stages if locked == {provenance.md5(folder)} else {}
 
@@ -129,6 +136,13 @@ def outcome(name: str) -> dict[str, str]:
                 "goal.deps": json.dumps(dict(stage.deps)),
             }
     return {}
+
+
+def measurements(name: str) -> list[tuple[Path, str]]:
+    """The files of an evaluation and the folders of the record that they belong to."""
+    folder = layout.metrics_dir(name)
+    parts = {"": "evaluation", "details": "evaluation/details", "ranks": "evaluation/ranks"}
+    return [(path, parts[part]) for part in parts for path in sorted((folder / part).glob("*.*"))]
 
 
 def preset(params: Params) -> str:

@@ -123,7 +123,7 @@ def answering() -> Iterator[None]:
 
 
 def _register(params: Params, name: str, digest: str, numbers: Mapping[str, float]) -> None:
-    client = tracking.connect()
+    client = tracking.connect(tracking.uri())
     registered = params.register_.name
     experiment = tracking.experiment_id(client, params.tracking.experiment)
     run = tracking.find(client, experiment, {"goal.name": name, "goal.model": digest}, lineage.ANY)

@@ -6,11 +6,12 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from goal import layout, lineage, provenance, weights
+from goal import journal, layout, lineage, weights
 from goal.config import Params
 from goal.errors import Interrupted, UserError
 from goal.journal import Record
@@ -30,6 +31,8 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+# What they warn of is said here in one line, or means nothing to the user.
+NOISY = ("alembic", "urllib3", "mlflow.store.db.utils", "mlflow.system_metrics", "mlflow.utils.environment")
 # A training must notice soon that the server is gone; the journal tries again.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 # Seconds for the last records of a run; after a signal, the scheduler kills soon.
@@ -40,6 +43,7 @@ SHOWN = {
     "mlflow.source.name": "goal.command",
     "mlflow.user": "goal.user",
 }
+SQLITE = "sqlite:///"
 PARAMS_A_CALL = 100  # MLflow's limit
 NEVER = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "ENDPOINT_NOT_FOUND"}
 
@@ -79,14 +83,9 @@ def evaluation(params: Params, name: str, results: Mapping[str, float]) -> None:
     if recorder is None:
         return
     recorder.log_metrics(results, None)
-    try:
-        recorder.set_tags(lineage.outcome(name))
-    except UserError as error:
-        log.warning("tracking: %s", error)
-    folder = layout.metrics_dir(name)
-    for part in ("", "details", "ranks"):
-        for path in sorted((folder / part).glob("*.*")):
-            recorder.log_artifact(path, f"evaluation/{part}".rstrip("/"))
+    recorder.set_tags(lineage.outcome(name))
+    for path, folder in lineage.measurements(name):
+        recorder.log_artifact(path, folder)
     recorder.finish(FINISHED, PATIENCE[FINISHED])
 
 
@@ -97,9 +96,9 @@ def _recorder(params: Params, prefix: str, header: Callable[[str], Record]) -> R
     prepare(IMPATIENT)
     root = layout.work_dir("tracking")
     try:
-        found = header(_place(root))
+        found = header(journal.place(root))
         folder = root / f"{prefix}-{found['key'][:16]}"
-        return Recorder(folder, found, lambda: MlflowStore(connect()), address())
+        return Recorder(folder, found, partial(MlflowStore, uri()), address())
     except BlockingIOError:
         log.warning("tracking: another process records the same work; this run is not recorded")
     except OSError as error:
@@ -107,18 +106,9 @@ def _recorder(params: Params, prefix: str, header: Callable[[str], Record]) -> R
     return None
 
 
-def _place(root: Path) -> str:
-    """A name for this project folder, so that nobody continues the run of somebody else's same work."""
-    path = root / "place"
-    root.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError), path.open("x") as file:
-        file.write(provenance.fingerprint([os.urandom(16).hex()])[:16])
-    return path.read_text()
-
-
 def uri() -> str:
     """Where MLflow keeps its record: MLFLOW_TRACKING_URI, else a file in the project."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{layout.home() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{layout.home() / 'mlflow.db'}"
 
 
 def address() -> str:
@@ -132,35 +122,34 @@ def prepare(environment: Mapping[str, str] = {}) -> None:
     for key, value in {**ENVIRONMENT, **environment}.items():
         os.environ.setdefault(key, value)
     import mlflow.system_metrics.system_metrics_monitor
-    import mlflow.tracking
+    import mlflow.tracking  # noqa: F401
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics", "mlflow.utils.environment"):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    del mlflow
 
 
-def connect() -> "MlflowClient":
-    """A client of the tracking store and the registry.
+def connect(where: str) -> "MlflowClient":
+    """A client of the tracking store and the registry at a uri.
 
     A new sqlite store is made by one process at a time: several cold starts would break each other's tables.
     Raises Unreachable or Refused.
     """
     from mlflow import MlflowClient
 
-    with answering(), _alone():
-        client = MlflowClient(tracking_uri=uri(), registry_uri=uri())
+    with answering(), _alone(where):
+        client = MlflowClient(tracking_uri=where, registry_uri=where)
         client.search_experiments(max_results=1)
         client.search_registered_models(max_results=1)
     return client
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    if not uri().startswith("sqlite:///"):
+def _alone(where: str) -> Iterator[None]:
+    if not where.startswith(SQLITE):
         yield
         return
-    path = Path(uri().removeprefix("sqlite:///") + ".lock")
+    path = Path(where.removeprefix(SQLITE) + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -194,7 +183,7 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
     from mlflow.exceptions import MlflowException
 
     if client.get_experiment_by_name(name) is None:
-        local = (layout.home() / "mlartifacts").as_uri() if uri().startswith("sqlite:") else None
+        local = (layout.home() / "mlartifacts").as_uri() if client.tracking_uri.startswith(SQLITE) else None
         try:
             client.create_experiment(name, artifact_location=local)
         except MlflowException as error:
@@ -216,8 +205,8 @@ def find(
 class MlflowStore:
     """MLflow as the recorder sees it (goal.recorder.Store)."""
 
-    def __init__(self, client: "MlflowClient") -> None:
-        self._client = client
+    def __init__(self, where: str) -> None:
+        self._client = connect(where)
         self._monitor: SystemMetricsMonitor | None = None
 
     def attach(self, header: Record) -> tuple[str, bool]:
@@ -299,7 +288,9 @@ class MlflowStore:
         thread = self._monitor and self._monitor._process
         if thread is None or not thread.is_alive():
             with answering():
-                self._monitor = SystemMetricsMonitor(run, resume_logging=True, tracking_uri=uri())
+                self._monitor = SystemMetricsMonitor(
+                    run, resume_logging=True, tracking_uri=self._client.tracking_uri
+                )
                 self._monitor.start()
 
     def unwatch(self) -> None:
