@@ -55,9 +55,13 @@ def tokenize(caption: str, sentences: Sequence[Sentence], context_length: int) -
         first = word.start()
         starts += [origin[first + place] for place in places]
     last = min(len(ids), context_length - 1)
-    del ids[last:]
-    spans = [_span(starts, sentence, last) for sentence in sentences]
-    return Tokens(torch.tensor([*ids, bpe.eot_token_id]), spans)
+    ids[last:] = [bpe.eot_token_id]
+    spans = []
+    for sentence in sentences:
+        # + 1: BOS is token 0.
+        first, end = (bisect_left(starts, border) + 1 for border in (sentence.start, sentence.end))
+        spans.append((first, min(end, last)) if first < min(end, last) else None)
+    return Tokens(torch.tensor(ids), spans)
 
 
 def pad(ids: Sequence[Int[Tensor, "_"]]) -> Int[Tensor, "B T"]:
@@ -74,13 +78,6 @@ def _check(caption: str, sentences: Sequence[Sentence]) -> None:
                 f"sentence {row}: offsets {sentence.start}:{sentence.end} do not lie in the caption of "
                 f"{len(caption)} characters ({caption[:40]!r}); were they made for another caption?"
             )
-
-
-def _span(starts: list[int], sentence: Sentence, last: int) -> tuple[int, int] | None:
-    # + 1: BOS is token 0.
-    first = bisect_left(starts, sentence.start) + 1
-    end = min(bisect_left(starts, sentence.end) + 1, last)
-    return (first, end) if first < end else None
 
 
 @functools.cache

@@ -14,14 +14,18 @@ PURE = {
     "config",
     "layout",
     "text",
+    "sentences",
+    "punkt",
+    "cleaning",
     "boxes",
     "positions",
     "losses",
     "metrics",
     "packing",
     "statistics",
+    "promotion",
 }
-STAGES = {"base", "pairs", "train", "evaluate", "report", "registry"}
+STAGES = {"base", "pairs", "train", "evaluate", "report", "registry", "promote"}
 
 
 def roots(file: Path) -> set[str]:
