@@ -139,6 +139,47 @@ def pretrain_scenes(
     pretrain.run(pretrain.Recipe(), output or embedded.ASSET)
 
 
+@app.command(rich_help_panel=DAILY)
+def promote(
+    version: Annotated[int | None, typer.Argument(help="a version's number; without: the challenger")] = None,
+    reason: Annotated[str, typer.Option(help="Recorded on the version.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the gates, change nothing.")] = False,
+    new_data: Annotated[
+        bool,
+        typer.Option("--new-data", help="The benchmark was changed on purpose: compare with no champion."),
+    ] = False,
+    unlock: Annotated[
+        bool, typer.Option("--unlock", help="Only remove the lock of a promotion that was killed.")
+    ] = False,
+) -> None:
+    """Hold a registered version to the gates of params.yaml; if all pass, make it the champion."""
+    params = config.load()
+    from goal import promote as promotion
+
+    if unlock:
+        promotion.unlock(params)
+        return
+    decision = promotion.judge(params, version, new_data)
+    _print(decision.rich())
+    if not dry_run:
+        promotion.promote(params, decision, reason)
+    elif not decision.passed:
+        raise UserError(f"dry run: version {decision.version} would be refused: {'; '.join(decision.faults)}")
+    else:
+        typer.echo(f"dry run: version {decision.version} would become the champion")
+
+
+@app.command(rich_help_panel=DAILY)
+def rollback(
+    reason: Annotated[str, typer.Option(help="Recorded on both versions.")],
+) -> None:
+    """Make the champion before this one the champion again."""
+    params = config.load()
+    from goal import promote as promotion
+
+    promotion.rollback(params, reason)
+
+
 def _print(table: "Table") -> None:
     from rich.console import Console
 

@@ -236,6 +236,19 @@ class Register(Section):
     model: Literal["stage1", "stage2", "global", "global+local"]
 
 
+class Gate(Section):
+    """What a version's measurement must show; the units of `value` are percent and points of it."""
+
+    benchmark: Name
+    metric: Name
+    rule: Literal["minimum", "max_drop", "improves"]
+    value: Weight
+
+
+class Promote(Section):
+    gates: Annotated[list[Gate], Field(min_length=1)]
+
+
 class Tracking(Section):
     enabled: bool
     experiment: Annotated[str, Field(min_length=1)]
@@ -253,6 +266,7 @@ class Params(Section):
     evaluate: Evaluate
     report: Report
     register_: Annotated[Register, Field(alias="register")]
+    promote: Promote
     tracking: Tracking
 
 

@@ -97,7 +97,7 @@ def _header(params: Params, name: str, kind: str, key: str) -> Record:
             "goal.uncommitted": ", ".join(code.changed) or "none",
             "goal.code": code_digest(),
             "goal.command": f"goal {'train' if kind == TRAINING else 'evaluate'} {name}",
-            "goal.user": _user(),
+            "goal.user": user(),
             "goal.data": params.data.name,
             "goal.preset": preset(params),
             "goal.seed": str(params.seed),
@@ -163,7 +163,8 @@ def code_digest() -> str:
     return provenance.fingerprint({name: provenance.sha256(root / name) for name in files})
 
 
-def _user() -> str:
+def user() -> str:
+    """Who runs this process."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -229,7 +229,7 @@ class Recorder:
 
     def _connected(self) -> Store:
         store = self._connect()
-        _deliver_leftovers(self._journal.folder.parent, store)
+        deliver_leftovers(self._journal.folder.parent, store)
         return store
 
     def _take(self) -> None:
@@ -249,7 +249,7 @@ class Recorder:
         self._problem = problem
 
 
-def _deliver_leftovers(root: Path, store: Store) -> None:
+def deliver_leftovers(root: Path, store: Store) -> None:
     """Send what killed or cut off runs left behind; one that did not end is ended as killed."""
     for folder in leftovers(root):
         try:

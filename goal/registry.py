@@ -1,34 +1,29 @@
 """The registered model: its versions hold weights, the code that serves them, their numbers and lineage."""
 
-import base64
 import contextlib
-import io
 import json
 import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import pandas as pd
-from PIL import Image
 
 from goal import layout, lineage, provenance, tensorfiles, tracking, weights
 from goal.config import Params
 from goal.errors import Unavailable, UserError
-from goal.recorder import Refused, Unreachable
+from goal.recorder import Refused, Unreachable, deliver_leftovers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 log = logging.getLogger("goal.registry")
 
-CHALLENGER = "challenger"
+CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+# A server that is down is stated after some seconds, not after MLflow's minutes.
+PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 EVALUATION = "evaluation"
 COUNTS = ("images", "texts")
 # What a version takes over from the run that trained it.
@@ -41,24 +36,8 @@ OF_RUN = (
     "goal.deps",
     "goal.outs",
 )
-# What the served model imports; MLflow makes the environment of a server from these.
-PACKAGES = (
-    "ftfy",
-    "jaxtyping",
-    "mlflow",
-    "numpy",
-    "open_clip_torch",
-    "pandas",
-    "pillow",
-    "psutil",
-    "pydantic",
-    "pyyaml",
-    "regex",
-    "safetensors",
-    "torch",
-    "torchvision",
-    "tqdm",
-)
+ALREADY = {"RESOURCE_ALREADY_EXISTS"}
+GONE = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
 
 def run(params: Params) -> None:
@@ -113,7 +92,7 @@ def _read(path: Path) -> dict[str, Any]:
 def answering() -> Iterator[None]:
     """MLflow's failures as errors for people."""
     try:
-        tracking.prepare()
+        tracking.prepare(PATIENT)
         with tracking.answering():
             yield
     except Unreachable as error:
@@ -122,8 +101,14 @@ def answering() -> Iterator[None]:
         raise UserError(f"{tracking.address()}: {error}") from error
 
 
+def connect() -> "MlflowClient":
+    """A client, after what earlier trainings could not deliver is delivered."""
+    deliver_leftovers(layout.work_dir("tracking"), tracking.MlflowStore(tracking.uri()))
+    return tracking.connect(tracking.uri())
+
+
 def _register(params: Params, name: str, digest: str, numbers: Mapping[str, float]) -> None:
-    client = tracking.connect(tracking.uri())
+    client = connect()
     registered = params.register_.name
     experiment = tracking.experiment_id(client, params.tracking.experiment)
     run = tracking.find(client, experiment, {"goal.name": name, "goal.model": digest}, lineage.ANY)
@@ -169,7 +154,10 @@ def _make(
     """Save the model, send it and make a version of it."""
     from mlflow.entities import LoggedModelOutput
 
+    from goal import served_model
+
     name, registered = params.register_.model, params.register_.name
+    file = layout.model_dir(name) / weights.FILE
     run_id = run.info.run_id if run else None
     logged = client.create_logged_model(
         experiment, name, source_run_id=run_id, tags=tags, model_type="embedder"
@@ -177,13 +165,7 @@ def _make(
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model"
-            save(
-                path,
-                layout.model_dir(name) / weights.FILE,
-                params.data.max_megapixels,
-                logged.model_id,
-                run_id,
-            )
+            served_model.save(path, file, params.data.max_megapixels, logged.model_id, run_id)
             shutil.copytree(layout.metrics_dir(name), path / EVALUATION)
             client.log_model_artifacts(logged.model_id, str(path))
     except BaseException:
@@ -203,58 +185,22 @@ def _make(
     )
 
 
-def save(
-    path: Path, file: Path, max_megapixels: float, model_id: str | None = None, run_id: str | None = None
-) -> None:
-    """Write an MLflow model to the folder `path`: weights, serving code, this package, signature, example."""
-    import mlflow
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-    from mlflow.types.schema import AnyType
-
-    from goal import served_model
-
-    width = weights.load(file).spec.embed_dim
-    inputs = Schema(
-        [ColSpec(DataType.string, "text", required=False), ColSpec(AnyType(), "image", required=False)]
-    )
-    outputs = Schema([TensorSpec(np.dtype(np.float32), (-1, width))])
-    with tempfile.TemporaryDirectory() as folder:
-        code = Path(folder) / "goal"
-        shutil.copytree(Path(__file__).parent, code, ignore=shutil.ignore_patterns("assets", "__pycache__"))
-        mlflow.pyfunc.save_model(
-            path,
-            python_model=served_model.__file__,
-            artifacts={"weights": str(file)},
-            code_paths=[str(code)],
-            model_config={"max_megapixels": max_megapixels},
-            signature=ModelSignature(inputs, outputs),
-            input_example=_example(),
-            pip_requirements=[
-                f"{package}=={metadata.version(package).split('+')[0]}" for package in PACKAGES
-            ],
-            mlflow_model=Model(model_id=model_id, model_uuid=model_id, run_id=run_id),
-        )
-
-
-def _example() -> pd.DataFrame:
-    """A row of each kind."""
-    picture = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(picture, "PNG")
-    encoded = base64.b64encode(picture.getvalue()).decode()
-    rows = [("A red ball lies on a blue table. A cat sleeps beside it.", ""), ("", encoded)]
-    return pd.DataFrame(rows, columns=["text", "image"])
-
-
 def _ensure(client: "MlflowClient", registered: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with unless(ALREADY):
         client.create_registered_model(
             registered, description="CLIP fine-tuned on long captions: texts and pictures to embeddings."
         )
+
+
+@contextlib.contextmanager
+def unless(codes: set[str]) -> Iterator[None]:
+    """Let these answers of MLflow pass."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        if error.error_code not in codes:
             raise
 
 
@@ -269,19 +215,52 @@ def _renew(client: "MlflowClient", version: "ModelVersion", tags: Mapping[str, s
 
 def _describe(tags: Mapping[str, str]) -> str:
     """The version's page: what it is and its numbers."""
-    metrics = {
-        key.removeprefix("goal.metric."): value
+    rows = [
+        f"| {key.removeprefix('goal.metric.')} | {value} |"
         for key, value in tags.items()
         if key.startswith("goal.metric.")
-    }
-    lines = [
-        f"`{tags['goal.name']}` on `{tags['goal.data']}`, commit `{tags.get('goal.commit', 'unknown')}`",
-        "",
     ]
-    if metrics:
-        lines += [
-            "| metric | value |",
-            "|---|---|",
-            *(f"| {key} | {value} |" for key, value in metrics.items()),
-        ]
-    return "\n".join(lines)
+    commit = tags.get("goal.commit", provenance.UNKNOWN)
+    head = f"`{tags['goal.name']}` on `{tags['goal.data']}`, commit `{commit}`"
+    return "\n".join([head, "", "| metric | percent |", "|---|---|", *rows] if rows else [head])
+
+
+def by_alias(client: "MlflowClient", registered: str, alias: str) -> "ModelVersion | None":
+    """The version that an alias names."""
+    with unless(GONE):
+        return client.get_model_version_by_alias(registered, alias)
+    return None
+
+
+def by_number(client: "MlflowClient", registered: str, number: int) -> "ModelVersion | None":
+    """The version of a number."""
+    with unless(GONE):
+        return client.get_model_version(registered, str(number))
+    return None
+
+
+def run_status(client: "MlflowClient", version: "ModelVersion") -> str | None:
+    """The state of the run that a version came from."""
+    if not version.run_id:
+        return None
+    with unless(GONE):
+        return client.get_run(version.run_id).info.status
+    return None
+
+
+def fetch(version: "ModelVersion", folder: Path) -> Path:
+    """Download a version's evaluation (details/ and ranks/) below `folder`."""
+    from mlflow.artifacts import download_artifacts
+
+    return Path(
+        download_artifacts(
+            f"{version.source}/{EVALUATION}", dst_path=str(folder), tracking_uri=tracking.uri()
+        )
+    )
+
+
+def registered_model(client: "MlflowClient", name: str) -> "RegisteredModel | None":
+    """A registered model by name."""
+    with unless(GONE):
+        return client.get_registered_model(name)
+    return None

@@ -2,8 +2,11 @@
 
 import base64
 import binascii
+import io
 import os
+import shutil
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,34 @@ import numpy as np
 import pandas as pd
 from mlflow.environment_variables import _MLFLOW_IS_IN_SERVING_ENVIRONMENT
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import AnyType
 from PIL import Image
 
 COLUMNS = ("text", "image")
 # The folder below which a server may read pictures that a request names; without it, requests bring bytes.
 ROOT_VARIABLE = "GOAL_IMAGE_ROOT"
 BATCH = 32
+# What this file and the package's code for it import; MLflow makes a server's environment from these.
+PACKAGES = (
+    "ftfy",
+    "jaxtyping",
+    "mlflow",
+    "numpy",
+    "open_clip_torch",
+    "pandas",
+    "pillow",
+    "pydantic",
+    "pyyaml",
+    "regex",
+    "safetensors",
+    "torch",
+    "torchvision",
+    "tqdm",
+)
 
 
 class GoalEmbedder(PythonModel):
@@ -144,6 +167,41 @@ def _refusal(row: int, reason: str) -> MlflowException:
 
 def _error(reason: str) -> MlflowException:
     return MlflowException(reason, error_code=INVALID_PARAMETER_VALUE)
+
+
+def save(path: Path, file: Path, max_megapixels: float, model_id: str | None, run_id: str | None) -> None:
+    """Write an MLflow model to the new folder `path`: weights `file`, this code, signature and an example.
+
+    max_megapixels: larger pictures are refused. model_id, run_id: of MLflow's record, where it has one.
+    """
+    from goal import weights
+
+    width = weights.load(file).spec.embed_dim
+    inputs = [ColSpec(DataType.string, "text", required=False), ColSpec(AnyType(), "image", required=False)]
+    outputs = [TensorSpec(np.dtype(np.float32), (-1, width))]
+    with tempfile.TemporaryDirectory() as folder:
+        code = Path(folder) / "goal"
+        shutil.copytree(Path(__file__).parent, code, ignore=shutil.ignore_patterns("assets", "__pycache__"))
+        mlflow.pyfunc.save_model(
+            path,
+            python_model=__file__,
+            artifacts={"weights": str(file)},
+            code_paths=[str(code)],
+            model_config={"max_megapixels": max_megapixels},
+            signature=ModelSignature(Schema(inputs), Schema(outputs)),
+            input_example=_example(),
+            pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in PACKAGES],
+            mlflow_model=Model(model_id=model_id, model_uuid=model_id, run_id=run_id),
+        )
+
+
+def _example() -> pd.DataFrame:
+    """A row of each kind."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(picture, "PNG")
+    encoded = base64.b64encode(picture.getvalue()).decode()
+    rows = [("A red ball lies on a blue table. A cat sleeps beside it.", ""), ("", encoded)]
+    return pd.DataFrame(rows, columns=["text", "image"])
 
 
 mlflow.models.set_model(GoalEmbedder())

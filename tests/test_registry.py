@@ -1,0 +1,205 @@
+"""Versions of the registered model: real sqlite store, real weights, loaded back by MLflow."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from goal import embed, layout, provenance, registry, tracking, weights
+from goal.errors import Unavailable, UserError
+from goal.galleries import Picture
+from goal.network import GoalClip
+from tests import registered, tiny
+
+
+@pytest.fixture(scope="module", autouse=True)
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One project for all tests here: each has a registered model of its own name."""
+    with pytest.MonkeyPatch.context() as patch:
+        registered.make(tmp_path_factory.mktemp("project"), patch)
+        registered.train(1)
+        yield Path.cwd()
+
+
+def client() -> MlflowClient:
+    return MlflowClient(tracking.uri(), tracking.uri())
+
+
+def versions(name: str) -> list[ModelVersion]:
+    return sorted(client().search_model_versions(f"name = '{name}'"), key=lambda one: int(one.version))
+
+
+def load(name: str) -> mlflow.pyfunc.PyFuncModel:
+    mlflow.set_tracking_uri(tracking.uri())
+    mlflow.set_registry_uri(tracking.uri())
+    return mlflow.pyfunc.load_model(f"models:/{name}@challenger")
+
+
+def test_a_version_says_what_it_is_and_where_it_comes_from() -> None:
+    registry.run(registered.params("lineage"))
+    (version,) = versions("lineage")
+    file = Path("models/stage2/model.safetensors")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert version.tags["goal.model"] == weights.digest(file) == provenance.sha256(file)
+    assert version.tags["goal.commit"] == head
+    assert version.tags["goal.uncommitted"] == "none"
+    assert version.tags["goal.data"] == "tiny"
+    assert version.tags["goal.preset"] == "custom"
+    assert json.loads(version.tags["goal.outs"]) == {"models/stage2": provenance.md5(file.parent)}
+    assert len(version.tags["goal.lock"]) == 64
+    details = json.loads(Path("metrics/stage2/details/test.json").read_text())
+    assert version.tags["goal.benchmark.test"] == details["protocol"]["split"]
+    headline = json.loads(Path("metrics/stage2/test.json").read_text())["text_to_image_r1"]
+    assert float(version.tags["goal.metric.test/text_to_image_r1"]) == pytest.approx(headline, abs=1e-3)
+    assert client().get_model_version_by_alias("lineage", "challenger").version == version.version
+    run = client().get_run(version.run_id)
+    assert run.data.tags["goal.model"] == version.tags["goal.model"]
+    assert "text_to_image_r1" in version.description
+    assert json.loads(Path("metrics/registered.json").read_text()) == {
+        "name": "lineage",
+        "model": "stage2",
+        "digest": version.tags["goal.model"],
+        "registered": True,
+        "metrics": registry.headline("stage2"),
+    }
+
+
+def test_the_loaded_version_embeds_as_the_project_does() -> None:
+    registry.run(registered.params("equal"))
+    captions, picture = list(tiny.CAPTIONS), "data/tiny/images/0.png"
+    found = embed.embed(
+        Path("models/stage2/model.safetensors"), [Picture(picture)], captions, embed.Settings("cpu", 4, 200.0)
+    )
+    ours = torch.cat([found.of_texts(captions), found.of_pictures([Picture(picture)])])
+    rows = [*({"text": one} for one in captions), {"image": str(Path(picture).resolve())}]
+    theirs = load("equal").predict(pd.DataFrame(rows))
+    assert theirs.shape == (7, tiny.SPEC.embed_dim)
+    torch.testing.assert_close(
+        torch.from_numpy(theirs), torch.nn.functional.normalize(ours, dim=-1), atol=1e-5, rtol=0
+    )
+
+
+def test_the_version_needs_no_pickle_no_network_and_no_project(tmp_path: Path) -> None:
+    """Loaded elsewhere, by a process in which unpickling and connecting are errors."""
+    registry.run(registered.params("alone"))
+    program = """
+        import sys
+
+        import mlflow
+        import pandas as pd
+
+        def refuse(event, arguments):
+            if event == "pickle.find_class" or event == "socket.connect":
+                raise RuntimeError(f"{event} {arguments}")
+
+        sys.addaudithook(refuse)
+        model = mlflow.pyfunc.load_model("models:/alone@challenger")
+        print(model.predict(pd.DataFrame({"text": ["A red ball."]})).shape)
+        import goal
+        print(goal.__file__)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=tmp_path,
+        env=os.environ | {"MLFLOW_TRACKING_URI": tracking.uri(), "MLFLOW_DISABLE_TELEMETRY": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    shape, code = done.stdout.splitlines()[-2:]
+    assert shape == f"(1, {tiny.SPEC.embed_dim})"
+    assert Path(code).is_relative_to(layout.home() / "mlartifacts")
+
+
+def test_a_version_s_files_are_weights_code_and_evaluation() -> None:
+    registry.run(registered.params("files"))
+    (version,) = versions("files")
+    folder = Path(mlflow.artifacts.download_artifacts(version.source, tracking_uri=tracking.uri()))
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {"artifacts/model.safetensors", "served_model.py", "code/goal/clip.py"} <= files
+    assert {"evaluation/details/test.json", "evaluation/ranks/test.parquet"} <= files
+    assert {Path(name).suffix for name in files} <= {
+        "", ".py", ".safetensors", ".json", ".yaml", ".txt", ".parquet", ".csv",
+    }  # fmt: skip
+    assert provenance.sha256(folder / "artifacts/model.safetensors") == version.tags["goal.model"]
+    requirements = (folder / "requirements.txt").read_text()
+    assert "torch==" in requirements
+    assert "+" not in requirements
+    model = mlflow.models.get_model_info(str(folder))
+    assert model.signature.inputs.input_names() == ["text", "image"]
+    assert model.signature.outputs.to_dict()[0]["tensor-spec"]["shape"] == (-1, tiny.SPEC.embed_dim)
+
+
+def test_the_same_weights_are_one_version_and_others_another(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    values = registered.params("again")
+    registry.run(values)
+    registry.run(values)
+    assert "these weights are version 1 of again already" in caplog.text
+    assert len(versions("again")) == 1
+    registered.train(2)
+    registry.run(values)
+    assert [version.version for version in versions("again")] == ["1", "2"]
+    assert client().get_model_version_by_alias("again", "challenger").version == "2"
+    registered.train(1)
+    registry.run(values)
+    assert len(versions("again")) == 2
+    assert client().get_model_version_by_alias("again", "challenger").version == "1"
+
+
+def test_new_measurements_of_the_same_weights_renew_their_version() -> None:
+    values = registered.params("renewed")
+    registry.run(values)
+    before = versions("renewed")[0].tags["goal.benchmark.test"]
+    shutil.copy("data/tiny/images/1.png", "data/tiny/images/0.png")
+    registered.measure()
+    registry.run(values)
+    (version,) = versions("renewed")
+    assert version.tags["goal.benchmark.test"] != before
+    folder = registry.fetch(version, Path("fetched"))
+    assert version.tags["goal.benchmark.test"] in (folder / "details/test.json").read_text()
+
+
+def test_weights_that_no_run_made_are_registered_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(99)
+    weights.save(GoalClip(tiny.SPEC), layout.model_dir("global"))
+    registry.run(registered.params("stray", model="global"))
+    (version,) = versions("stray")
+    assert "cannot be promoted" in caplog.text
+    assert not version.run_id
+    assert not {"goal.commit", "goal.lock"} & set(version.tags)
+
+
+def test_with_tracking_off_there_is_no_version_and_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    registry.run(registered.params("off", enabled=False))
+    assert "no version is made" in caplog.text
+    assert versions("off") == []
+    assert json.loads(Path("metrics/registered.json").read_text())["registered"] is False
+
+
+def test_a_missing_model_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"models/global\+local/model.safetensors: not found; `dvc repro`"):
+        registry.run(registered.params("missing", model="global+local"))
+
+
+def test_a_registry_that_is_down_is_one_line_and_may_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hidden@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(Unavailable, match=r"^http://127.0.0.1:9: ") as error:
+        registry.run(registered.params("down"))
+    assert "\n" not in str(error.value)
+    assert "hidden" not in str(error.value)
