@@ -74,9 +74,8 @@ class View:
 
     def _project(self, box: Iterable[SupportsFloat]) -> BoxTuple:
         x1, y1, x2, y2 = check(box)
+        _inside((x1, y1, x2, y2), self.image_size)
         width, height = self.image_size
-        if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-            raise ValueError(f"box {(x1, y1, x2, y2)} lies outside the picture of {width} x {height} pixels")
         (wide, high), (left, top) = self.resized, self.offset
         # Multiplied before divided: an edge that falls on a patch border stays exactly on it.
         return (
@@ -102,9 +101,31 @@ def check(box: Iterable[SupportsFloat]) -> BoxTuple:
     return x1, y1, x2, y2
 
 
+def _inside(box: BoxTuple, image_size: tuple[int, int]) -> None:
+    width, height = image_size
+    if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
+        raise ValueError(f"box {box} lies outside the picture of {width} x {height} pixels")
+
+
 def area(box: BoxTuple) -> float:
     """Area of a box in square pixels of its frame."""
     return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def pixels(box: Iterable[SupportsFloat], image_size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The whole pixels that an image-frame box touches, for PIL's crop: the box rounded outwards and clipped.
+
+    image_size: (width, height). Raises ValueError as `check`, and for a box outside the picture.
+    """
+    x1, y1, x2, y2 = check(box)
+    _inside((x1, y1, x2, y2), image_size)
+    width, height = image_size
+    return (
+        max(math.floor(x1), 0),
+        max(math.floor(y1), 0),
+        min(math.ceil(x2), width),
+        min(math.ceil(y2), height),
+    )
 
 
 def patch_mask(box_in_view: Iterable[SupportsFloat], view_size: int, patch_size: int) -> Bool[Tensor, " N"]:

@@ -10,7 +10,7 @@ import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -111,8 +111,10 @@ class _Worker:
         self.rows = 0  # done of its task
 
     def give(self, number: int, task: Any) -> None:
+        """Hand it a task; one that it dies over, even before it took it, is told by the connection's end."""
         self.number, self.rows = number, 0
-        self.connection.send(task)
+        with suppress(BrokenPipeError):
+            self.connection.send(task)
 
     def end(self) -> int:
         """Kill it, if it lives; returns its exit code."""
@@ -167,7 +169,10 @@ def _in_processes(
                     waiting.appendleft(lost)
                     deaths[lost] += 1
                     if deaths[lost] == DEATHS:
-                        raise UserError(f"{tasks[lost]}: its worker was killed {DEATHS} times")
+                        raise UserError(
+                            f"{tasks[lost]}: its worker was killed {DEATHS} times; if for want of memory,"
+                            " lower workers or shard_size"
+                        )
     finally:
         for worker in crew.values():
             worker.end()

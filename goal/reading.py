@@ -4,10 +4,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
+from PIL import Image
+
 from goal.datasets.manifest import Row
-from goal.images import ImageError
+from goal.images import ImageError, open_image
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,6 +25,18 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: in
             result = coming.popleft().result()
             coming.extend(pool.submit(function, item) for item in islice(remaining, 1))
             yield result
+
+
+def picture(row: Row, root: Path, max_megapixels: float) -> Image.Image | ImageError:
+    """The picture of a row, RGB in the image frame, or why there is none; `root` is the project's folder."""
+    try:
+        image = open_image(root / row.image, max_megapixels)
+    except ImageError as error:
+        return error
+    if image.size != (row.width, row.height):
+        width, height = image.size
+        return ImageError(row.image, f"not of the manifest's size ({width} x {height} pixels)")
+    return image
 
 
 def together(rows: Iterable[Row], most: int, megapixels: float) -> Iterator[list[Row]]:

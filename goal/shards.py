@@ -41,6 +41,9 @@ class Task:
     stop: int
     path: str
 
+    def __str__(self) -> str:
+        return f"{Path(self.path).name}, rows {self.start} to {self.stop - 1}"
+
 
 def run(work: Work, rows: int, shard_size: int, folder: Path, workers: int, label: str) -> list[Path]:
     """Make the shards of `rows` rows in `folder`, those that are missing, and return the files of all.
@@ -53,7 +56,7 @@ def run(work: Work, rows: int, shard_size: int, folder: Path, workers: int, labe
     except OSError as error:
         raise files.unwritable(folder, error) from error
     starts = range(0, rows, shard_size)
-    paths = [folder / f"shard-{number:05d}.parquet" for number in range(len(starts))]
+    paths = [folder / name(number) for number in range(len(starts))]
     tasks, done = [], 0
     for start, path in zip(starts, paths, strict=True):
         stop = min(start + shard_size, rows)
@@ -81,6 +84,11 @@ def write(table: pa.Table, path: Path) -> None:
     """Write Parquet atomically, the same bytes for a table; raises UserError where the disk refuses."""
     with files.atomic(path) as draft:
         pq.write_table(table, draft, row_group_size=ROW_GROUP, compression="zstd")
+
+
+def name(number: int) -> str:
+    """The file name of a shard."""
+    return f"shard-{number:05d}.parquet"
 
 
 def with_notes(table: pa.Table, notes: dict) -> pa.Table:

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from PIL import Image, ImageDraw
 
-from goal.boxes import View, area, check, iou, nms, patch_mask, patch_masks
+from goal.boxes import View, area, check, iou, nms, patch_mask, patch_masks, pixels
 
 SHAPES = [(640, 427), (427, 640), (500, 500), (333, 500), (1024, 300), (257, 769), (160, 225)]
 VIEWS = [(224, 14), (224, 16), (224, 32), (64, 8), (336, 14)]
@@ -224,6 +224,8 @@ def test_impossible_boxes_are_refused(box, message):
         view.box_to_view(box)
     with pytest.raises(ValueError, match=message):
         view.visible(box)
+    with pytest.raises(ValueError, match=message):
+        pixels(box, (100, 200))
 
 
 @pytest.mark.parametrize(
@@ -253,6 +255,14 @@ def test_views_that_cannot_be_are_refused():
 def test_one_pixel_pictures_have_a_view():
     view = View((1, 1), 64, "center_crop")
     assert view.box_to_view((0, 0, 1, 1)) == (0, 0, 64, 64)
+
+
+def test_a_crop_takes_every_pixel_that_the_box_touches():
+    assert pixels((2.0, 3.0, 7.0, 8.0), (10, 10)) == (2, 3, 7, 8)
+    assert pixels((2.9, 3.1, 7.1, 8.9), (10, 10)) == (2, 3, 8, 9)
+    assert pixels((-4, 3, 70, 8), (10, 10)) == (0, 3, 10, 8)
+    with pytest.raises(ValueError, match="outside the picture"):
+        pixels((10, 0, 12, 4), (10, 10))
 
 
 def test_many_masks_equal_one_by_one():

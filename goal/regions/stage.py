@@ -14,20 +14,12 @@ from goal import config, engines, files, layout, reading, shards
 from goal.config import Params
 from goal.datasets import slices
 from goal.datasets.manifest import Row
-from goal.images import ImageError, open_image
+from goal.images import ImageError
+from goal.mined import REGIONS
 from goal.regions import Proposer, Region, build
 
 log = logging.getLogger(__name__)
 
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("source", pa.string()),
-        *((side, pa.float32()) for side in ("x1", "y1", "x2", "y2")),
-        ("area_ratio", pa.float32()),
-        ("score", pa.float32()),
-    ]
-)
 # Handed to the sources at once, which batch among them as they like.
 PICTURES = 8
 MEGAPIXELS = 50
@@ -92,13 +84,11 @@ class Propose:
                 lines += [_line(name, region) for region in regions]
             engines.advance(len(group))
         notes = {"pictures": len(rows), "without_region": without, "unreadable": unreadable}
-        return shards.with_notes(pa.Table.from_pylist(lines, SCHEMA), notes)
+        return shards.with_notes(pa.Table.from_pylist(lines, REGIONS), notes)
 
     def _read(self, row: Row) -> np.ndarray | ImageError:
-        try:
-            return np.asarray(open_image(Path(self.root) / row.image, self.max_megapixels))
-        except ImageError as error:
-            return error
+        image = reading.picture(row, Path(self.root), self.max_megapixels)
+        return image if isinstance(image, ImageError) else np.asarray(image)
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,79 @@
+"""The `pairs` stage: every sentence with the region it describes (LISM, second half), counted and drawn."""
+
+import json
+import logging
+from pathlib import Path
+
+from goal import clip, contact_sheet, files, layout, mining_summary, shards, weights
+from goal.config import Params
+from goal.datasets import slices
+from goal.errors import UserError
+from goal.matching import Match
+
+log = logging.getLogger(__name__)
+
+BASE = "base"
+# The split that the contact sheet draws from.
+SHOWN = "train"
+
+
+def run(params: Params) -> None:
+    """Write pairs/<split>/ for every split of `regions.splits`, and pairs/contact-sheet.png.
+
+    A shard holds one row a sentence, usable or not (goal.mined.PAIRS). Regions are read, never made anew.
+    Started again after a kill it goes on with the shards that are missing. Raises UserError where an input is
+    missing or does not fit, or the disk refuses.
+    """
+    matcher = _weights(params)
+    size, workers = params.pairs.shard_size, params.pairs.workers
+    for split in params.regions.splits:
+        manifest, regions = layout.manifest(params.data.name, split), layout.regions_dir(split)
+        work = Match(
+            manifest=str(manifest.resolve()),
+            regions=str(regions.resolve()),
+            region_shard=_region_shard(regions, manifest),
+            matcher=str(matcher.resolve()),
+            params=params.pairs.model_dump_json(),
+            max_megapixels=params.data.max_megapixels,
+            root=str(Path.cwd()),
+        )
+        mined = [files.digest(path) for path in sorted(regions.glob("shard-*.parquet"))]
+        inputs = (
+            slices.content(manifest),
+            *mined,
+            files.digest(matcher),
+            work.params,
+            str(work.max_megapixels),
+        )
+        folder = shards.working_folder("pairs", split, *inputs)
+        paths = shards.run(work, slices.count(manifest), size, folder, workers, f"pairs {split}")
+        summary = mining_summary.of(paths, params.data.name)
+        shards.publish(paths, summary, layout.pairs_dir(split))
+        shards.forget_others(folder)
+        log.info("%s: %s", layout.pairs_dir(split), mining_summary.line(summary))
+        if split == SHOWN:
+            sheet = layout.pairs_dir(split).parent / "contact-sheet.png"
+            contact_sheet.write(paths, size, manifest, params.pairs.contact_sheet, work.max_megapixels, sheet)
+
+
+def _weights(params: Params) -> Path:
+    """The matcher's weights as a file that any process can read."""
+    name = params.pairs.matcher
+    if name == BASE:
+        return weights.file_of(layout.model_dir("zero-shot"))
+    # Downloaded or converted once, here, so that the workers need no network.
+    folder = layout.work_dir("matcher") / name.replace("/", "_")
+    folder.mkdir(parents=True, exist_ok=True)
+    return weights.save(clip.load(name, None), folder)
+
+
+def _region_shard(regions: Path, manifest: Path) -> int:
+    """Pictures a shard of regions; raises UserError where they were not made for this manifest."""
+    path = regions / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read; `dvc repro regions` writes it") from error
+    if summary["manifest"] != files.digest(manifest):
+        raise UserError(f"{regions}: made for another {manifest}; `dvc repro regions` makes it anew")
+    return summary["shard_size"]
