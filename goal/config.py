@@ -31,7 +31,9 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 
 REGION_SOURCES = Literal["fixed", "felzenszwalb", "sam", "detector"]
-DATA_SOURCES = Literal["scenes", "folder", "docci", "dci", "sharegpt4v", "urban1k", "coco", "flickr30k"]
+DATA_SOURCES = Literal[
+    *("scenes", "folder", "docci", "dci", "sharegpt4v", "urban1k", "coco", "flickr30k", "goal_lists"),
+]
 
 
 class Section(BaseModel):
@@ -70,6 +72,7 @@ class Folder(Section):
 class Download(Section):
     root: str
     accept_terms: bool
+    gallery: CountOrZero
 
 
 class Data(Section):
@@ -229,6 +232,7 @@ class Evaluate(Section):
 class Report(Section):
     gallery: CountOrZero
     examples: CountOrZero
+    grounding: CountOrZero
 
 
 class Register(Section):

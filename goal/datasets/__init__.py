@@ -48,10 +48,59 @@ def _folder() -> Source:
     return folder.collect
 
 
+def _docci() -> Source:
+    from goal.datasets import docci
+
+    return docci.collect
+
+
+def _dci() -> Source:
+    from goal.datasets import dci
+
+    return dci.collect
+
+
+def _sharegpt4v() -> Source:
+    from goal.datasets import sharegpt4v
+
+    return sharegpt4v.collect
+
+
+def _urban1k() -> Source:
+    from goal.datasets import urban1k
+
+    return urban1k.collect
+
+
+def _coco() -> Source:
+    from goal.datasets import coco
+
+    return coco.collect
+
+
+def _flickr30k() -> Source:
+    from goal.datasets import flickr30k
+
+    return flickr30k.collect
+
+
+def _goal_lists() -> Source:
+    from goal.datasets import goal_lists
+
+    return goal_lists.collect
+
+
 # Imported only when asked for: sources differ in what they need installed.
 SOURCES: dict[str, Callable[[], Source]] = {
     "scenes": _scenes,
     "folder": _folder,
+    "docci": _docci,
+    "dci": _dci,
+    "sharegpt4v": _sharegpt4v,
+    "urban1k": _urban1k,
+    "coco": _coco,
+    "flickr30k": _flickr30k,
+    "goal_lists": _goal_lists,
 }
 
 

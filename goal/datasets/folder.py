@@ -31,7 +31,7 @@ def collect(params: "Params", folder: Path) -> Collected:
     for line in tqdm(captions_file.read(file), file.name, unit=" rows"):
         gathering.add(line)
     _check_fields(file, gathering)
-    rows = _probe(file.parent, gathering, params.data.max_megapixels)
+    rows = probe(file.parent, gathering, params.data.max_megapixels, "folder")
     splits: dict[str, list[Row]] = {split: [] for split in manifest.SPLITS}
     for row, split in rows:
         splits[split or share(row.id, params.seed, settings)].append(row)
@@ -48,8 +48,8 @@ def share(name: str, seed: int, settings: "Folder") -> str:
     return "val" if drawn < settings.test_share + settings.val_share else "train"
 
 
-def _probe(folder: Path, gathering: Gathering, max_megapixels: float) -> list[tuple[Row, str]]:
-    """The pictures that have captions and decode, each with its split."""
+def probe(folder: Path, gathering: Gathering, max_megapixels: float, source: str) -> list[tuple[Row, str]]:
+    """The pictures below `folder` that have captions and decode, each with its split; others are rejected."""
     named = {path: one for path, one in gathering.pictures.items() if one.captions}
     files = [(folder / path).as_posix() for path in named]
     rows = []
@@ -59,7 +59,7 @@ def _probe(folder: Path, gathering: Gathering, max_megapixels: float) -> list[tu
         if isinstance(size, ImageError):
             gathering.reject(picture.row, picture.id, path, size)
         else:
-            rows.append((Row(picture.id, file, *size, tuple(picture.captions), "folder"), picture.split))
+            rows.append((Row(picture.id, file, *size, tuple(picture.captions), source), picture.split))
     return rows
 
 

@@ -1,0 +1,70 @@
+"""Published sets in miniature: pictures, archives, and the data stage over them."""
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from goal import datasets, layout
+from goal.datasets import manifest
+from tests.datasets.conftest import Build
+
+
+def jpeg(number: int) -> bytes:
+    """A picture of its own, number + 8 pixels wide."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((6, number + 8, 3), number % 28 * 9, dtype=np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def tar(members: dict[str, bytes], mode: str = "w:gz") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def packed(members: dict[str, bytes]) -> bytes:
+    """A zip archive."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def put(folder: Path, members: dict[str, bytes]) -> None:
+    for name, content in members.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def run(
+    build: Build, source: str, root: Path | str = "", accept: bool = True, gallery: int = 0, **data: Any
+) -> dict[str, list[manifest.Row]]:
+    """The data stage; the rows of each split, whose pictures must be there and of the stated size."""
+    download = {"root": str(root), "accept_terms": accept, "gallery": gallery}
+    datasets.run(build(name=f"my-{source}", source=source, download=download, **data))
+    splits = {split: manifest.read(layout.manifest(f"my-{source}", split)) for split in manifest.SPLITS}
+    for rows in splits.values():
+        for row in rows:
+            with Image.open(row.image) as image:
+                assert image.size == (row.width, row.height)
+            assert row.source == source
+    return splits
+
+
+def ids(splits: dict[str, list[manifest.Row]]) -> dict[str, list[str]]:
+    return {split: [row.id for row in rows] for split, rows in splits.items() if rows}
+
+
+def rejected(source: str) -> list[dict[str, str]]:
+    path = layout.data_dir(f"my-{source}") / "rejected.parquet"
+    return manifest.read_table(path, manifest.REJECTED).to_pylist()

@@ -1,0 +1,79 @@
+"""DCI in miniature: its galleries, and its pictures, which come by hand."""
+
+import json
+
+import pytest
+
+from goal.datasets import dci
+from goal.datasets.download import Remote
+from goal.errors import UserError
+from tests.datasets.conftest import Build
+from tests.datasets.miniature import ids, jpeg, put, run, tar
+from tests.datasets.server import Served, serve
+
+FOLDER = "densely_captioned_images"
+
+
+@pytest.fixture
+def files(monkeypatch) -> dict[str, bytes]:
+    """Six annotated pictures; GOAL tests with 0 and 1, trains with 2 and 3."""
+    monkeypatch.setattr(dci, "COUNT", 6)
+    monkeypatch.setattr(dci, "GALLERIES", (2, 4, 3, 6))
+    monkeypatch.setattr(dci, "ARCHIVE", Remote("http://127.0.0.1:9/dci.tar.gz"))
+    annotations = {
+        f"{FOLDER}/annotations/{n}-data.json": json.dumps(
+            {"image": f"sa_{n}.jpg", "short_caption": f"Short {n}. ", "extra_caption": f" More of {n}.\n"}
+        ).encode()
+        for n in range(6)
+    }
+    test = [{"filename": f"chage/path/to/your/directory/sa_{n}.jpg", "caption": "x"} for n in (0, 1)]
+    train = [
+        {"filename": f"x/sa_{n}.jpg_results/sa_{n}_max_37.png", "caption": "a roof", "similarity_score": 28.7}
+        for n in (2, 3)
+    ]
+    return {
+        "dci.tar.gz": tar(annotations | {f"{FOLDER}/splits.json": b"{}"}),
+        "sa_000138.tar": tar({f"./sa_{n}.jpg": jpeg(n) for n in range(6)} | {"./sa_0.json": b"{}"}, "w"),
+        "DCI_test.json": json.dumps(test).encode(),
+        "DCI_segment_only_sim_max_del_org.json": json.dumps(train).encode(),
+        "gallery-7602.txt": b"sa_0.jpg\nsa_4.jpg\nsa_5.jpg\n",
+    }
+
+
+def test_every_gallery_of_the_literature(build: Build, files, tmp_path) -> None:
+    put(tmp_path, files)
+    goal = run(build, "dci", tmp_path)
+    assert ids(goal) == {"train": ["sa_2", "sa_3"], "val": ["sa_4", "sa_5"], "test": ["sa_0", "sa_1"]}
+    assert goal["test"][0].captions == ("Short 0. More of 0.",)
+    assert ids(run(build, "dci", tmp_path, gallery=4)) == {"test": ["sa_0", "sa_1", "sa_2", "sa_3"]}
+    assert ids(run(build, "dci", tmp_path, gallery=6)) == {"test": [f"sa_{n}" for n in range(6)]}
+    named = run(build, "dci", tmp_path, gallery=3)
+    assert ids(named) == {"train": ["sa_1", "sa_2", "sa_3"], "test": ["sa_0", "sa_4", "sa_5"]}
+    (tmp_path / "DCI_segment_only_sim_max_del_org.json").unlink()
+    assert ids(run(build, "dci", tmp_path))["train"] == ["sa_2", "sa_3", "sa_4", "sa_5"]
+
+
+def test_captions_are_fetched_where_photos_lie_ready(build: Build, files, tmp_path, monkeypatch) -> None:
+    put(tmp_path, {"DCI_test.json": files["DCI_test.json"]})
+    put(tmp_path / "photos", {f"sa_{n}.jpg": jpeg(n) for n in range(6)})
+    with serve({"dci.tar.gz": Served(files["dci.tar.gz"])}) as address:
+        monkeypatch.setattr(dci, "ARCHIVE", Remote(f"{address}/dci.tar.gz"))
+        assert ids(run(build, "dci", tmp_path))["test"] == ["sa_0", "sa_1"]
+
+
+def test_what_is_to_be_done_by_hand_is_said(build: Build, files, tmp_path) -> None:
+    put(tmp_path, {name: files[name] for name in ("dci.tar.gz", "DCI_test.json")})
+    with pytest.raises(UserError, match=r"no pictures of DCI: accept the SA-1B licence .* sa_000138\.tar"):
+        run(build, "dci", tmp_path)
+    (tmp_path / "DCI_test.json").unlink()
+    with pytest.raises(UserError, match=r"DCI_test\.json: not found"):
+        run(build, "dci", tmp_path)
+
+
+def test_counts_are_checked(build: Build, files, tmp_path, monkeypatch) -> None:
+    put(tmp_path, files | {"gallery-7602.txt": b"sa_0.jpg\nsa_99.jpg\n"})
+    with pytest.raises(UserError, match=r"1 pictures of the gallery of 3, expected 3"):
+        run(build, "dci", tmp_path, gallery=3)
+    monkeypatch.setattr(dci, "COUNT", 7)
+    with pytest.raises(UserError, match=r"6 annotated pictures, expected 7"):
+        run(build, "dci", tmp_path)
