@@ -137,21 +137,14 @@ def loss_curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     return figure
 
 
-def histogram(edges: Sequence[float], counts: Mapping[str, Sequence[int]], label: str) -> Figure:
-    """Counts between `edges`, one set of bars upon the other."""
+def histogram(edges: Sequence[float], counts: Sequence[int], label: str) -> Figure:
+    """Counts of sentences between `edges`."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 2.6))
+        figure = Figure(figsize=(7.5, 2.4))
         ax = figure.subplots()
         widths = [end - start for start, end in zip(edges, edges[1:], strict=False)]
-        bottom = [0] * len(widths)
-        for colour, (name, values) in zip(
-            (OTHER_COLOUR, "#999999", *LINE_COLOURS), counts.items(), strict=False
-        ):
-            ax.bar(edges[:-1], values, widths, bottom, align="edge", color=colour, label=name)
-            bottom = [below + value for below, value in zip(bottom, values, strict=True)]
+        ax.bar(edges[:-1], counts, widths, align="edge", color=OTHER_COLOUR, linewidth=0)
         ax.set(xlabel=label, ylabel="sentences")
-        if len(counts) > 1:
-            ax.legend()
         figure.tight_layout()
     return figure
 

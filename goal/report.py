@@ -2,18 +2,31 @@
 
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from goal import layout, plots, report_page, results, table, tensorfiles
-from goal.report_page import Chart
+from goal import (
+    compare,
+    layout,
+    plots,
+    report_examples,
+    report_facts,
+    report_page,
+    results,
+    table,
+    tensorfiles,
+)
+from goal.report_page import Chart, Content
 from goal.results import Results
 
 if TYPE_CHECKING:
     from goal.config import Params
 
 log = logging.getLogger(__name__)
+
+# The model that the page is about, the fair baseline whose queries it wins and loses, and the start of both.
+OURS, BASELINE, BEFORE = "stage2", "global", "zero-shot"
 
 
 def run(params: "Params") -> None:
@@ -26,15 +39,44 @@ def run(params: "Params") -> None:
     tensorfiles.write_text(folder / "table.md", table.markdown(found))
     tensorfiles.write_text(folder / "table.csv", table.as_csv(found))
     tensorfiles.write_text(folder / "recall.csv", table.recall_csv(found))
-    charts = [*_benchmarks(found, params), *_lengths(found, params), *_training(found)]
+    mined = report_facts.mining()
+    charts = [*_benchmarks(found), *_lengths(found), *_training(found), *_similarities(mined)]
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     for chart in charts:
         plots.png(chart.figure, folder / "pictures" / f"{chart.name}.png")
-    tensorfiles.write_text(folder / "index.html", report_page.render(params.data.name, found, charts))
+    page = report_page.render(params.data.name, found, charts, _content(params, found, mined))
+    tensorfiles.write_text(folder / "index.html", page)
     log.info("open %s", folder / "index.html")
 
 
-def _benchmarks(found: Results, params: "Params") -> Iterator[Chart]:
+def _content(params: "Params", found: Results, mined: dict[str, dict[str, Any]]) -> Content:
+    name, most, section = params.data.name, params.data.max_megapixels, params.report
+    others = [model for model in found.models if model != OURS]
+    ours = OURS in found.models
+    return Content(
+        comparisons=[(OURS, other, _differences(params, other)) for other in others] if ours else [],
+        data=report_facts.data(name),
+        mining=mined,
+        pairs=report_examples.pairs(name, "train", section.gallery, most),
+        duel=report_examples.duel(name, OURS, BASELINE, section.examples, most)
+        if {OURS, BASELINE} <= set(found.models) and "test" in found.benchmarks
+        else None,
+        before=BEFORE,
+        after=OURS,
+        grounded=list(report_examples.grounded(name, BEFORE, OURS, section.grounding, most))
+        if {OURS, BEFORE} <= set(found.models)
+        else [],
+        origin=report_facts.origin(found),
+    )
+
+
+def _differences(params: "Params", other: str) -> list[compare.Line]:
+    """Ours less the other, headline metrics only."""
+    lines = compare.compare(OURS, other, params.evaluate.ks, params.evaluate.bootstrap, params.seed)
+    return [line for line in lines if line.metric.endswith(f"_{results.HEADLINE[line.benchmark]}")]
+
+
+def _benchmarks(found: Results) -> Iterator[Chart]:
     for benchmark, measured in found.benchmarks.items():
         metric = results.HEADLINE[benchmark]
         figure = plots.recall_bars(measured, metric, table.METRICS[metric])
@@ -44,7 +86,7 @@ def _benchmarks(found: Results, params: "Params") -> Iterator[Chart]:
             yield Chart("benchmarks", "twins-by-attribute", "twins: by what differs; chance is 50 %.", figure)
 
 
-def _lengths(found: Results, params: "Params") -> Iterator[Chart]:
+def _lengths(found: Results) -> Iterator[Chart]:
     for benchmark, measured in found.benchmarks.items():
         if results.HEADLINE[benchmark] != "r1":
             continue
@@ -62,3 +104,13 @@ def _training(found: Results) -> Iterator[Chart]:
         yield Chart(
             "training", "loss", "Terms of the loss, means of the last steps.", plots.loss_curves(trained)
         )
+
+
+def _similarities(mined: dict[str, dict[str, Any]]) -> Iterator[Chart]:
+    for split, summaries in mined.items():
+        found = summaries["pairs"]["similarity"]
+        filled = [place for place, count in enumerate(found["counts"]) if count]
+        if filled:
+            first, last = filled[0], filled[-1] + 1
+            figure = plots.histogram(found["edges"][first : last + 1], found["counts"][first:last], "cosine")
+            yield Chart("mining", f"similarity-{split}", f"{split}: cosine of sentence and region.", figure)

@@ -4,15 +4,27 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from goal import plots, table
+from goal.compare import Line
+from goal.report_examples import Duel
 from goal.results import Results
 
-SECTIONS = {"benchmarks": "Benchmarks", "lengths": "Recall by length", "training": "Training"}
+SECTIONS = {
+    "benchmarks": "Benchmarks",
+    "lengths": "Recall by length",
+    "training": "Training",
+    "mining": "Data and mining",
+    "pairs": "Mined pairs",
+    "queries": "Won and lost",
+    "grounding": "Grounding",
+    "origin": "Provenance",
+}
 
 
 @dataclass(frozen=True)
@@ -25,22 +37,44 @@ class Chart:
     figure: Figure
 
 
-def render(data_set: str, results: Results, charts: Sequence[Chart]) -> str:
+@dataclass(frozen=True)
+class Content:
+    """What the page shows beside the figures; empty parts are left out."""
+
+    comparisons: list[tuple[str, str, list[Line]]]
+    data: dict[str, Any]
+    mining: dict[str, dict[str, Any]]
+    pairs: list[dict[str, Any]]
+    duel: Duel | None
+    before: str
+    after: str
+    grounded: list[dict[str, Any]]
+    origin: dict[str, Any]
+
+
+def render(data_set: str, results: Results, charts: Sequence[Chart], content: Content) -> str:
     """The page; every text from data, file names and captions is escaped."""
     figures: dict[str, list[dict[str, str]]] = defaultdict(list)
     for chart in charts:
         figures[chart.section].append({"svg": Markup(plots.svg(chart.figure)), "caption": chart.caption})
+    present = {"benchmarks", "origin", *figures}
+    present |= {"mining"} if content.data or content.mining else set()
+    present |= {"pairs"} if content.pairs else set()
+    present |= {"queries"} if content.duel else set()
+    present |= {"grounding"} if content.grounded else set()
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = resources.files("goal").joinpath("assets/report.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         data_set=data_set,
-        sections=[(name, title) for name, title in SECTIONS.items() if name in figures],
+        sections={name: title for name, title in SECTIONS.items() if name in present},
         titles=[title for *_, title in table.columns(results)],
         rows=_rows(results),
         notes=table.notes(results),
+        others=table.peers(results)[1],
         figures={name: figures[name] for name in SECTIONS},
+        content=content,
     )
 
 

@@ -62,10 +62,13 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch, models: tuple[str, ...] = 
     return root
 
 
-def params(**evaluate: object) -> Params:
+def params() -> Params:
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["data"]["name"] = "tiny"
-    values["evaluate"] = {"ks": [1, 2, 10], "batch_size": 4, "chunk": 3, "bootstrap": 50} | evaluate
+    values["evaluate"] = {"ks": [1, 2, 10], "batch_size": 4, "chunk": 3, "bootstrap": 50}
+    values["regions"] |= {"sources": ["fixed"], "workers": 1}
+    values["pairs"]["workers"] = 1
+    values["report"] = {"gallery": 3, "examples": 2, "grounding": 2}
     return config.parse(values, "test")
 
 

@@ -1,0 +1,191 @@
+"""Metrics and encoding at scale: time, memory, and ratios against the plain way, measured in one run.
+
+    python -m benchmarks.evaluate              # all parts, as a Markdown table
+    python -m benchmarks.evaluate joint text   # some of: joint recall text step
+
+| part | measures |
+|---|---|
+| joint | mAP@10 both ways of 2,000 pictures and 2,000 crops, against the release's manner; equal to 1e-9 |
+| recall | recall@{1,5,10,50} both ways of 100,000 pictures and texts: time, peak memory of the process |
+| text | texts/s in sorted trimmed batches against padding to the context, the same embeddings; images/s |
+| step | encoding against the forward of a training step on the same pictures and captions |
+
+Random unit vectors, 512 wide. Threads as torch finds them.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from goal import embed, metrics, packing, text
+from goal.architectures import spec_of
+from goal.network import GoalClip
+
+WIDTH = 512
+KS = (1, 5, 10, 50)
+CAPTIONS = Path(__file__).parents[1].parent / "shared/captions/docci_test.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="parts to run; all by default")
+    parser.add_argument("--size", type=int, default=100_000, help="pictures and texts of `recall`")
+    parser.add_argument("--captions", type=int, default=256, help="captions of `text` and `step`")
+    parser.add_argument("--network", default="ViT-B-16", help="random weights; `text` and `step`")
+    arguments = parser.parse_args()
+    print("| measured | value |\n|---|---|")
+    for part in arguments.parts or PARTS:
+        for name, value in PARTS[part](arguments):
+            print(f"| {name} | {value} |", flush=True)
+
+
+def joint(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """mAP@10 of whole pictures and crops, the release's manner first."""
+    count = 4000
+    image, texts = _related(count)
+    names = [f"photos/{number % (count // 2):06d}.jpg" for number in range(count)]
+    relevant = [[number, (number + count // 2) % count] for number in range(count)]
+    slow, plain = _timed(lambda: (plain_map(image, texts, names, 10), plain_map(texts, image, names, 10)))
+    fast, ours = _best(
+        lambda: (metrics.map_at_k(image, texts, relevant, 10), metrics.map_at_k(texts, image, relevant, 10))
+    )
+    product, _ = _best(lambda: image @ texts.T)
+    yield "joint mAP@10 both ways, 2,000 + 2,000", f"{fast:.2f} s"
+    yield "… in the release's manner", f"{slow:.1f} s, {slow / fast:.0f} times as long"
+    yield "… one product of all embeddings alone (fp32)", f"{product:.2f} s"
+    yield "… largest difference", f"{max(abs(a - b) for a, b in zip(ours, plain, strict=True)):.1e}"
+
+
+def plain_map(query: Tensor, gallery: Tensor, names: list[str], k: int) -> float:
+    """Mean average precision by full sorts, names searched in lists and loops over all items."""
+    similarity = normalize(query.double(), dim=1) @ normalize(gallery.double(), dim=1).T
+    total = 0.0
+    for number, name in enumerate(names):
+        relevant = [item for item, other in enumerate(names) if other == name]
+        ranking = torch.argsort(similarity[number], descending=True).tolist()
+        places = sorted(ranking.index(item) for item in relevant)
+        hits, precision = 0, 0.0
+        for place, item in enumerate(ranking):
+            if item in relevant:
+                hits += 1
+                precision += hits / (place + 1) if places[hits - 1] < k else 0.0
+        total += precision / len(relevant)
+    return total / len(names)
+
+
+def recall(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Recall of a large gallery in a process of its own, whose peak memory is read at its end."""
+    command = [sys.executable, "-m", "benchmarks.evaluate_recall", str(arguments.size)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    yield (
+        f"recall@{{1,5,10,50}} both ways, {arguments.size:,} x {arguments.size:,}",
+        f"{found['seconds']:.0f} s",
+    )
+    yield (
+        "… peak memory of the process",
+        f"{found['peak_gib']:.2f} GiB, of which torch at rest {found['rest_gib']:.2f}",
+    )
+
+
+def encode(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Texts in the order of their length and trimmed, against all of them padded to the context."""
+    model = _network(arguments)
+    captions = _captions(arguments.captions)
+    settings = embed.Settings(device="cpu", batch_size=32, max_megapixels=200)
+    with torch.inference_mode():
+        fast, (ours, counts) = _best(lambda: embed.encode_texts(model, captions, settings), times=1)
+        slow, padded = _timed(lambda: _padded(model, captions, settings.batch_size))
+    context = model.spec.context_length
+    difference = (normalize(ours, dim=1) - normalize(padded, dim=1)).abs().max()
+    mean = counts.clamp(max=context).double().mean()
+    yield f"texts/s, {len(captions)} captions of {mean:.0f} tokens on average", f"{len(captions) / fast:.1f}"
+    yield (
+        f"… padded to {context}",
+        f"{len(captions) / slow:.1f}: sorted and trimmed is {slow / fast:.2f} times as fast",
+    )
+    yield "… largest difference of a coordinate (unit vectors)", f"{difference:.1e}"
+
+
+def step(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Encoding against the forward of a training step: both towers, texts packed, gradients kept."""
+    model = _network(arguments)
+    captions = _captions(min(arguments.captions, 64))
+    size = model.spec.image_size
+    images = torch.randn(len(captions), 3, size, size)
+    ids = [text.tokenize(one, [], model.spec.context_length).ids for one in captions]
+    settings = embed.Settings(device="cpu", batch_size=16, max_megapixels=200)
+    with torch.inference_mode():
+        pictures, _ = _best(lambda: [model.encode_images(part) for part in images.split(16)], times=2)
+        texts, _ = _best(lambda: embed.encode_texts(model, captions, settings), times=2)
+    packed = [packing.pack(ids[start : start + 16]) for start in range(0, len(ids), 16)]
+    forward, _ = _best(
+        lambda: [model(part, texts) for part, texts in zip(images.split(16), packed, strict=True)], times=2
+    )
+    yield "images/s", f"{len(captions) / pictures:.1f}"
+    yield "pairs/s, encoding", f"{len(captions) / (pictures + texts):.2f}"
+    yield "pairs/s, forward of a step", f"{len(captions) / forward:.2f}"
+
+
+def _padded(model: GoalClip, captions: list[str], batch: int) -> Tensor:
+    context = model.spec.context_length
+    ids = torch.zeros(len(captions), context, dtype=torch.long)
+    for row, caption in enumerate(captions):
+        tokens = text.tokenize(caption, [], context).ids
+        ids[row, : len(tokens)] = tokens
+    return torch.cat([model.encode_texts(part) for part in ids.split(batch)])
+
+
+def _related(count: int) -> tuple[Tensor, Tensor]:
+    """Unit vectors of which the pairs (i, i) and (i, i + count / 2) are near each other."""
+    draw = torch.Generator().manual_seed(0)
+    whole = torch.randn(count // 2, WIDTH, generator=draw).repeat(2, 1)
+    noise = (torch.randn(count, WIDTH, generator=draw) for _ in range(2))
+    image, texts = (normalize(whole + 4 * one, dim=1) for one in noise)
+    return image, texts
+
+
+def _network(arguments: argparse.Namespace) -> GoalClip:
+    from dataclasses import replace
+
+    torch.manual_seed(0)
+    return GoalClip(replace(spec_of(arguments.network), context_length=248)).eval()
+
+
+def _captions(count: int) -> list[str]:
+    """Captions of DOCCI where they are at hand, else sentences of like length."""
+    if CAPTIONS.exists():
+        rows = json.loads(CAPTIONS.read_text(encoding="utf-8"))
+        return [row["caption"] for row in rows[:: max(1, len(rows) // count)][:count]]
+    return [
+        "A brown dog lies on the grass beside a red ball. " * (5 + number % 17) for number in range(count)
+    ]
+
+
+def _timed(work: Callable) -> tuple[float, object]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def _best(work: Callable, times: int = 3) -> tuple[float, object]:
+    """The shortest of several runs, after one that warms up; and the result."""
+    work()
+    runs = [_timed(work) for _ in range(times)]
+    return min(runs, key=lambda run: run[0])
+
+
+PARTS = {"joint": joint, "recall": recall, "text": encode, "step": step}
+
+if __name__ == "__main__":
+    main()
