@@ -35,7 +35,8 @@ class Recipe:
     scenes: int = 10_000
     steps: int = 1_100
     batch_size: int = 64  # pairs
-    close_ups: float = 0.35  # share of a batch
+    close_ups: float = 0.5  # share of a batch
+    margin: float = 0.5  # widest surroundings of a close-up, of its thing's width
     lr: float = 1e-3
     weight_decay: float = 0.1
     warmup_steps: int = 60
@@ -118,7 +119,7 @@ def _views(recipe: Recipe, side: int, index: int) -> Views:
     picture = Image.fromarray(pixels)
     rng = scenes_layout.stream(recipe.seed, "pretrain", index, "crop")
     thing = int(rng.integers(len(boxes)))
-    close = picture.crop(_around(boxes[thing], float(rng.random()), recipe.image_size))
+    close = picture.crop(_around(boxes[thing], recipe.margin * rng.random(), recipe.image_size))
     whole, close = (
         np.asarray(one.resize((side, side), Image.Resampling.BICUBIC)) for one in (picture, close)
     )
@@ -126,7 +127,7 @@ def _views(recipe: Recipe, side: int, index: int) -> Views:
 
 
 def _around(box: tuple[float, float, float, float], margin: float, size: int) -> tuple[int, int, int, int]:
-    """A square about the box, at most twice as wide, moved inside the picture."""
+    """A square about the box, wider by the share `margin`, moved inside the picture."""
     x1, y1, x2, y2 = box
     side = min(math.ceil(max(x2 - x1, y2 - y1) * (1 + margin)), size)
     left, top = (min(max(round((a + b - side) / 2), 0), size - side) for a, b in ((x1, x2), (y1, y2)))

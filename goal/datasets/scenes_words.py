@@ -33,7 +33,7 @@ SENTENCES = (
     "{place} of the picture there is {a_size} {pattern} {shape} painted in {colour}.",
     "{place} stands {a_size} {colour} {shape} {pattern_clause}.",
     "{a_size} and {pattern} {colour} {shape} can be seen {place}.",
-    "We find {a_size} {colour} {shape} {place}, and its surface is {pattern}.",
+    "We find {a_size} {colour} {shape} {place}, its surface being {pattern}.",
     "Painted in {colour}, {a_size} {shape} {pattern_clause} lies {place}.",
 )
 RELATIONS = (
@@ -45,18 +45,25 @@ CLOSINGS = (
     "Of all the objects {alike} {are} {colour}, and nothing else is drawn on the {tone} ground.",
     "Counting the colours, {alike} of the objects {are} {colour}; the rest of the {tone} ground is empty.",
 )
+# Of a whole scene: always several things, as of a photograph one tells what makes it this one.
 SHORTS = (
     "{a_one} and {a_other}",
     "{a_one} {relation} {a_other}",
     "{a_size} {one} and {a_pattern} {other}",
-    "{a_one} {place}",
-    "{a_size} {pattern} {one} on a {tone} background",
+    "{a_one} {place} and {a_other}",
+    "{a_one} and {a_other} on a {tone} background",
+    "{a_one}, {a_other} and {a_third}",
 )
+# Of one thing from near; size and place are told as they are in the scene, as with pictures cropped later.
 CLOSE_UPS = (
     "{a_name}",
     "{a_pattern} {name}",
     "{a_name} {pattern_clause}",
     "{a_pattern} {shape} painted in {colour}",
+    "{a_name} {place}",
+    "{a_size} {pattern} {name} {place}",
+    "there is {a_pattern} {name} {place} of the picture",
+    "we find {a_name}, its surface is {pattern}",
 )
 
 
@@ -80,16 +87,16 @@ def long_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, list[tupl
 
 
 def short_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of the sort the small CLIP was pretrained on: one or two things, few of their attributes."""
-    one, other = _two(scene, rng)
-    return pick(rng, SHORTS).format(
+    """A caption of the sort the small CLIP was pretrained on: two or three things, few attributes."""
+    one, other, *more = (scene.things[index] for index in rng.permutation(len(scene.things)))
+    return pick(rng, SHORTS if more else SHORTS[:-1]).format(
         one=one.name,
         other=other.name,
         a_one=article(one.name),
         a_other=article(other.name),
+        a_third=article(more[0].name) if more else "",
         relation=direction(one, other)[0],
         a_size=article(pick(rng, SIZE_WORDS[one.size])),
-        pattern=one.pattern,
         a_pattern=article(other.pattern),
         place=PLACES[one.place],
         tone=TONE_OF[scene.background],
@@ -97,15 +104,18 @@ def short_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def close_caption(thing: Thing, rng: np.random.Generator) -> str:
-    """A caption of a picture that shows one thing from near: its size and place cannot be seen."""
+    """A short caption of one thing."""
     pattern, clause = PATTERN_WORDS[thing.pattern]
     return pick(rng, CLOSE_UPS).format(
         name=thing.name,
         a_name=article(thing.name),
         colour=thing.colour,
         shape=thing.shape,
+        a_size=article(pick(rng, SIZE_WORDS[thing.size])),
+        pattern=pattern,
         a_pattern=article(pattern),
         pattern_clause=clause,
+        place=PLACES[thing.place],
     )
 
 
