@@ -1,12 +1,11 @@
-"""Which networks the project runs: open_clip's names turned into a Spec, the others refused with the
-reason."""
+"""Which networks the project runs: open_clip's names as Specs, and the others refused with the reason."""
 
 from dataclasses import asdict
 from typing import Any
 
 from open_clip.factory import get_model_config, list_models
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-from open_clip.pretrained import get_pretrained_cfg, list_pretrained
+from open_clip.pretrained import list_pretrained
 
 from goal.errors import UserError
 from goal.network import Spec
@@ -32,8 +31,7 @@ _SCENES_SPEC = Spec(
     quick_gelu=False,
 )
 VOCABULARY = 49408
-# What the weights file tells of its network; heads, activation and preprocessing leave no trace in the
-# shapes.
+# What the shapes of its weights tell of a network; heads, activation and preprocessing leave no trace.
 SHAPES = (
     "image_size",
     "patch_size",
@@ -49,6 +47,11 @@ SHAPES = (
 _TOP = {"embed_dim", "quick_gelu"}
 _VISION = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"}
 _TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
+
+
+def known(name: str) -> bool:
+    """Whether the name means a network, supported or not."""
+    return name == SCENES or name in list_models()
 
 
 def spec_of(name: str) -> Spec:
@@ -87,8 +90,7 @@ def spec_of(name: str) -> Spec:
 
 
 def refusal(config: dict[str, Any]) -> str:
-    """Why an open_clip configuration is not one of ours: ViT image tower, causal text tower, CLIP's tokens;
-    or ""."""
+    """Why an open_clip configuration is not a CLIP of two plain transformers with CLIP's tokens, or ""."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     if "multimodal_cfg" in config:
         return "CoCa's text tower has a class token and a decoder"
@@ -114,23 +116,18 @@ def _odd(section: str, given: dict[str, Any], known: set[str], defaults: dict[st
 
 def supported() -> list[tuple[str, str]]:
     """(name, tag) of all pretrained weights of open_clip that `goal.clip.load` takes."""
-    return [(name, tag) for name, tag in list_pretrained() if _takes(name, tag)]
-
-
-def _takes(name: str, tag: str) -> bool:
-    config = get_model_config(name)
-    bicubic = get_pretrained_cfg(name, tag)["interpolation"] == "bicubic"
-    return config is not None and bicubic and not refusal(config)
+    ours = set(names())
+    return [(name, tag) for name, tag in list_pretrained() if name in ours]
 
 
 def match(shapes: Spec) -> Spec | None:
-    """The registered network with the same shapes, None if there is none; the plain name before
-    `-quickgelu`."""
-    known = [
-        spec_of(SCENES),
-        *(spec_of(name) for name in sorted(list_models()) if not refusal(get_model_config(name))),
-    ]
-    return next((spec for spec in known if not differences(shapes, spec)), None)
+    """The known network with these shapes, or None; the plain name goes before its `-quickgelu` twin."""
+    return next((spec for spec in map(spec_of, names()) if not differences(shapes, spec)), None)
+
+
+def names() -> list[str]:
+    """The networks that the project runs."""
+    return [SCENES, *(name for name in sorted(list_models()) if not refusal(get_model_config(name)))]
 
 
 def differences(found: Spec, wanted: Spec) -> list[str]:

@@ -1,27 +1,27 @@
 """CLIP for the rest of the project: load a network by name or file, prepare its pictures."""
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from PIL import Image
 from torch import Tensor, nn
 
-from goal import architectures, positions, weights
+from goal import architectures, embedded, positions, weights
 from goal.architectures import supported
 from goal.boxes import View
-from goal.errors import UserError
+from goal.errors import Unavailable, UserError
 from goal.network import Features, GoalClip, Spec
 
 __all__ = ["Features", "GoalClip", "Preprocess", "Spec", "load", "preprocess", "supported"]
 
-logger = logging.getLogger(__name__)
-
 EMBEDDED = "embedded"
+_REASON_LENGTH = 160
 # Rows of CLIP's own table; a longer one was stretched already and is not stretched or cut again.
 _ORIGINAL_CONTEXT = 77
 
@@ -36,75 +36,78 @@ def load(
 ) -> GoalClip:
     """Load a network, its position table brought to `context_length` tokens (None: as it is).
 
-    path_or_name: a weights file or model folder; or scenes-vit or an open_clip name, whose weights
-    `pretrained` names (`embedded`, a tag, or a file), which may also follow the name: "ViT-B-16/openai".
-    keep: first rows of the table that are not stretched. view: how pictures become square, center_crop unless
-    the weights say otherwise. Raises UserError in one line for what is unknown, unsupported, cannot be
-    downloaded or does not fit.
+    path_or_name: a weights file or model folder; or a network, scenes-vit or one of open_clip's, whose
+    weights `pretrained` names (`embedded`, a tag or a file); or both as one, "ViT-B-16/openai". keep: first
+    rows of the table that are not stretched. view: how pictures become square, None: as the weights say, else
+    center_crop. A table of 77 rows can be stretched or, its first rows taken, be shorter; one that was
+    stretched can not. Raises UserError in one line for what is unknown, unsupported or does not fit,
+    Unavailable for a failed download, which says what to fetch.
     """
-    name, slash, tag = str(path_or_name).partition("/")
-    if Path(path_or_name).exists():
-        model = weights.load(path_or_name)
-    elif pretrained is not None:
-        model = _named(str(path_or_name), pretrained)
-    elif slash and "." not in Path(path_or_name).suffix:
+    source = str(path_or_name)
+    name, _, tag = source.partition("/")
+    if pretrained is not None:
+        model = _named(source, pretrained)
+    elif Path(source).exists():
+        model = weights.load(source)
+    elif tag and architectures.known(name):
         model = _named(name, tag)
     else:
-        raise UserError(
-            f"{path_or_name}: no such file, and no weights named: give name/tag, as in ViT-B-16/openai"
-        )
+        raise UserError(f"{source}: no such file, and not a network with its weights, as in ViT-B-16/openai")
     if view is not None:
         model.spec = replace(model.spec, view=view)
-    return model if context_length is None else _with_context(model, context_length, keep, str(path_or_name))
+    return model if context_length is None else _with_context(model, context_length, keep, source)
 
 
 def _named(name: str, pretrained: str) -> GoalClip:
     spec = architectures.spec_of(name)
     if pretrained == EMBEDDED:
         return _embedded(spec)
-    tags = list_pretrained_tags_by_model(name)
     if get_pretrained_cfg(name, pretrained):
         return _tagged(spec, pretrained)
     if not Path(pretrained).exists():
-        known = f"a tag of {name} ({', '.join(tags)})" if tags else "a tag"
-        raise UserError(f"model.pretrained {pretrained}: neither a file nor {known}")
-    return _matched(weights.load(pretrained), spec, pretrained)
+        tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
+        raise UserError(f"model.pretrained {pretrained}: neither a file nor a tag of {name} (these: {tags})")
+    return _checked(weights.load(pretrained, quick_gelu=spec.quick_gelu or None), spec, pretrained)
 
 
 def _embedded(spec: Spec) -> GoalClip:
     if spec.name != architectures.SCENES:
         raise UserError(f"model.pretrained {EMBEDDED}: only {architectures.SCENES} comes with the package")
-    from goal import embedded
-
     return embedded.load()
 
 
 def _tagged(spec: Spec, tag: str) -> GoalClip:
     known = get_pretrained_cfg(spec.name, tag)
-    # open_clip only warns when a name's activation is not the one its weights were trained with (OpenAI's:
-    # QuickGELU).
-    spec = replace(
-        spec, quick_gelu=known.get("quick_gelu", False), mean=tuple(known["mean"]), std=tuple(known["std"])
-    )
     try:
         file = download_pretrained(known)
     except (OSError, RuntimeError) as error:
-        source = f"https://huggingface.co/{known['hf_hub']}" if known["hf_hub"] else known["url"]
-        name = f"{spec.name.removesuffix('-quickgelu')}-quickgelu" if spec.quick_gelu else spec.name
-        raise UserError(
-            f"model.pretrained {tag}: the download failed; fetch the weights from {source} and set"
-            f" model.pretrained to the file and model.name to {name} ({' '.join(str(error).split())[:160]})"
+        gelu = "-quickgelu" if known.get("quick_gelu") else ""
+        name = spec.name.removesuffix("-quickgelu") + gelu
+        reason = " ".join(str(error).split())[:_REASON_LENGTH]
+        raise Unavailable(
+            f"model.pretrained {tag}: not downloaded; fetch {_address(known)}, then set model.pretrained to"
+            f" the file and model.name to {name} ({reason})"
         ) from error
-    return _matched(weights.load(file), spec, file)
+    # The tag decides on the activation: OpenAI's weights have QuickGELU, of which open_clip only warns.
+    model = _checked(weights.load(file, quick_gelu=known.get("quick_gelu", False)), spec, file)
+    model.spec = replace(model.spec, mean=tuple(known["mean"]), std=tuple(known["std"]))
+    return model
 
 
-def _matched(model: GoalClip, spec: Spec, source: Path | str) -> GoalClip:
-    """The network of `source` under the name, activation and preprocessing of `spec`."""
+def _address(known: dict[str, Any]) -> str:
+    """Where a person finds the file of a tag."""
+    if not known["hf_hub"]:
+        return known["url"]
+    repository, file = known["hf_hub"].rsplit("/", 1)
+    names = file or f"{HF_SAFE_WEIGHTS_NAME} or {HF_WEIGHTS_NAME}"
+    return f"{names} from https://huggingface.co/{repository}"
+
+
+def _checked(model: GoalClip, spec: Spec, source: Path | str) -> GoalClip:
     odd = architectures.differences(model.spec, spec)
     if odd:
         raise UserError(f"{source}: not a {spec.name}: {', '.join(odd)}")
-    wanted = replace(spec, context_length=model.spec.context_length)
-    return model if wanted == model.spec else weights.build(wanted, model.state_dict())
+    return model
 
 
 def _with_context(model: GoalClip, length: int, keep: int, source: str) -> GoalClip:

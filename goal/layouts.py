@@ -86,14 +86,15 @@ def to_huggingface(state: Mapping[str, Tensor], spec: Spec) -> StateDict:
 
 
 def to_open_clip(state: Mapping[str, Tensor]) -> tuple[StateDict, bool | None]:
-    """Bring a state dict of any known layout into open_clip's; wrappers' prefixes and index buffers fall
-    away.
+    """Bring a state dict of any known layout into open_clip's, without wrappers' prefixes and index buffers.
 
-    Also says whether the layout implies QuickGELU: True for OpenAI's and those that descend from it (Hugging
-    Face's, by default, and Long-CLIP's), None where the layout does not tell. Raises UserError naming what is
+    Also says whether the layout implies QuickGELU: True for OpenAI's own and those that descend from it
+    (Long-CLIP's, and Hugging Face's by default), None where it does not tell. Raises UserError naming what is
     missing or unexpected.
     """
     named = {_PREFIX.sub("", key): value for key, value in state.items()}
+    if len(named) < len(state):
+        raise UserError("holds two networks: some keys are the same but for prefixes")
     weights = {key: value for key, value in named.items() if not _NOT_WEIGHTS.search(key)}
     if any(key.startswith("visual.layer1.") for key in weights):
         raise UserError("not supported: its image tower is a ResNet, which has no patch tokens")
@@ -110,7 +111,10 @@ def _from_huggingface(state: StateDict) -> StateDict:
     check_names(state, [name for parts in names.values() for name in parts])
     result = {}
     for ours, theirs in names.items():
-        value = torch.cat([state[name] for name in theirs]) if len(theirs) > 1 else state[theirs[0]]
+        parts = [state[name] for name in theirs]
+        if any(part.shape != parts[0].shape for part in parts):
+            raise UserError(f"{', '.join(theirs)}: shapes differ")
+        value = torch.cat(parts) if len(parts) > 1 else parts[0]
         result[ours] = value.T.contiguous() if ours in _TRANSPOSED else value
     return result
 
@@ -137,12 +141,12 @@ def check_names(found: Iterable[str], wanted: Iterable[str]) -> None:
         raise UserError("; ".join(faults))
 
 
-def spec_of_shapes(state: StateDict, heads: tuple[int, int] | None, quick_gelu: bool | None) -> Spec:
+def spec_of_shapes(state: StateDict, heads: tuple[int, int] | None, quick_gelu: bool) -> Spec:
     """The network that an open_clip state dict belongs to.
 
-    heads: (vision, text). They and the activation leave no trace in the shapes: where not given, they are
-    those of the registered network with these shapes, else max(2, width // 64) heads and plain GELU. Raises
-    UserError naming the keys that tell the shapes and are missing or not of a CLIP with a ViT.
+    heads: (vision, text), which leave no trace in the shapes; None: those of the known network with these
+    shapes, else max(2, width // 64). Raises UserError naming the keys that tell the shapes and are missing or
+    not of a CLIP with a ViT.
     """
     telling = {
         "visual.conv1.weight": 4,
@@ -174,7 +178,7 @@ def spec_of_shapes(state: StateDict, heads: tuple[int, int] | None, quick_gelu: 
         text_mlp=len(state["transformer.resblocks.0.mlp.c_fc.weight"]),
         vocab_size=len(state["token_embedding.weight"]),
         context_length=len(state["positional_embedding"]),
-        quick_gelu=bool(quick_gelu),
+        quick_gelu=quick_gelu,
     )
     known = architectures.match(spec)
     if known is not None:

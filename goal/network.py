@@ -115,8 +115,7 @@ def _share_masks(transformer: Transformer) -> None:
 
 
 class GoalClip(CLIP):
-    """open_clip's CLIP, its state dict unchanged, with features named and texts of any length up to the
-    context.
+    """open_clip's CLIP, its state dict unchanged, with named features and texts of any length that fits.
 
     Activation checkpointing: open_clip's `set_grad_checkpointing`.
     """
@@ -137,13 +136,11 @@ class GoalClip(CLIP):
         return self.image_features(images), self.packed_text_features(texts)
 
     def image_features(self, images: Float[Tensor, "B 3 S S"]) -> Features:
-        """pooled (B, D); tokens (B, N, V), the patches row by row. Images are normalised views
-        (preprocess)."""
+        """pooled (B, D); tokens (B, N, V), the patches row by row. Images: what clip.preprocess makes."""
         return Features(*self.visual(images))
 
     def text_features(self, ids: Int[Tensor, "B T"]) -> Features:
-        """pooled (B, D); tokens (B, T, W). Ids are zero padded, T at most the context, the EOS is the largest
-        id.
+        """pooled (B, D); tokens (B, T, W). Ids are zero padded, the EOS is the largest.
 
         Raises ValueError for texts that are longer than the context.
         """
@@ -156,11 +153,10 @@ class GoalClip(CLIP):
         return Features(self.project_tokens(last), tokens)
 
     def packed_text_features(self, texts: Packed) -> Features:
-        """pooled (B, D); tokens (R, L, W), still packed (see packing.span_weights). Equal to
-        `text_features`."""
+        """`text_features` of packed texts: pooled (B, D); tokens (R, L, W), for packing.span_weights."""
         embedded = self.token_embedding(texts.ids) + F.embedding(texts.positions, self.positional_embedding)
         tokens = self.transformer(embedded, attention_mask(texts.segments))
-        return Features(self.project_tokens(tokens[texts.rows, texts.ends - 1]), tokens)
+        return Features(self.project_tokens(tokens[texts.rows, texts.eos]), tokens)
 
     def encode_images(
         self, images: Float[Tensor, "B 3 S S"], normalize: bool = False

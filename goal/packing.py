@@ -4,11 +4,22 @@ Letters: B texts, R rows, L tokens of a row, T tokens of one text (BOS and EOS i
 """
 
 from collections.abc import Sequence
+from heapq import heapreplace
+from math import ceil
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+# Rows are at most this many times as long as the longest text.
+_WIDEST = 2
+# Numbers of rows to choose from; many texts fill their rows well with any.
+_TRIED = 8
+# Tokens of a row at which attention costs what all else in a block does: 6 x W, here of ViT-B's text tower.
+_ATTENTION = 3072
+# The attention kernels of GPUs want rows of masks to begin on 8 numbers.
+_MULTIPLE = 8
 
 
 class Packed(NamedTuple):
@@ -22,7 +33,8 @@ class Packed(NamedTuple):
     segments: Int[Tensor, "R L"]  # number of the text + 1, 0 where a row is not filled
     rows: Int[Tensor, " B"]  # the row a text lies in
     starts: Int[Tensor, " B"]  # its first token there
-    ends: Int[Tensor, " B"]  # after its last token, the EOS
+    ends: Int[Tensor, " B"]  # after its last token
+    eos: Int[Tensor, " B"]  # the token that stands for the whole text
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Packed":
         return Packed(*(part.to(device, non_blocking=non_blocking) for part in self))
@@ -31,50 +43,73 @@ class Packed(NamedTuple):
         return Packed(*(part.pin_memory() for part in self))
 
 
-def fit(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Best-fit decreasing: lay items of `lengths` into rows of `width`; returns each row's item numbers."""
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for item in sorted(range(len(lengths)), key=lambda number: (-lengths[number], number)):
-        fitting = [(left, row) for row, left in enumerate(room) if left >= lengths[item]]
-        if fitting:
-            _, row = min(fitting)
-        else:
-            row = len(rows)
-            rows.append([])
-            room.append(width)
-        rows[row].append(item)
-        room[row] -= lengths[item]
-    return rows
+def lay(lengths: Sequence[int]) -> list[list[int]]:
+    """Spread texts of `lengths` tokens over rows so that the tower computes least; returns each row's texts.
+
+    For some numbers of rows, each text, longest first, goes to the row that is emptiest; of these layouts the
+    one whose rows, all as long as the fullest, cost least wins. On DOCCI's captions 2 to 3 % of what is
+    computed is padding; best-fit into rows as long as the longest text leaves 12 % at 8 pairs a batch.
+    """
+    total, longest = sum(lengths), max(lengths)
+    most = ceil(total / longest) + 1
+    fewest = max(ceil(total / (_WIDEST * longest)), most - _TRIED)
+    layouts = (_spread(lengths, rows) for rows in range(fewest, most + 1))
+    return min(layouts, key=lambda layout: _cost(len(layout), width(lengths, layout)))
+
+
+def width(lengths: Sequence[int], layout: Sequence[Sequence[int]]) -> int:
+    """Tokens of every row: what the fullest holds, rounded up to what kernels like."""
+    fullest = max(sum(lengths[item] for item in row) for row in layout)
+    return ceil(fullest / _MULTIPLE) * _MULTIPLE
+
+
+def _spread(lengths: Sequence[int], rows: int) -> list[list[int]]:
+    layout: list[list[int]] = [[] for _ in range(rows)]
+    filled = [(0, row) for row in range(rows)]
+    for item in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        taken, row = filled[0]
+        layout[row].append(item)
+        heapreplace(filled, (taken + lengths[item], row))
+    return layout
+
+
+def _cost(rows: int, length: int) -> float:
+    return rows * length * (1 + length / _ATTENTION)
 
 
 def pack(texts: Sequence[Int[Tensor, " _"]]) -> Packed:
-    """Lay token ids of B texts, each with BOS and EOS, into as few rows as best-fit finds.
+    """Lay token ids of B texts, each with BOS and EOS, into rows (see `lay`).
 
-    A row is as long as the longest text. Whatever follows a text's EOS (its largest id, as in CLIP) is cut
-    off. Raises ValueError when there is no text.
+    Zero padding after a text is cut off; its EOS is its largest id, as in CLIP. Raises ValueError when there
+    is no text, or one that holds padding only.
     """
     if not texts:
-        raise ValueError("pack needs one text at least")
-    trimmed = [text[: int(text.argmax()) + 1] for text in texts]
-    lengths = [len(text) for text in trimmed]
-    width = max(lengths)
-    layout = fit(lengths, width)
-    shape = (len(layout), width)
+        raise ValueError("pack: no texts")
+    lengths = [_length(text) for text in texts]
+    layout = lay(lengths)
+    shape = (len(layout), width(lengths, layout))
     ids = torch.zeros(shape, dtype=torch.long)
     positions = torch.zeros(shape, dtype=torch.long)
     segments = torch.zeros(shape, dtype=torch.long)
-    places = torch.zeros((3, len(texts)), dtype=torch.long)
+    places = torch.zeros((4, len(texts)), dtype=torch.long)
     for row, items in enumerate(layout):
         start = 0
         for item in items:
             end = start + lengths[item]
-            ids[row, start:end] = trimmed[item]
+            ids[row, start:end] = texts[item][: lengths[item]]
             positions[row, start:end] = torch.arange(lengths[item])
             segments[row, start:end] = item + 1
-            places[:, item] = torch.tensor([row, start, end])
+            places[:, item] = torch.tensor([row, start, end, start + int(texts[item].argmax())])
             start = end
     return Packed(ids, positions, segments, *places)
+
+
+def _length(text: Tensor) -> int:
+    # 0 is also a token ("!"), but what comes after the last other one is padding: a text ends with its EOS.
+    filled = text.nonzero()
+    if not len(filled):
+        raise ValueError("pack: a text without tokens")
+    return int(filled[-1]) + 1
 
 
 def attention_mask(segments: Int[Tensor, "R L"]) -> Float[Tensor, "R 1 L L"]:
@@ -92,13 +127,14 @@ def span_weights(
     """Weights whose product with packed tokens (R, L, W) is the mean over each span (paper, section 3.3,
     TSL).
 
-    `spans` are half-open token spans within their text, `texts` says which. A span that is empty gets zero
-    weights.
+    `spans` are half-open token spans within their text, `texts` says which text. Tokens of a span that lie
+    past the text's end do not count; a span without tokens gets zero weights.
     """
     count, length = packed.ids.shape
-    starts = packed.starts[texts][:, None] + spans
+    start, end = (packed.starts[texts][:, None] + spans).unbind(1)
+    end = torch.minimum(end, packed.ends[texts])
     place = torch.arange(length, device=spans.device)
-    inside = (place >= starts[:, :1]) & (place < starts[:, 1:])
+    inside = (place >= start[:, None]) & (place < end[:, None])
     row = torch.arange(count, device=spans.device) == packed.rows[texts][:, None]
     weights = (row[:, :, None] & inside[:, None, :]).float()
-    return weights / (spans[:, 1] - spans[:, 0]).clamp(min=1)[:, None, None]
+    return weights / (end - start).clamp(min=1)[:, None, None]

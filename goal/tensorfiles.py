@@ -1,22 +1,25 @@
 """Files of tensors: read without running anything they hold, written wholly or not at all."""
 
-import hashlib
-import os
 import pickle
+import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from goal import files
 from goal.errors import UserError
+from goal.files import digest
+
+__all__ = ["digest", "read", "write", "write_text"]
 
 # Under these names training scripts keep the weights beside their own state.
 _NESTED = ("state_dict", "model_state_dict", "model")
+_REASON_LENGTH = 160
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -54,17 +57,23 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 raise UserError(
-                    f"{path}: a TorchScript program, which runs on loading; give a state dict instead"
+                    f"{path}: a TorchScript program, which would run on loading; give a state dict instead"
                 )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch's own words advise to load it all the same.
+        called = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"asks for {called[1]}" if called else "is no checkpoint, or a truncated one"
         raise UserError(
-            f"{path}: holds more than tensors, or is truncated; nothing was run ({_short(error)});"
-            " give a file with a state dict only"
+            f"{path}: {found}; only tensors are read, nothing was run: give a file with a state dict alone"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a whole checkpoint ({_short(error)}); fetch it again") from error
+    return _state_dict(path, content)
+
+
+def _state_dict(path: Path, content: object) -> dict[str, Tensor]:
     for name in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
@@ -78,38 +87,34 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 def _short(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:160]
+    return lines[0][:_REASON_LENGTH]
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a .safetensors file. One metadata entry at most: several come in no fixed order, and bytes must
-    not change.
+    """Write a .safetensors file and the folders on its way; UserError where the disk refuses.
 
-    Raises UserError where the disk refuses.
+    One entry of metadata at most: several come in no fixed order, and the same content must be the same
+    bytes.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    replace(path, lambda draft: save_file(state, draft, metadata))
+    _make_folder(path)
+    with files.atomic(path) as draft:
+        try:
+            save_file(state, draft, metadata)
+        except SafetensorError as error:
+            # Its own class for a full disk and the like.
+            raise OSError(_short(error)) from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file; raises UserError where the disk refuses."""
-    replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    """Write a text file and the folders on its way; UserError where the disk refuses."""
+    _make_folder(path)
+    with files.atomic(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
-def replace(path: Path, writer: Callable[[Path], Any]) -> None:
-    """Let `writer` make a draft beside `path`, then put it in its place; a failed draft is removed."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _make_folder(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        writer(draft)
-        os.replace(draft, path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be written: {_short(error)}") from error
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file, as hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise files.unwritable(path, error) from error

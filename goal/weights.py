@@ -1,4 +1,4 @@
-"""Weights in and out: safetensors that carry their network, foreign checkpoints read strictly, exports."""
+"""Weights in and out: safetensors that carry their network, and foreign checkpoints, read strictly."""
 
 import json
 import logging
@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 
 FILE = "model.safetensors"
 CARD = "card.json"
+_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".ckpt"}
 _METADATA = "goal"
 
 
 def save(model: GoalClip, path: Path | str) -> Path:
     """Write the weights and the network's Spec as one safetensors file; returns its path.
 
-    `path` is the file, or the folder of model.safetensors. The keys are open_clip's, so that plain open_clip
-    reads it: `open_clip.create_model(spec.name, pretrained=str(path),
-    force_context_length=spec.context_length, force_quick_gelu=spec.quick_gelu)`; `export_open_clip` writes a
-    folder that needs no such knowledge.
+    `path` is the file, or the folder of model.safetensors. Plain open_clip reads the file too:
+    `open_clip.create_model(spec.name, pretrained=path, force_context_length=spec.context_length,
+    force_quick_gelu=spec.quick_gelu)`; what goal.exports writes needs no such knowledge.
     """
     file = file_of(path)
     tensorfiles.write(file, model.state_dict(), {_METADATA: json.dumps(asdict(model.spec), sort_keys=True)})
@@ -35,8 +35,7 @@ def save(model: GoalClip, path: Path | str) -> Path:
 
 
 def publish(model: GoalClip, folder: Path, card: Mapping[str, Any]) -> Path:
-    """Write a finished model: its weights and card.json, which adds the file's sha256 and the network to
-    `card`."""
+    """Write a finished model: its weights, and `card` as card.json with the file's sha256 and the network."""
     file = save(model, folder)
     content = {**card, "sha256": digest(file), "network": asdict(model.spec)}
     tensorfiles.write_text(folder / CARD, json.dumps(content, indent=2, sort_keys=True) + "\n")
@@ -44,23 +43,23 @@ def publish(model: GoalClip, folder: Path, card: Mapping[str, Any]) -> Path:
 
 
 def load(
-    path: Path | str, *, quick_gelu: bool | None = None, heads: tuple[int, int] | None = None
+    path: Path | str, *, heads: tuple[int, int] | None = None, quick_gelu: bool | None = None
 ) -> GoalClip:
-    """Read a network from a file of any known kind, or from a folder with model.safetensors; context as it is
-    there.
+    """Read a network from a weights file or a folder with model.safetensors; its context stays as it is.
 
-    Known: this project's safetensors; state dicts (safetensors, or torch.save) in the layout of open_clip and
-    OpenAI, of Hugging Face's CLIPModel (the GOAL authors' release among them) and of Long-CLIP. `quick_gelu`
-    and `heads` (vision, text) say what foreign files cannot; see `layouts.spec_of_shapes` and
-    `layouts.to_open_clip` for what is taken otherwise. Raises UserError, one line that names the file, for
-    whatever does not fit.
+    Known are this project's safetensors, and state dicts (safetensors, or torch.save) in the layout of
+    open_clip and OpenAI, of Hugging Face's CLIPModel (the GOAL authors' release among them) and of Long-CLIP.
+    heads (vision, text) and quick_gelu leave no trace in those; None: as Hugging Face's config.json beside
+    the file says, else as layouts.to_open_clip and layouts.spec_of_shapes take it. Raises UserError, one line
+    that names the file and what does not fit in it.
     """
     file = file_of(path)
     tensors, metadata = tensorfiles.read(file)
     try:
         if _METADATA in metadata:
             return build(_spec(metadata[_METADATA]), tensors)
-        return _foreign(tensors, heads, quick_gelu)
+        said_heads, said_gelu = _huggingface_config(file)
+        return _foreign(tensors, heads or said_heads, said_gelu if quick_gelu is None else quick_gelu)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 
@@ -70,38 +69,43 @@ def from_huggingface(
 ) -> GoalClip:
     """The network of a Hugging Face CLIPModel's state dict; architecture and context from the shapes.
 
-    heads: (vision, text) attention heads, which leave no trace in the shapes; None: those of open_clip's
-    network with the same shapes, else max(2, width // 64). quick_gelu: the activation of OpenAI's weights and
-    what descends from them; False for LAION's. Keys may carry wrappers' prefixes. Raises UserError naming
-    missing and unexpected keys.
+    heads: of attention (vision, text), which leave no trace in the shapes; None: those of open_clip's network
+    with the same shapes, else max(2, width // 64). quick_gelu: the activation of OpenAI's weights and what
+    descends from them; LAION's have False. Keys may carry wrappers' prefixes.
+    Raises UserError naming every missing and unexpected key.
     """
     return _foreign(state_dict, heads, quick_gelu)
 
 
 def to_huggingface(model: GoalClip) -> dict[str, Tensor]:
-    """The weights in the layout of Hugging Face's CLIPModel, bit by bit what `from_huggingface` reads
-    back."""
-    return layouts.to_huggingface(
-        {key: value.detach() for key, value in model.state_dict().items()}, model.spec
-    )
+    """The weights in the layout of Hugging Face's CLIPModel; `from_huggingface` gives the same bits back."""
+    state = {key: value.detach() for key, value in model.state_dict().items()}
+    return layouts.to_huggingface(state, model.spec)
 
 
 def _foreign(state: Mapping[str, Tensor], heads: tuple[int, int] | None, quick_gelu: bool | None) -> GoalClip:
     tensors, implied = layouts.to_open_clip(state)
-    spec = layouts.spec_of_shapes(tensors, heads, implied if quick_gelu is None else quick_gelu)
+    gelu = implied if quick_gelu is None else quick_gelu
+    spec = layouts.spec_of_shapes(tensors, heads, bool(gelu))
+    if gelu is None:
+        logger.warning(
+            "%s in open_clip's layout: its activation is taken to be GELU; OpenAI's weights want QuickGELU,"
+            " which a name that ends in -quickgelu asks for",
+            spec.name,
+        )
     return build(spec, tensors)
 
 
 def build(spec: Spec, state: Mapping[str, Tensor]) -> GoalClip:
-    """A network of `spec` with the tensors of `state` as its float32 weights.
+    """A network of `spec` with copies of the tensors of `state` as its float32 weights.
 
-    Raises UserError naming every missing, unexpected, misshapen or non-finite tensor.
+    Raises UserError naming every missing and unexpected key, or the first that is misshapen or not finite.
     """
     with torch.device("meta"):
         model = GoalClip(spec)
     wanted = model.state_dict()
     layouts.check_names(state, wanted)
-    weights = {}
+    copies = {}
     for key, empty in wanted.items():
         # Some releases keep the scale as one row.
         value = state[key].reshape(()) if key == "logit_scale" and state[key].numel() == 1 else state[key]
@@ -109,22 +113,40 @@ def build(spec: Spec, state: Mapping[str, Tensor]) -> GoalClip:
             raise UserError(f"{key} has shape {tuple(value.shape)}, the network wants {tuple(empty.shape)}")
         if not value.isfinite().all():
             raise UserError(f"{key} holds NaN or infinite values")
-        weights[key] = value.float()
-    model.load_state_dict(weights, assign=True)
+        copies[key] = value.detach().to(torch.float32, copy=True)
+    model.load_state_dict(copies, assign=True)
     return model
 
 
 def _spec(text: str) -> Spec:
-    values = json.loads(text)
-    if values.keys() != {field.name for field in fields(Spec)}:
-        raise UserError("its network is described in the words of another version of this project")
-    return Spec(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    try:
+        values = json.loads(text)
+        if values.keys() != {field.name for field in fields(Spec)}:
+            raise UserError("its network is described in the words of another version of this project")
+        return Spec(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"its network's description cannot be read: {error}") from error
+
+
+def _huggingface_config(file: Path) -> tuple[tuple[int, int] | None, bool | None]:
+    """Heads (vision, text) and activation that a Hugging Face config.json beside the weights states."""
+    path = file.with_name("config.json")
+    if not path.exists():
+        return None, None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        vision, text = config["vision_config"], config["text_config"]
+        # Left out means Hugging Face's defaults, which are OpenAI's ViT-B.
+        heads = vision.get("num_attention_heads", 12), text.get("num_attention_heads", 8)
+        return heads, text.get("hidden_act", "quick_gelu") == "quick_gelu"
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} beside it is not of a CLIPModel ({error!r}); mend or remove it") from error
 
 
 def file_of(path: Path | str) -> Path:
     """The weights file itself, or the one in a model's folder."""
     path = Path(path)
-    return path if path.suffix or path.is_file() else path / FILE
+    return path if path.is_file() or path.suffix in _SUFFIXES else path / FILE
 
 
 def digest(path: Path | str) -> str:

@@ -1,0 +1,281 @@
+"""The one forward against plain open_clip: padded, trimmed and packed texts; preprocessing; names."""
+
+import copy
+import inspect
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from open_clip import factory
+from open_clip.model import CLIP
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import nn
+
+from goal import architectures, clip, network
+from goal.errors import UserError
+from goal.network import GoalClip, Spec
+from goal.packing import attention_mask, pack, span_weights
+
+SPEC = Spec(
+    name="custom",
+    image_size=32,
+    patch_size=8,
+    embed_dim=24,
+    vision_width=32,
+    vision_layers=2,
+    vision_heads=2,
+    vision_mlp=128,
+    text_width=48,
+    text_layers=3,
+    text_heads=4,
+    text_mlp=100,
+    vocab_size=1000,
+    context_length=60,
+    quick_gelu=True,
+)
+LENGTHS = (12, 60, 3, 25, 8, 31)
+
+
+@pytest.fixture(scope="module")
+def model() -> GoalClip:
+    torch.manual_seed(0)
+    return GoalClip(SPEC)
+
+
+@pytest.fixture(scope="module")
+def plain(model: GoalClip) -> CLIP:
+    other = CLIP(**SPEC.config)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def images(count: int = len(LENGTHS)) -> torch.Tensor:
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def texts(lengths: tuple[int, ...] = LENGTHS) -> list[torch.Tensor]:
+    draw = torch.Generator().manual_seed(2)
+    end = torch.tensor([999])
+    return [torch.cat([torch.randint(0, 998, (length - 1,), generator=draw), end]) for length in lengths]
+
+
+def padded(length: int = SPEC.context_length) -> torch.Tensor:
+    return torch.stack([F.pad(text, (0, length - len(text))) for text in texts()])
+
+
+def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+def objective(pooled: torch.Tensor) -> torch.Tensor:
+    return (pooled * torch.linspace(-1, 1, pooled.numel()).view_as(pooled)).sum()
+
+
+@pytest.mark.parametrize(
+    "name", ["ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-g-14", "ViT-bigG-14"]
+)
+def test_the_state_dict_is_open_clips(name: str) -> None:
+    with torch.device("meta"):
+        ours = GoalClip(architectures.spec_of(name)).state_dict()
+        theirs = CLIP(**factory.get_model_config(name)).state_dict()
+    assert list(ours) == list(theirs)
+    assert [value.shape for value in ours.values()] == [value.shape for value in theirs.values()]
+
+
+@torch.no_grad()
+def test_embeddings_are_open_clips(model: GoalClip, plain: CLIP) -> None:
+    torch.testing.assert_close(model.encode_images(images()), plain.encode_image(images()), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.encode_texts(padded()), plain.encode_text(padded()), atol=1e-5, rtol=0)
+    unit = model.encode_texts(padded(), normalize=True)
+    torch.testing.assert_close(unit, plain.encode_text(padded(), normalize=True), atol=1e-5, rtol=0)
+    assert torch.equal(model.encode_image(images()), model.encode_images(images()))
+    assert torch.equal(model.encode_text(padded()), model.encode_texts(padded()))
+
+
+@torch.no_grad()
+def test_tokens_are_those_before_the_final_norm(model: GoalClip, plain: CLIP) -> None:
+    deep = plain.forward_intermediates(
+        images(), padded(), image_indices=1, text_indices=1, image_output_fmt="NLC", normalize=False
+    )
+    seen, read = model.image_features(images()), model.text_features(padded())
+    torch.testing.assert_close(seen.tokens, deep["image_intermediates"][0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(read.tokens, deep["text_intermediates"][0], atol=1e-5, rtol=1e-5)
+    assert seen.tokens.shape == (len(LENGTHS), 16, SPEC.vision_width)
+
+
+@torch.no_grad()
+def test_trimmed_texts_are_the_padded_ones(model: GoalClip) -> None:
+    one = texts()[0][None]
+    torch.testing.assert_close(model.encode_texts(one), model.encode_texts(padded())[:1], atol=1e-5, rtol=0)
+
+
+def test_packed_texts_are_the_padded_ones_in_value_and_gradient(model: GoalClip) -> None:
+    packed, whole = model.packed_text_features(pack(texts())), model.text_features(padded())
+    torch.testing.assert_close(packed.pooled, whole.pooled, atol=1e-5, rtol=0)
+    ours, theirs = gradients(model, objective(packed.pooled)), gradients(model, objective(whole.pooled))
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(
+            value, theirs[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@torch.no_grad()
+def test_packed_tokens_are_the_padded_ones(model: GoalClip) -> None:
+    packed = pack(texts())
+    which, spans = torch.tensor([1, 3, 5]), torch.tensor([[1, 40], [4, 9], [30, 31]])
+    weights = span_weights(packed, which, spans)
+    means = weights.flatten(1) @ model.packed_text_features(packed).tokens.flatten(0, 1)
+    whole = model.text_features(padded()).tokens
+    expected = [whole[text, start:end].mean(0) for text, (start, end) in zip(which, spans, strict=True)]
+    torch.testing.assert_close(means, torch.stack(expected), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_own_norm_and_projection(model: GoalClip, plain: CLIP) -> None:
+    tokens = torch.randn(4, SPEC.text_width), torch.randn(4, SPEC.vision_width)
+    torch.testing.assert_close(
+        model.project_tokens(tokens[0]), plain.ln_final(tokens[0]) @ plain.text_projection
+    )
+    torch.testing.assert_close(
+        model.project_patches(tokens[1]), plain.visual.ln_post(tokens[1]) @ plain.visual.proj
+    )
+
+
+def test_a_forward_runs_each_tower_once(model: GoalClip) -> None:
+    calls: list[nn.Module] = []
+    towers = (model.visual, model.visual.transformer, model.transformer, model.token_embedding)
+    hooks = [tower.register_forward_hook(lambda module, _, __: calls.append(module)) for tower in towers]
+    model(images(), pack(texts()))
+    for hook in hooks:
+        hook.remove()
+    assert sorted(map(id, calls)) == sorted(map(id, towers))
+
+
+def test_texts_beyond_the_context_are_refused(model: GoalClip) -> None:
+    with pytest.raises(ValueError, match="61 tokens do not fit the context of 60"):
+        model.text_features(torch.ones(1, 61, dtype=torch.long))
+
+
+def test_checkpointed_activations_give_the_same_gradient(model: GoalClip) -> None:
+    def gradient() -> dict[str, torch.Tensor]:
+        seen, read = model(images(), pack(texts()))
+        return gradients(model, objective(seen.pooled) + objective(read.pooled))
+
+    expected = gradient()
+    model.set_grad_checkpointing(True)
+    again = gradient()
+    model.set_grad_checkpointing(False)
+    assert all(torch.equal(value, again[name]) for name, value in expected.items())
+
+
+def test_bf16_autocast_stays_close(model: GoalClip) -> None:
+    with torch.no_grad():
+        seen, read = model(images(), pack(texts()))
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model(images(), pack(texts()))
+    for exact, approximate in zip((seen, read), rough, strict=True):
+        cosines = F.cosine_similarity(exact.pooled, approximate.pooled.float())
+        assert cosines.min() > 0.999
+
+
+def test_the_forward_compiles_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The tests' own shape checks cannot be traced.
+    monkeypatch.setattr(network, "attention_mask", inspect.unwrap(attention_mask))
+    # fullgraph: a break in the graph is an error. The eager backend needs no compiler on the machine.
+    model = GoalClip(replace(SPEC, vision_layers=1, text_layers=1))
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for lengths in (LENGTHS, LENGTHS[:3]):
+            packed = pack(texts(lengths))
+            for ours, expected in zip(compiled(images(), packed), model(images(), packed), strict=True):
+                torch.testing.assert_close(ours.pooled, expected.pooled)
+
+
+@pytest.fixture
+def lone_group(tmp_path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("lone_group")
+def test_ddp_passes_packed_texts_and_features(model: GoalClip) -> None:
+    inner = copy.deepcopy(model)
+
+    def loss(network: nn.Module) -> torch.Tensor:
+        seen, read = network(images(), pack(texts()))
+        # The scale and the final norm are used beside the forward, as a training does.
+        pooled = inner.project_patches(seen.tokens.mean(1))
+        return inner.scale() * (objective(seen.pooled) + objective(read.pooled) + objective(pooled))
+
+    expected = gradients(inner, loss(inner))
+    again = gradients(inner, loss(nn.parallel.DistributedDataParallel(inner)))
+    assert all(torch.equal(value, again[name]) for name, value in expected.items())
+
+
+def test_the_scale_stops_at_100_and_can_come_back(model: GoalClip) -> None:
+    assert model.scale().item() == pytest.approx(1 / 0.07)
+    trained = copy.deepcopy(model)
+    # From OpenAI's value, whose exponential is a little over 100, on.
+    for value in (4.6052, 4.7):
+        trained.logit_scale.data.fill_(value)
+        assert trained.scale().item() == pytest.approx(100, abs=1e-4)
+        assert gradients(trained, trained.scale())["logit_scale"] > 0
+
+
+@pytest.mark.parametrize(
+    "size", [(300, 200), (200, 301), (224, 224), (37, 111), (1, 1), (5, 900), (451, 449)]
+)
+@pytest.mark.parametrize("view", ["center_crop", "squash"])
+def test_preprocessing_is_open_clips(size: tuple[int, int], view: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    spec = replace(SPEC, view=view, image_size=64)
+    settings = PreprocessCfg(64, resize_mode="squash" if view == "squash" else "shortest")
+    theirs = image_transform_v2(settings, is_train=False)(Image.fromarray(pixels))
+    assert torch.equal(clip.preprocess(spec)(Image.fromarray(pixels)), theirs)
+
+
+def test_supported_names() -> None:
+    names = {name for name, _ in clip.supported()}
+    assert {("ViT-B-16", "openai"), ("ViT-B-16", "laion2b_s34b_b88k"), ("ViT-L-14-336", "openai")} <= set(
+        clip.supported()
+    )
+    assert {"ViT-B-32", "ViT-L-14", "ViT-H-14", "ViT-g-14", "ViT-bigG-14"} <= names
+    for name in sorted(names):
+        with torch.device("meta"):
+            GoalClip(architectures.spec_of(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("RN50", "ResNet"),
+        ("coca_ViT-B-32", "CoCa"),
+        ("ViT-B-16-SigLIP", "SigLIP"),
+        ("convnext_base", "timm's convnext_base"),
+        ("EVA02-B-16", "timm's"),
+        ("xlm-roberta-base-ViT-B-32", "Hugging Face's xlm-roberta-base"),
+        ("ViT-H-14-worldwide", "tokenizer is not CLIP's"),
+        ("ViT-L-14-CLIPA", "tokenizer is not CLIP's"),
+    ],
+)
+def test_other_networks_are_refused_with_the_reason(name: str, reason: str) -> None:
+    with pytest.raises(UserError, match=f"model.name {name}: not supported: .*{reason}") as caught:
+        clip.load(name, pretrained="anything")
+    assert "\n" not in str(caught.value)
+    assert name not in {supported for supported, _ in clip.supported()}
+
+
+def test_every_name_of_open_clip_is_supported_or_refused() -> None:
+    for name in open_clip.list_models():
+        reason = architectures.refusal(factory.get_model_config(name))
+        assert bool(reason) != (name in architectures.names())
