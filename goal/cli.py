@@ -3,6 +3,7 @@
 import logging
 import sys
 from contextlib import nullcontext
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,13 @@ app = typer.Typer(
 PIPELINE = "Stages of the pipeline (dvc.yaml runs these)"
 DAILY = "Daily use"
 UPKEEP = "Upkeep of the package"
+
+
+class Reader(StrEnum):
+    """Programs that `goal export` writes for."""
+
+    open_clip = "open_clip"
+    transformers = "transformers"
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -127,6 +135,19 @@ def compare(
 
     lines = comparison.compare(first, second, params.evaluate.ks, params.evaluate.bootstrap, params.seed)
     _print(comparison.rich(first, second, lines))
+
+
+@app.command(rich_help_panel=DAILY)
+def export(
+    model: Annotated[Path, typer.Argument(help="a model's folder or weights file, as models/stage2")],
+    folder: Annotated[Path, typer.Argument(help="where to; made if need be")],
+    reader: Annotated[Reader, typer.Option("--for", help="what is to read it")] = Reader.open_clip,
+) -> None:
+    """Write a model as plain open_clip or Hugging Face transformers load it, without this project."""
+    from goal import exports, weights
+
+    writers = {Reader.open_clip: exports.open_clip, Reader.transformers: exports.transformers}
+    writers[reader](weights.load(model), folder)
 
 
 @app.command(rich_help_panel=UPKEEP)
