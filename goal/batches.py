@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from goal import interrupts
 from goal.errors import UserError
 from goal.examples import Examples, Fault, Key, Sample
+from goal.network import Spec
 from goal.packing import Packed, pack
 
 
@@ -91,8 +92,8 @@ def check(section: str, batch_size: int, pictures: int, world: int, source: obje
 class Collate:
     """Samples as Batches of at most `chunk_size` pairs (0: all in one); plain, for loader processes."""
 
-    def __init__(self, patches: int, chunk_size: int) -> None:
-        self._patches = patches
+    def __init__(self, spec: Spec, chunk_size: int) -> None:
+        self._patches = (spec.image_size // spec.patch_size) ** 2
         self._chunk_size = chunk_size
 
     def __call__(self, samples: Sequence[Sample | Fault]) -> list[Batch] | Fault:
@@ -125,16 +126,20 @@ class Collate:
         )
 
 
-def load(examples: Examples, order: Order, collate: Collate, workers: int, pinned: bool) -> DataLoader:
+def load(
+    examples: Examples, order: Order, collate: Collate, workers: int, device: torch.device
+) -> DataLoader:
     """Batches in `order`, read ahead by `workers` processes (0: by this one, when asked)."""
     return DataLoader(
         examples,
         batch_sampler=order,
         collate_fn=collate,
         num_workers=workers,
-        pin_memory=pinned,
+        pin_memory=device.type == "cuda",
         worker_init_fn=_quiet if workers else None,
         prefetch_factor=4 if workers else None,
+        # Its own, so that starting workers takes nothing from the training's random numbers.
+        generator=torch.Generator(),
     )
 
 

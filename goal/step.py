@@ -71,8 +71,9 @@ def backward(
     """
     needs = Needs.of(weights)
     if len(chunks) == 1:
-        values = objective(embed(model, chunks[0], needs, autocast), bare(model).scale(), weights, group)
-        losses.weighted(values, weights).backward()
+        own, scale = embed(model, chunks[0], needs, autocast), bare(model).scale()
+        values = objective(own, scale, weights, group)
+        (losses.weighted(values, weights) + _nothing(own, scale)).backward()
         return {name: value.detach() for name, value in values.items()}
     with torch.no_grad():
         own = _joined([embed(bare(model), chunk, needs, autocast) for chunk in chunks])
@@ -94,9 +95,9 @@ def backward(
                 for name in TENSORS
                 if getattr(own, name) is not None and getattr(own, name).grad is not None
             )
-            if last:
+            if last and scale.grad is not None:
                 carried = carried + bare(model).scale() * scale.grad
-            carried.backward()
+            (carried + _nothing(again, bare(model).scale())).backward()
     return {name: value.detach() for name, value in values.items()}
 
 
@@ -124,6 +125,11 @@ def bare(model: nn.Module) -> GoalClip:
     while isinstance(model, DistributedDataParallel | torch._dynamo.OptimizedModule):
         model = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
     return model
+
+
+def _nothing(own: Embeddings, scale: Tensor) -> Tensor:
+    # DDP waits for the gradient of every parameter, also where no term with a weight reaches one.
+    return 0.0 * (own.image.sum() + own.text.sum() + scale)
 
 
 def _unsynchronised(model: nn.Module) -> AbstractContextManager[None]:

@@ -14,29 +14,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from goal import (
     batches,
-    boxes,
-    clip,
     distributed,
     examples,
     finished,
-    images,
     interrupts,
     layout,
     learner,
-    losses,
-    network,
-    packing,
     recipe,
-    schedule,
     step,
     tensorfiles,
-    text,
     weights,
 )
 from goal.batches import Collate, Order
 from goal.checkpoint import Checkpoints
 from goal.config import Params
 from goal.datasets import manifest
+from goal.datasets.manifest import Row
 from goal.distributed import Group
 from goal.errors import Interrupted, UserError
 from goal.examples import Examples, Fault, Needs
@@ -44,17 +37,15 @@ from goal.learner import Learner
 from goal.network import Spec
 from goal.progress import Progress, Silent, Tracker
 from goal.recipe import Recipe
+from goal.telling import Telling
 from goal.validation import Validation
 
 log = logging.getLogger(__name__)
 
-# A checkpoint that other code made is not gone on from.
-CODE = (batches, boxes, clip, examples, images, learner, losses, network, packing, schedule, step, text)
-
 
 def check(params: Params, name: str) -> None:
-    """Raise what `run` would raise for its parameters and hardware, before any process starts."""
-    recipe.plan(params, name)
+    """Raise what `run` would raise for parameters and hardware, once, before several processes start."""
+    _rows(params, recipe.plan(params, name))
 
 
 def run(params: Params, name: str, tracker: Tracker) -> None:
@@ -64,53 +55,62 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
     the state saved; UserError for whatever the user can mend.
     """
     plan = recipe.plan(params, name)
+    rows = _rows(params, plan)
+    size = plan.stage.batch_size
+    steps_an_epoch = len(rows) // size
+    steps = plan.stage.epochs * steps_an_epoch
+    recipe.check_steps(plan, steps)
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(distributed.group(plan.device, params.train.processes))
-        stack.enter_context(_deterministic(plan.device))
+        stack.enter_context(_deterministic(group.device))
+        asked = stack.enter_context(interrupts.taken_down())
         torch.manual_seed(params.seed)
-        tracker = tracker if group.first else Silent()
         model = weights.load(plan.start).to(group.device).train()
-        data, validation = _data(params, plan, model.spec), _validation(params, plan, model.spec)
-        size = plan.stage.batch_size
-        batches.check(plan.section, size, len(data), group.world, layout.manifest(params.data.name, "train"))
-        steps_an_epoch = len(data) // size
-        recipe.check_steps(plan, plan.stage.epochs * steps_an_epoch)
         model.set_grad_checkpointing(params.train.checkpoint_activations)
-        taught = Learner(model, plan.stage, plan.weights, plan.stage.epochs * steps_an_epoch, group)
-        if taught.steps == 0:
+        data = _examples(params, plan, rows, model.spec)
+        taught = Learner(model, plan.stage, plan.weights, steps, group)
+        if steps == 0:
             log.info("%s: %s.epochs is 0, the weights of %s are passed on", name, plan.section, plan.start)
-            finished.write(params, plan, taught, data.counts())
+            if group.first:
+                finished.write(params, plan, taught, data.counts())
             return
 
+        validation = _validation(params, plan, model.spec)
         saves = Checkpoints(
-            layout.work_dir(f"train-{name}"), _identity(params, plan, data), params.train.keep_checkpoints
+            layout.work_dir(f"train-{name}"), _identity(params, plan), params.train.keep_checkpoints
         )
         if group.first:
             stack.enter_context(saves.held())
-        asked = stack.enter_context(interrupts.taken_down())
         saved = saves.restore()
         if saved:
             taught.restore(saved)
-            log.info("%s: goes on after step %d of %d", name, taught.step, taught.steps)
-        order = Order(len(data), size, plan.stage.epochs, params.seed, taught.step, group.rank, group.world)
-        collate = Collate((model.spec.image_size // model.spec.patch_size) ** 2, params.train.chunk_size)
-        coming = iter(
-            batches.load(data, order, collate, params.train.loader_workers, group.device.type == "cuda")
-        )
+            log.info("%s: goes on after step %d of %d", name, taught.step, steps)
+        order = Order(len(rows), size, plan.stage.epochs, params.seed, taught.step, group.rank, group.world)
+        collate = Collate(model.spec, params.train.chunk_size)
+        coming = iter(batches.load(data, order, collate, params.train.loader_workers, group.device))
         wrapped = _wrapped(model, params, group)
-        progress = stack.enter_context(Progress(name, taught.step, taught.steps, size, group.first))
+        progress = stack.enter_context(Progress(name, taught.step, steps, size, group.first))
+        told = Telling(taught, tracker if group.first else Silent(), progress)
         saved_at = time.monotonic()
-        measured: list[torch.Tensor] = []
 
         while True:
-            if _validates(taught, plan, steps_an_epoch):
-                _validate(taught, validation, saves, tracker, plan, group)
-            if taught.step == taught.steps or 0 < plan.stage.patience <= taught.stale:
+            if validation and _validates(taught, plan, steps_an_epoch):
+                found = validation.measure(model, plan.autocast, taught.step) if group.first else None
+                taught.validations.append(group.told(found))
+                told.validation()
+                if group.first and plan.stage.keep == "best" and taught.stale == 0:
+                    tensorfiles.write(saves.folder / _best_file(taught), model.state_dict(), {})
+            if taught.step == steps or 0 < plan.stage.patience <= taught.stale:
                 break
-            if group.any(asked()):
-                _save(saves, taught, group)
+            stop = group.any(asked())
+            if stop or (group.first and time.monotonic() - saved_at > params.train.checkpoint_minutes * 60):
+                _stop_if_wrong(taught, order, rows, plan)
+                told.losses()
+                _save(saves, taught, group, stop)
+                saved_at = time.monotonic()
+            if stop:
                 raise Interrupted(
-                    f"{name}: saved after step {taught.step} of {taught.steps}; the same command goes on"
+                    f"{name}: saved after step {taught.step} of {steps}; the same command goes on"
                 )
 
             began = time.monotonic()
@@ -119,44 +119,44 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
             if isinstance(chunks, Fault):
                 raise UserError(f"{name}: {chunks.message}")
             chunks = [chunk.to(group.device) for chunk in chunks]
-            values = step.backward(wrapped, chunks, plan.weights, group, plan.autocast)
-            measured.append(taught.update(values))
+            told.step(taught.update(step.backward(wrapped, chunks, plan.weights, group, plan.autocast)))
 
             # On a GPU the values are looked at now and then only: each look waits for all work under way.
-            logs = taught.step % params.train.log_every == 0 or taught.step == taught.steps
-            if logs or group.device.type == "cpu":
-                _stop_if_wrong(taught, order, data, plan)
-            if logs:
-                _tell(taught, measured, tracker, progress)
-                measured.clear()
-            if group.first and time.monotonic() - saved_at > params.train.checkpoint_minutes * 60:
-                _stop_if_wrong(taught, order, data, plan)
-                _save_if_possible(saves, taught)
-                saved_at = time.monotonic()
+            tells = taught.step % params.train.log_every == 0 or taught.step == steps
+            if tells or group.device.type == "cpu":
+                _stop_if_wrong(taught, order, rows, plan)
+            if tells:
+                told.losses()
 
         if group.first:
             if plan.stage.keep == "best":
                 model.load_state_dict(tensorfiles.read(saves.folder / _best_file(taught))[0])
             finished.write(params, plan, taught, data.counts())
-            for path in finished.records(name):
-                tracker.log_artifact(path)
+            told.files(finished.records(name))
             saves.clear()
 
 
-def _data(params: Params, plan: Recipe, spec: Spec) -> Examples:
-    rows = manifest.read(layout.manifest(params.data.name, "train"))
+def _rows(params: Params, plan: Recipe) -> list[Row]:
+    file = layout.manifest(params.data.name, "train")
+    rows = manifest.read(file)
+    if plan.stage.epochs:
+        batches.check(plan.section, plan.stage.batch_size, len(rows), params.train.processes, file)
+    return rows
+
+
+def _examples(params: Params, plan: Recipe, rows: list[Row], spec: Spec) -> Examples:
     pairs, min_visible = None, 0.0
+    needs = Needs.of(plan.weights)
     if plan.local:
         folder = layout.pairs_dir("train")
         pairs = examples.read_pairs(folder, params.stage2.pairs)
         examples.check_pairs(rows, pairs, folder)
         min_visible = params.stage2.pairs.min_visible
-    needs = Needs.of(plan.weights)
-    if (needs.crops or needs.sentences) and not pairs:
-        raise UserError(
-            f"{layout.pairs_dir('train')}: no pair can be used (stage2.pairs.min_similarity is "
-            f"{params.stage2.pairs.min_similarity}); lower it, or read in summary.json why pairs were dropped"
-        )
+        if not pairs and (needs.crops or needs.sentences):
+            raise UserError(
+                f"{folder}: no pair can be used; lower stage2.pairs.min_similarity (it is "
+                f"{params.stage2.pairs.min_similarity}), or read in summary.json there why pairs were dropped"
+            )
     return Examples(rows, pairs, spec, needs, params.seed, params.data.max_megapixels, min_visible)
 
 
@@ -165,25 +165,28 @@ def _validation(params: Params, plan: Recipe, spec: Spec) -> Validation | None:
     rows = manifest.read(file)
     if not rows and (plan.stage.keep == "best" or plan.stage.patience):
         raise UserError(f"{plan.section}.keep best and patience need validation pictures; {file} has none")
-    if not rows:
-        return None
-    return Validation(rows, spec, params.data.max_megapixels, plan.stage.batch_size)
+    return Validation(rows, spec, params.data.max_megapixels, plan.stage.batch_size) if rows else None
 
 
-def _identity(params: Params, plan: Recipe, data: Examples) -> dict[str, Any]:
+def _identity(params: Params, plan: Recipe) -> dict[str, Any]:
     """All that decides the result, by name; a run goes on only where all of it is the same."""
     files = [layout.manifest(params.data.name, split) for split in ("train", "val")]
     if plan.local:
         files += sorted(layout.pairs_dir("train").glob("shard-*.parquet"))
-    code = hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in CODE)).hexdigest()
     return {
         "name": plan.name,
         **plan.decisive(params),
         **{str(file): tensorfiles.digest(file) for file in files},
         str(plan.start): weights.digest(plan.start),
-        "code": code,
+        "code": _code(),
         "torch": torch.__version__,
     }
+
+
+def _code() -> str:
+    # Of the whole package: which files decide a result is not for a list to get wrong.
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _wrapped(model: nn.Module, params: Params, group: Group) -> nn.Module:
@@ -201,74 +204,40 @@ def _validates(taught: Learner, plan: Recipe, steps_an_epoch: int) -> bool:
     return taught.step > last and (taught.step % every == 0 or taught.step == taught.steps)
 
 
-def _validate(
-    taught: Learner,
-    validation: Validation | None,
-    saves: Checkpoints,
-    tracker: Tracker,
-    plan: Recipe,
-    group: Group,
-) -> None:
-    if validation is None:
-        return
-    found = group.told(validation.measure(taught.model, plan.autocast, taught.step) if group.first else None)
-    taught.validations.append(found)
-    if not group.first:
-        return
-    named = {
-        f"val/{way}/{k}": value
-        for way in ("image_to_text", "text_to_image")
-        for k, value in found[way].items()
-    }
-    tracker.log_metrics(named | {"val/recall": found["recall"]}, taught.step)
-    log.info("%s: step %d: validation R@1 %.2f %%", plan.name, taught.step, found["recall"])
-    if plan.stage.keep == "best" and taught.best is found:
-        tensorfiles.write(saves.folder / _best_file(taught), taught.model.state_dict(), {})
-
-
 def _best_file(taught: Learner) -> str:
     # Named by its step: a kill may leave a later one than the state that is gone on from knows.
     return f"best-{taught.best['step']}.safetensors"
 
 
-def _stop_if_wrong(taught: Learner, order: Order, data: Examples, plan: Recipe) -> None:
+def _stop_if_wrong(taught: Learner, order: Order, rows: Sequence[Row], plan: Recipe) -> None:
     fault = taught.fault()
     if fault:
-        ids = [data.rows[key.index].id for key in order.batch(fault[0])]
+        ids = [rows[key.index].id for key in order.batch(fault[0])]
         raise learner.refusal(fault, plan.name, ids, plan.section)
 
 
-def _tell(taught: Learner, measured: Sequence[torch.Tensor], tracker: Tracker, progress: Progress) -> None:
-    names = [*taught.names, learner.GRADIENT]
-    rows = torch.stack(list(measured)).tolist()
-    for number, row in enumerate(rows, taught.step - len(rows) + 1):
-        values = {f"loss/{name}": value for name, value in zip(taught.names, row[:-1], strict=True)}
-        tracker.log_metrics(values | {"gradient_norm": row[-1], "lr": taught.rate(number - 1)}, number)
-    speed = progress.speed(taught.step)
-    tracker.log_metrics(speed, taught.step)
-    progress.show(taught.step, dict(zip(names, rows[-1], strict=True)), speed)
-
-
-def _save(saves: Checkpoints, taught: Learner, group: Group) -> None:
-    if group.first:
-        saves.save(taught.save())
-    # The others wait: the first that ends has torchrun end all.
-    group.told(None)
-
-
-def _save_if_possible(saves: Checkpoints, taught: Learner) -> None:
+def _save(saves: Checkpoints, taught: Learner, group: Group, stop: bool) -> None:
     try:
-        saves.save(taught.save())
+        if group.first:
+            saves.save(taught.save())
     except UserError as error:
+        if stop:
+            raise
         log.warning("%s; training goes on", error)
+    if stop:
+        # The others wait: the first process that ends has torchrun end all.
+        group.told(None)
 
 
 @contextlib.contextmanager
 def _deterministic(device: torch.device) -> Iterator[None]:
     """On a CPU, the same bits in every run; a GPU would pay for it with speed."""
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(device.type == "cpu")
+    # For finding code that reads what it never wrote; every new tensor would be written twice.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
