@@ -36,11 +36,12 @@ def content(path: Path) -> str:
     known = hashlib.sha256(files.digest(path).encode())
     for batch in _parquet(path).iter_batches(columns=["image"]):
         for image in batch["image"].to_pylist():
-            known.update(_state(Path(image)).encode())
+            known.update(state(Path(image)).encode())
     return known.hexdigest()
 
 
-def _state(image: Path) -> str:
+def state(image: Path) -> str:
+    """Size and time of a picture's file, or why it cannot be seen: what differs once the file was changed."""
     try:
         stat = image.stat()
     except OSError as error:
