@@ -1,4 +1,4 @@
-"""Packed pictures: the tensors from the files bit for bit, the same bytes every run, read by WebDataset too."""
+"""Packed: tensors from files bit for bit, the same bytes every run, as WebDataset reads them."""
 
 import hashlib
 import os
