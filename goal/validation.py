@@ -50,7 +50,7 @@ class Validation:
         model.train()
         text_rows = torch.cat(texts)[torch.tensor(order, device=device).argsort()]
         recalls = recall_at_k(torch.cat(pictures).float(), text_rows.float(), self._owner.to(device), KS)
-        named = {way: {f"R@{k}": value for k, value in values.items()} for way, values in recalls.items()}
+        named = {way: {f"r{k}": value for k, value in values.items()} for way, values in recalls.items()}
         mean = sum(values[1] for values in recalls.values()) / len(recalls)
         return {"step": step, "recall": mean, **named}
 
