@@ -99,16 +99,14 @@ class Match:
         return shards.with_notes(pa.Table.from_pylist(lines, PAIRS), notes)
 
     def _candidates(self, rows: list[Row], start: int, stop: int) -> dict[str, list[Candidate]]:
-        """The regions of each picture and, last, the picture itself."""
-        found = {row.id: [] for row in rows}
+        """Each picture itself and, after it, its regions but those that take in every pixel of it."""
+        found = {row.id: [_whole(row)] for row in rows}
         for number in range(start // self.region_shard, (stop - 1) // self.region_shard + 1):
             path = Path(self.regions) / shards.name(number)
             for region in manifest.read_table(path, REGIONS).to_pylist():
-                if region["id"] in found:
-                    box = tuple(region[side] for side in SIDES)
-                    found[region["id"]].append(Candidate(box, region["source"]))
-        for row in rows:
-            found[row.id].append(_whole(row))
+                box, known = tuple(region[side] for side in SIDES), found.get(region["id"])
+                if known and boxes.pixels(box, _size(known[0])) != known[0].box:
+                    known.append(Candidate(box, region["source"]))
         return found
 
     def _crops(
@@ -148,8 +146,12 @@ def _whole(row: Row) -> Candidate:
     return Candidate((0.0, 0.0, float(row.width), float(row.height)), WHOLE)
 
 
+def _size(whole: Candidate) -> tuple[int, int]:
+    return int(whole.box[2]), int(whole.box[3])
+
+
 def _nearest(cosines: np.ndarray, candidates: list[Candidate]) -> list[Choice]:
-    """The choice of each column of cosines (K, S); of equal candidates the first."""
+    """The choice of each column of cosines (K, S); of equal candidates the first: the whole before parts."""
     best = cosines.argmax(axis=0)
     return [Choice(candidates[row], float(cosines[row, column])) for column, row in enumerate(best)]
 

@@ -62,9 +62,9 @@ def _weights(params: Params) -> Path:
     if name == BASE:
         return weights.file_of(layout.model_dir("zero-shot"))
     # Downloaded or converted once, here, so that the workers need no network.
-    folder = layout.work_dir("matcher") / name.replace("/", "_")
-    folder.mkdir(parents=True, exist_ok=True)
-    return weights.save(clip.load(name, None), folder)
+    file = layout.work_dir("matcher") / f"{name.replace('/', '_')}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return weights.save(clip.load(name, None), file)
 
 
 def _region_shard(regions: Path, manifest: Path) -> int:
