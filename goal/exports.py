@@ -27,8 +27,8 @@ def open_clip(model: GoalClip, folder: Path) -> None:
 def transformers(model: GoalClip, folder: Path) -> None:
     """Write a folder for transformers' `CLIPModel.from_pretrained` and `CLIPImageProcessor.from_pretrained`.
 
-    Texts: the tokenizer of any CLIP, `model_max_length` set to the context. Pictures: transformers' centre crop
-    may lie one pixel beside open_clip's and ours. Raises UserError where the disk refuses.
+    Texts: the tokenizer of any CLIP, `model_max_length` set to the context. Pictures: transformers' centre
+    crop may lie one pixel beside open_clip's and ours. Raises UserError where the disk refuses.
     """
     _write(folder / "config.json", _huggingface_config(model.spec))
     _write(folder / "preprocessor_config.json", _huggingface_preprocessing(model.spec))

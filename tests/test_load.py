@@ -75,6 +75,12 @@ def test_a_failed_download_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch, t
     assert "\n" not in line
 
 
+def test_the_embedded_network_needs_no_download() -> None:
+    model = clip.load("scenes-vit", pretrained="embedded")
+    assert clip.load("scenes-vit/embedded").spec == model.spec
+    assert (model.spec.name, model.spec.context_length, model.spec.image_size) == ("scenes-vit", 248, 64)
+
+
 @pytest.mark.parametrize(
     ("source", "pretrained", "reason"),
     [
