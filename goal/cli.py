@@ -86,13 +86,17 @@ def train(name: Annotated[str, typer.Argument(help="stage1, stage2, global or gl
 
 
 @app.command(rich_help_panel=PIPELINE)
-def evaluate(name: Annotated[str, typer.Argument(help="zero-shot or a trained model")]) -> None:
-    """Measure one model on every benchmark of the data set."""
+def evaluate(
+    names: Annotated[list[str], typer.Argument(help="zero-shot or trained models")],
+    on: Annotated[str, typer.Option(help="Another data set, made before by `goal data`.")] = "",
+) -> None:
+    """Measure models on every benchmark of the data set, or of another one."""
     params = config.load()
     from goal import evaluate as stage
     from goal import tracking
 
-    tracking.evaluation(params, name, stage.run(params, name))
+    for name, headline in stage.run_many(params, names, on).items():
+        tracking.evaluation(params, name, headline)
 
 
 @app.command(rich_help_panel=PIPELINE)

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from goal import answers, layout, results, statistics
+from goal import answers, results, statistics
 from goal.errors import UserError
 
 # What makes a query the same one in two files.
@@ -37,7 +36,9 @@ def compare(first: str, second: str, ks: Sequence[int], resamples: int, seed: in
     for benchmark in measured:
         left, right = read(first, benchmark), read(second, benchmark)
         if left.select(KEY) != right.select(KEY):
-            raise UserError(f"{_file(second, benchmark)}: not the queries of {first}; `dvc repro evaluate`")
+            raise UserError(
+                f"{results.ranks(second, benchmark)}: not the queries of {first}; `dvc repro evaluate`"
+            )
         sides = zip(answers.by_direction(left), answers.by_direction(right), strict=True)
         for (direction, one), (_, two) in sides:
             names, values = answers.columns(one, ks)
@@ -53,7 +54,7 @@ def compare(first: str, second: str, ks: Sequence[int], resamples: int, seed: in
 
 def read(model: str, benchmark: str) -> pa.Table:
     """The per-query answers of a model; raises UserError where there are none."""
-    path = _file(model, benchmark)
+    path = results.ranks(model, benchmark)
     try:
         return pq.read_table(path, partitioning=None)
     except (OSError, pa.ArrowException) as error:
@@ -80,7 +81,3 @@ def rich(first: str, second: str, lines: Sequence[Line]) -> Table:
             str(line.queries),
         )
     return table
-
-
-def _file(model: str, benchmark: str) -> Path:
-    return layout.metrics_dir(model) / "ranks" / f"{benchmark}.parquet"

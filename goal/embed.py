@@ -27,6 +27,7 @@ from goal import boxes, cleaning, clip, images, layout, network, tensorfiles, te
 from goal.errors import UserError
 from goal.files import digest as digest_of
 from goal.galleries import Picture
+from goal.network import GoalClip, Spec
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Embeddings:
     pictures: dict[Picture, int]
     texts: dict[str, int]
     files: dict[str, str]
-    spec: network.Spec
+    spec: Spec
     model: str
 
     def of_pictures(self, pictures: Iterable[Picture]) -> Float[Tensor, "P D"]:
@@ -74,43 +75,71 @@ class Embeddings:
 
 
 def embed(
-    model_path: Path, pictures: Iterable[Picture], texts: Iterable[str], settings: Settings
-) -> Embeddings:
-    """Embed different pictures and texts with a model from its file, or read what an earlier call kept.
+    models: Sequence[Path], pictures: Iterable[Picture], texts: Iterable[str], settings: Settings
+) -> list[Embeddings]:
+    """Embed different pictures and texts with models from their files, or read what an earlier call kept.
 
-    Raises UserError for a picture that cannot be opened and weights that cannot be loaded.
+    Models that see pictures alike share their decoding. Raises UserError for a picture that cannot be opened
+    and weights that cannot be loaded.
     """
     pictures, texts = sorted(set(pictures), key=str), sorted(set(texts))
     files = file_digests(pictures)
-    digest, model = weights.digest(model_path), weights.load(model_path)
     key = _key(files, pictures, texts, settings.device)
-    kept = layout.work_dir("embeddings") / digest / f"{key}.safetensors"
-    tensors = _kept(kept)
-    if tensors is None:
+    networks = [weights.load(path) for path in models]
+    digests = [weights.digest(path) for path in models]
+    kept = [layout.work_dir("embeddings") / digest / f"{key}.safetensors" for digest in digests]
+    tensors = [_kept(path) for path in kept]
+    missing = [place for place, found in enumerate(tensors) if found is None]
+    for place, found in zip(
+        missing, _encode([networks[place] for place in missing], pictures, texts, settings), strict=True
+    ):
+        tensors[place] = found
+        _keep(found, kept[place])
+    places = {"pictures": _places(pictures), "texts": _places(texts), "files": files}
+    return [
+        Embeddings(**found, **places, spec=network.spec, model=digest)
+        for found, network, digest in zip(tensors, networks, digests, strict=True)
+    ]
+
+
+def _encode(
+    models: Sequence[GoalClip], pictures: Sequence[Picture], texts: Sequence[str], settings: Settings
+) -> list[dict[str, Tensor]]:
+    tensors: list[dict[str, Tensor]] = [{} for _ in models]
+    groups: dict[tuple, list[int]] = {}
+    for place, model in enumerate(models):
         model.to(settings.device).eval()
-        encoded, counts = encode_texts(model, texts, settings)
-        tensors = {"image": encode_pictures(model, pictures, settings), "text": encoded, "tokens": counts}
-        _keep(tensors, kept)
-    places = {"pictures": _places(pictures), "texts": _places(texts)}
-    return Embeddings(**tensors, **places, files=files, spec=model.spec, model=digest)
+        spec = model.spec
+        groups.setdefault((spec.image_size, spec.view, spec.mean, spec.std), []).append(place)
+    for group in groups.values():
+        found = encode_pictures([models[place] for place in group], pictures, settings)
+        for place, embedded in zip(group, found, strict=True):
+            tensors[place]["image"] = embedded
+    for place, model in enumerate(models):
+        tensors[place]["text"], tensors[place]["tokens"] = encode_texts(model, texts, settings)
+    return tensors
 
 
 @torch.inference_mode()
 def encode_pictures(
-    model: network.GoalClip, pictures: Sequence[Picture], settings: Settings
-) -> Float[Tensor, "P D"]:
-    """Embeddings of pictures, decoded by threads while the model works on the batch before."""
-    read = partial(_view, clip.preprocess(model.spec), settings.max_megapixels)
-    embedded = [
-        model.encode_images(torch.stack(views).to(settings.device)).float().cpu()
-        for views in _prefetched(read, tqdm(pictures, "pictures", unit=""), settings.batch_size)
-    ]
-    return torch.cat(embedded)
+    models: Sequence[GoalClip], pictures: Sequence[Picture], settings: Settings
+) -> list[Float[Tensor, "P D"]]:
+    """Embeddings of pictures by each of the models, which must see them alike.
+
+    Threads decode the next batch while the models work on one.
+    """
+    read = partial(_view, clip.preprocess(models[0].spec), settings.max_megapixels)
+    embedded: list[list[Tensor]] = [[] for _ in models]
+    for views in _prefetched(read, tqdm(pictures, "pictures", unit=""), settings.batch_size):
+        batch = torch.stack(views).to(settings.device)
+        for model, found in zip(models, embedded, strict=True):
+            found.append(model.encode_images(batch).float().cpu())
+    return [torch.cat(found) for found in embedded]
 
 
 @torch.inference_mode()
 def encode_texts(
-    model: network.GoalClip, texts: Sequence[str], settings: Settings
+    model: GoalClip, texts: Sequence[str], settings: Settings
 ) -> tuple[Float[Tensor, "T D"], Int[Tensor, " T"]]:
     """Embeddings of texts and their token counts; texts of like length share a batch: little is padding."""
     ids = [text.tokenize(one, [], UNCUT).ids for one in tqdm(texts, "tokens", unit=" texts")]

@@ -1,7 +1,7 @@
 """The evaluate stage: one model on every benchmark of the data set, with intervals and the protocol."""
 
 import logging
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from goal import answers, devices, embed, files, galleries, layout
@@ -26,34 +26,47 @@ def run(params: "Params", name: str) -> dict[str, float]:
     benchmark that the data set lacks has 0 images, and its details say why.
     Raises UserError for weights, manifests or pictures that cannot be read.
     """
-    found, missing = galleries.load(params.data.name)
-    folder = layout.metrics_dir(name)
-    for part in ("details", "ranks"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    for benchmark, reason in missing.items():
-        log.warning("%s: no benchmark %s: %s", name, benchmark, reason)
-        files.write_json({"images": 0, "texts": 0}, folder / f"{benchmark}.json")
-        files.write_json(
-            {"benchmark": benchmark, "missing": reason}, folder / "details" / f"{benchmark}.json"
-        )
-        (folder / "ranks" / f"{benchmark}.parquet").unlink(missing_ok=True)
-    headlines: dict[str, float] = {}
-    if found:
-        embeddings = embed.embed(
-            layout.model_dir(name),
-            [picture for gallery in found for picture in gallery.pictures],
-            [text for gallery in found for text in gallery.texts],
-            _settings(params),
-        )
-    for gallery in found:
-        headline = _measure(params, name, gallery, embeddings, folder)
-        headlines |= {f"{gallery.benchmark}/{metric}": value for metric, value in headline.items()}
+    return run_many(params, [name])[name]
+
+
+def run_many(params: "Params", names: Sequence[str], data_set: str = "") -> dict[str, dict[str, float]]:
+    """Measure several models at once, pictures decoded once; the headline of each.
+
+    data_set: another set than data.name, made before by `goal data`; its results lie below
+    metrics/<name>/on/<data_set>/ and its benchmarks are called <data_set>/<benchmark>.
+    """
+    found, missing = galleries.load(data_set or params.data.name, mined=not data_set)
+    folders = {name: layout.metrics_dir(name, data_set) for name in names}
+    for name, folder in folders.items():
+        for part in ("details", "ranks"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        for benchmark, reason in missing.items():
+            log.warning("%s: no benchmark %s: %s", name, benchmark, reason)
+            files.write_json({"images": 0, "texts": 0}, folder / f"{benchmark}.json")
+            content = {"benchmark": benchmark, "missing": reason}
+            files.write_json(content, folder / "details" / f"{benchmark}.json")
+            (folder / "ranks" / f"{benchmark}.parquet").unlink(missing_ok=True)
+    headlines: dict[str, dict[str, float]] = {name: {} for name in names}
+    if not found:
+        return headlines
+    embedded = embed.embed(
+        [layout.model_dir(name) for name in names],
+        [picture for gallery in found for picture in gallery.pictures],
+        [text for gallery in found for text in gallery.texts],
+        _settings(params),
+    )
+    for name, embeddings in zip(names, embedded, strict=True):
+        for gallery in found:
+            headline = _measure(params, data_set, name, gallery, embeddings)
+            label = f"{data_set}/{gallery.benchmark}" if data_set else gallery.benchmark
+            headlines[name] |= {f"{label}/{metric}": value for metric, value in headline.items()}
     return headlines
 
 
 def _measure(
-    params: "Params", name: str, gallery: Gallery, embeddings: Embeddings, folder: Path
+    params: "Params", data_set: str, name: str, gallery: Gallery, embeddings: Embeddings
 ) -> dict[str, float]:
+    folder = layout.metrics_dir(name, data_set)
     ks, resamples = sorted(params.evaluate.ks), params.evaluate.bootstrap
     answered = answers.answer(gallery, embeddings, params.evaluate.chunk)
     manifest.write_table(answered, folder / "ranks" / f"{gallery.benchmark}.parquet")
@@ -61,7 +74,7 @@ def _measure(
     details = {
         "benchmark": gallery.benchmark,
         "model": {"name": name, "network": embeddings.spec.name, "digest": embeddings.model},
-        "protocol": protocol(params.data.name, gallery, embeddings),
+        "protocol": protocol(data_set or params.data.name, gallery, embeddings),
         "repeated_texts": gallery.repeated_texts,
         "metrics": summary,
         "by": answers.breakdowns(answered, ks, resamples, params.seed),

@@ -11,6 +11,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -67,9 +68,10 @@ class Gallery:
         return sum(owners[text] > 1 for text in self.texts)
 
 
-def load(data_set: str) -> tuple[list[Gallery], dict[str, str]]:
+def load(data_set: str, mined: bool = True) -> tuple[list[Gallery], dict[str, str]]:
     """The benchmarks of a data set, and for each that it lacks the reason.
 
+    mined: pairs/test belongs to this set, so its best pairs serve where it has no joint.parquet.
     Raises UserError for a manifest that cannot be read or names test pictures that do not exist.
     """
     test = manifest.read(layout.manifest(data_set, "test"))
@@ -77,7 +79,7 @@ def load(data_set: str) -> tuple[list[Gallery], dict[str, str]]:
         "test": _test,
         "short": _short,
         "twins": _twins,
-        "joint": _joint,
+        "joint": partial(_joint, mined=mined),
     }
     found, missing = [], {}
     for benchmark in BENCHMARKS:
@@ -118,9 +120,9 @@ def _twins(data_set: str, test: list[Row]) -> Gallery | str:
     )
 
 
-def _joint(data_set: str, test: list[Row]) -> Gallery | str:
+def _joint(data_set: str, test: list[Row], mined: bool) -> Gallery | str:
     path = layout.manifest(data_set, "joint")
-    crops = list(_own_crops(path, test) if path.exists() else _mined_crops(test))
+    crops = list(_own_crops(path, test) if path.exists() else _mined_crops(test) if mined else [])
     if not crops:
         return f"{data_set} has no crops of test pictures: neither joint.parquet nor usable pairs of test"
     rows, captions, parts, sentences = zip(*crops, strict=True)

@@ -28,8 +28,9 @@ def model_dir(name: str) -> Path:
     return Path("models") / ("base" if name == "zero-shot" else name)
 
 
-def metrics_dir(name: str) -> Path:
-    return Path("metrics") / name
+def metrics_dir(name: str, data_set: str = "") -> Path:
+    """The numbers of a model; `data_set` names one that is not the pipeline's own."""
+    return Path("metrics") / name / "on" / data_set if data_set else Path("metrics") / name
 
 
 def reports_dir() -> Path:

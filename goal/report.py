@@ -73,27 +73,28 @@ def _content(params: "Params", found: Results, mined: dict[str, dict[str, Any]])
 def _differences(params: "Params", other: str) -> list[compare.Line]:
     """Ours less the other, headline metrics only."""
     lines = compare.compare(OURS, other, params.evaluate.ks, params.evaluate.bootstrap, params.seed)
-    return [line for line in lines if line.metric.endswith(f"_{results.HEADLINE[line.benchmark]}")]
+    return [line for line in lines if line.metric.endswith(f"_{results.headline(line.benchmark)}")]
 
 
 def _benchmarks(found: Results) -> Iterator[Chart]:
-    for benchmark, measured in found.benchmarks.items():
-        metric = results.HEADLINE[benchmark]
+    for label, measured in found.benchmarks.items():
+        metric = results.headline(label)
         figure = plots.recall_bars(measured, metric, table.METRICS[metric])
-        yield Chart("benchmarks", benchmark, f"{benchmark}: mean and 95 % interval.", figure)
-        if benchmark == "twins":
+        yield Chart("benchmarks", _slug(label), f"{label}: mean and 95 % interval.", figure)
+        if "attribute" in measured[0].by:
             figure = plots.by_group(measured, "attribute", metric, table.METRICS[metric])
-            yield Chart("benchmarks", "twins-by-attribute", "twins: by what differs; chance is 50 %.", figure)
+            caption = f"{label}: by what differs; chance is 50 %."
+            yield Chart("benchmarks", f"{_slug(label)}-by-attribute", caption, figure)
 
 
 def _lengths(found: Results) -> Iterator[Chart]:
-    for benchmark, measured in found.benchmarks.items():
-        if results.HEADLINE[benchmark] != "r1":
+    for label, measured in found.benchmarks.items():
+        if results.headline(label) != "r1":
             continue
         for group, what in (("tokens", "CLIP tokens of the text"), ("sentences", "sentences of the text")):
             figure: Figure = plots.by_group(measured, group, "r1", "R@1")
-            caption = f"{benchmark}: by {what}; a picture counts by its longest text."
-            yield Chart("lengths", f"{benchmark}-by-{group}", caption, figure)
+            caption = f"{label}: by {what}; a picture counts by its longest text."
+            yield Chart("lengths", f"{_slug(label)}-by-{group}", caption, figure)
 
 
 def _training(found: Results) -> Iterator[Chart]:
@@ -114,3 +115,8 @@ def _similarities(mined: dict[str, dict[str, Any]]) -> Iterator[Chart]:
             first, last = filled[0], filled[-1] + 1
             figure = plots.histogram(found["edges"][first : last + 1], found["counts"][first:last], "cosine")
             yield Chart("mining", f"similarity-{split}", f"{split}: cosine of sentence and region.", figure)
+
+
+def _slug(label: str) -> str:
+    """A label as a file name."""
+    return label.replace("/", "-")

@@ -97,13 +97,10 @@ def _rows(results: Results) -> list[dict]:
             found = result.metrics[column[1]] if result else None
             cells.append(_cell(found, bool(result and result.differs), best[column]))
         rows.append({"name": model, "published": False, "cells": cells})
-    for peer in table.peers(results)[0]:
-        both = [
-            {"mean": f"{value:.1f}", "interval": "", "best": False}
-            for value in (peer.text_to_image, peer.image_to_text)
-        ]
-        blank = [{"mean": "", "interval": "", "best": False}] * (len(columns) - 2)
-        rows.append({"name": f"{peer.setting} ({peer.source})", "published": True, "cells": both + blank})
+    for label, peer in table.peers(results)[0]:
+        numbers = table.peer_cells(results, label, peer)
+        plain = [{"mean": number, "interval": "", "best": False} for number in numbers]
+        rows.append({"name": f"{peer.setting} ({peer.source})", "published": True, "cells": plain})
     return rows
 
 

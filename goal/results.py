@@ -10,7 +10,8 @@ from goal import layout
 from goal.errors import UserError
 from goal.galleries import BENCHMARKS
 
-# The metric of each benchmark that stands in the headline table.
+# The metric of each benchmark that stands in the headline table. A benchmark of another data set than the
+# pipeline's own is labelled <data set>/<benchmark>.
 HEADLINE = {"test": "r1", "short": "r1", "twins": "accuracy", "joint": "map10"}
 DIRECTIONS = ("text_to_image", "image_to_text")
 
@@ -31,20 +32,25 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """The results of some models by benchmark, and the reasons of the benchmarks that are missing."""
+    """The results of some models by label, and the reasons of the benchmarks that are missing."""
 
     models: tuple[str, ...]
     benchmarks: dict[str, list[Result]]
     missing: dict[str, str]
 
 
+def headline(label: str) -> str:
+    """The headline metric of a benchmark."""
+    return HEADLINE[label.rpartition("/")[2]]
+
+
 def evaluated() -> tuple[str, ...]:
     """The models that have results, in the order of the pipeline."""
-    return tuple(name for name in layout.MODELS if _file(name, BENCHMARKS[0]).exists())
+    return tuple(name for name in layout.MODELS if details(name, BENCHMARKS[0]).exists())
 
 
 def load(models: Sequence[str], mixed: bool = False) -> Results:
-    """Read the results of `models`.
+    """Read the results of `models`, on other data sets too where they were measured.
 
     Raises UserError for a model without results and, unless `mixed`, for results of different protocols; with
     `mixed` these are marked in `Result.differs`.
@@ -53,15 +59,29 @@ def load(models: Sequence[str], mixed: bool = False) -> Results:
         raise UserError("metrics: no evaluated model yet; `dvc repro` makes them all")
     found: dict[str, list[Result]] = {}
     missing: dict[str, str] = {}
-    for benchmark in BENCHMARKS:
-        for model in models:
-            content = read(_file(model, benchmark))
-            if "missing" in content:
-                missing[benchmark] = content["missing"]
-            else:
-                found.setdefault(benchmark, []).append(_result(content))
-    compared = {name: _compare(results, mixed) for name, results in found.items()}
-    return Results(tuple(models), compared, {name: why for name, why in missing.items() if name not in found})
+    for model in models:
+        elsewhere = (path.parent.name for path in layout.metrics_dir(model).glob("on/*/details"))
+        for data_set in ("", *sorted(elsewhere)):
+            for benchmark in BENCHMARKS:
+                label = f"{data_set}/{benchmark}" if data_set else benchmark
+                content = read(details(model, label))
+                if "missing" not in content:
+                    found.setdefault(label, []).append(_result(content))
+                elif not data_set:
+                    missing[label] = content["missing"]
+    compared = {label: _compare(label, measured, mixed) for label, measured in found.items()}
+    missing = {label: reason for label, reason in missing.items() if label not in found}
+    return Results(tuple(models), compared, missing)
+
+
+def details(model: str, label: str) -> Path:
+    """The result file of a model."""
+    return _folder(model, label, "details", "json")
+
+
+def ranks(model: str, label: str) -> Path:
+    """The per-query answers of a model."""
+    return _folder(model, label, "ranks", "parquet")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -74,8 +94,9 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a result: {error}; `dvc repro evaluate` makes it anew") from error
 
 
-def _file(model: str, benchmark: str) -> Path:
-    return layout.metrics_dir(model) / "details" / f"{benchmark}.json"
+def _folder(model: str, label: str, part: str, kind: str) -> Path:
+    data_set, _, benchmark = label.rpartition("/")
+    return layout.metrics_dir(model, data_set) / part / f"{benchmark}.{kind}"
 
 
 def _result(content: dict[str, Any]) -> Result:
@@ -91,7 +112,7 @@ def _result(content: dict[str, Any]) -> Result:
     )
 
 
-def _compare(results: list[Result], mixed: bool) -> list[Result]:
+def _compare(label: str, results: list[Result], mixed: bool) -> list[Result]:
     first = results[0]
     marked = []
     for one in results:
@@ -100,7 +121,7 @@ def _compare(results: list[Result], mixed: bool) -> list[Result]:
         if differs and not mixed:
             ours, theirs = (result.protocol.get(differs[0]) for result in (one, first))
             raise UserError(
-                f"{_file(one.model, one.benchmark)}: {differs[0]} is {ours!r}, for {first.model} {theirs!r}; "
+                f"{details(one.model, label)}: {differs[0]} is {ours!r}, for {first.model} {theirs!r}; "
                 "evaluate both alike, or `goal table --mixed` to see them marked"
             )
         marked.append(Result(**{**vars(one), "differs": differs}))

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from goal import published
 from goal.published import Published
-from goal.results import DIRECTIONS, HEADLINE, Result, Results
+from goal.results import DIRECTIONS, Result, Results, headline
 
 ARROWS = {"text_to_image": "text→image", "image_to_text": "image→text"}
 METRICS = {"r1": "R@1", "accuracy": "accuracy", "map10": "mAP@10"}
@@ -18,10 +18,9 @@ CSV_COLUMNS = ("model", "benchmark", "metric", "mean", "low", "high", "queries",
 def columns(results: Results) -> list[tuple[str, str, str]]:
     """(benchmark, metric of the result file, title) of every column."""
     return [
-        (benchmark, f"{direction}_{HEADLINE[benchmark]}", f"{benchmark} {ARROWS[direction]} {title}")
-        for benchmark in results.benchmarks
+        (label, f"{direction}_{headline(label)}", f"{label} {ARROWS[direction]} {METRICS[headline(label)]}")
+        for label in results.benchmarks
         for direction in DIRECTIONS
-        for title in [METRICS[HEADLINE[benchmark]]]
     ]
 
 
@@ -59,26 +58,34 @@ def notes(results: Results) -> list[str]:
     return lines
 
 
-def peers(results: Results) -> tuple[list[Published], list[Published]]:
-    """Published numbers of the same protocol as our `test` results, and of other ones."""
-    if "test" not in results.benchmarks:
-        return [], []
-    first = results.benchmarks["test"][0]
-    return published.of(str(first.protocol["data_set"]), first.network, int(first.protocol["images"]))
+def peers(results: Results) -> tuple[list[tuple[str, Published]], list[Published]]:
+    """Published numbers of our protocols, each with the label it belongs to; and those of other protocols."""
+    same, others = [], []
+    for label, found in results.benchmarks.items():
+        if label.rpartition("/")[2] == "test":
+            of = found[0].protocol
+            alike, unlike = published.of(str(of["data_set"]), found[0].network, int(of["images"]))
+            same += [(label, row) for row in alike]
+            others += unlike
+    return same, others
+
+
+def peer_cells(results: Results, label: str, row: Published) -> list[str]:
+    """The row of a published setting: its two numbers in the columns of its benchmark."""
+    numbers = {f"{way}_r1": f"{getattr(row, way):.1f}" for way in DIRECTIONS}
+    return [numbers.get(metric, "-") if column == label else "-" for column, metric, _ in columns(results)]
 
 
 def markdown(results: Results) -> str:
     """The table, published numbers of the same protocol below ours, and the notes."""
     titles = ["model", *(title for *_, title in columns(results))]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    lines += ["| " + " | ".join([model, *cells(results, model)]) + " |" for model in results.models]
     same, others = peers(results)
-    for row in same:
-        both = [f"{row.text_to_image:.1f}", f"{row.image_to_text:.1f}"]
-        rest = ["-"] * (len(titles) - 3)
-        lines.append("| " + " | ".join([f"published: {row.setting}", *both, *rest]) + " |")
+    rows = [[model, *cells(results, model)] for model in results.models]
+    rows += [[f"published: {row.setting}", *peer_cells(results, label, row)] for label, row in same]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", *(f"- {note}" for note in notes(results))]
-    lines += [f"- published: {row.setting}: {row.source}" for row in same]
+    lines += [f"- published: {row.setting}: {row.source}" for _, row in same]
     if others:
         lines.append(f"- {len(others)} published numbers of this data set have other galleries or networks.")
     return "\n".join(lines) + "\n"
@@ -86,18 +93,16 @@ def markdown(results: Results) -> str:
 
 def as_csv(results: Results) -> str:
     """Every metric of every benchmark and model, one a line, with the protocol."""
-    found = [result for group in results.benchmarks.values() for result in group]
-    fields = list(found[0].protocol) if found else []
+    found = [(label, result) for label, group in results.benchmarks.items() for result in group]
+    fields = list(found[0][1].protocol) if found else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*CSV_COLUMNS, *fields])
-    for result in found:
+    for label, result in found:
+        protocol = [" ".join(result.differs), *(result.protocol.get(field) for field in fields)]
         for metric, value in result.metrics.items():
             numbers = [value[key] for key in ("mean", "low", "high", "queries")]
-            protocol = [result.protocol.get(field) for field in fields]
-            writer.writerow(
-                [result.model, result.benchmark, metric, *numbers, " ".join(result.differs), *protocol]
-            )
+            writer.writerow([result.model, label, metric, *numbers, *protocol])
     return text.getvalue()
 
 

@@ -103,9 +103,9 @@ def test_two_runs_are_identical_to_the_byte_and_embed_once(project: Path, params
 
 def test_a_picture_that_changes_under_its_name_is_embedded_again(project: Path) -> None:
     picture = Picture("data/tiny/images/0.png")
-    before = embed.embed(Path("models/base"), [picture], ["A dog."], SETTINGS)
+    (before,) = embed.embed([Path("models/base")], [picture], ["A dog."], SETTINGS)
     Image.new("RGB", (50, 40), "blue").save(picture.path)
-    after = embed.embed(Path("models/base"), [picture], ["A dog."], SETTINGS)
+    (after,) = embed.embed([Path("models/base")], [picture], ["A dog."], SETTINGS)
     assert not torch.equal(before.image, after.image)
     assert torch.equal(before.text, after.text)
 
@@ -137,11 +137,11 @@ def test_a_crop_is_embedded_as_the_pixels_that_its_box_touches(project: Path) ->
     source.crop((9, 5, 31, 25)).save("cut.png")
     box = Picture("data/tiny/images/0.png", (9.5, 5.0, 30.5, 25.0))
     alone = Picture("cut.png")
-    found = embed.embed(Path("models/base"), [box, alone], ["A dog."], SETTINGS)
+    (found,) = embed.embed([Path("models/base")], [box, alone], ["A dog."], SETTINGS)
     torch.testing.assert_close(found.of_pictures([box]), found.of_pictures([alone]))
     outside = Picture("data/tiny/images/0.png", (60.0, 5.0, 70.0, 25.0))
     with pytest.raises(UserError, match=r"images/0.png: box \(60.0, 5.0, 70.0, 25.0\) lies outside"):
-        embed.embed(Path("models/base"), [outside], ["A dog."], SETTINGS)
+        embed.embed([Path("models/base")], [outside], ["A dog."], SETTINGS)
 
 
 def test_what_the_set_lacks_is_said(project: Path, params: Params) -> None:
@@ -279,6 +279,33 @@ def test_the_protocol_names_the_content_and_not_the_paths(project: Path, params:
     manifest.write(changed, Path("data/tiny/test.parquet"))
     evaluate.run(params, "zero-shot")
     assert result("test")["protocol"]["split"] != before["split"]
+
+
+def test_models_at_once_are_measured_as_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: Params
+) -> None:
+    tiny.make(tmp_path, monkeypatch, ("zero-shot", "stage1", "stage2"))
+    alone = {name: evaluate.run(params, name) for name in ("zero-shot", "stage1")}
+    files = {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()}
+    shutil.rmtree("work")
+    shutil.rmtree("metrics")
+    together = evaluate.run_many(params, ["zero-shot", "stage1", "stage2"])
+    assert {name: together[name] for name in alone} == alone
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_another_set_is_measured_beside_the_own_one(project: Path, params: Params) -> None:
+    evaluate.run(params, "zero-shot")
+    before = {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()}
+    shutil.copytree("data/tiny", "data/other")
+    # These pairs belong to the pipeline's own set.
+    tiny.write_pairs(tiny.pair("p0", 0.3))
+    returned = evaluate.run_many(params, ["zero-shot"], "other")["zero-shot"]
+    assert returned.keys() == {f"other/test/{way}_r{k}" for way in answers.DIRECTIONS for k in (1, 10)}
+    details = json.loads(Path("metrics/zero-shot/on/other/details/test.json").read_text())
+    assert details["protocol"]["data_set"] == "other"
+    assert "crops" in json.loads(Path("metrics/zero-shot/on/other/details/joint.json").read_text())["missing"]
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_missing_picture_is_one_line(project: Path, params: Params) -> None:

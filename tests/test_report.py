@@ -132,6 +132,27 @@ def test_a_published_row_appears_in_the_table(project: Path) -> None:
     assert "73.2" not in text
 
 
+def test_other_data_sets_stand_in_the_table_with_their_published_peers(project: Path) -> None:
+    for model in MODELS[:2]:
+        other = Path(f"metrics/{model}/on/dci/details")
+        shutil.copytree(f"metrics/{model}/details", other)
+        content = json.loads((other / "test.json").read_text())
+        content["protocol"] |= {"data_set": "dci", "images": 1999}
+        content["model"]["network"] = "ViT-L-14"
+        (other / "test.json").write_text(json.dumps(content))
+        shutil.copytree(f"metrics/{model}/ranks", other.with_name("ranks"))
+    text = table.markdown(results.load(MODELS))
+    titles, _, *rows = (line.split(" | ") for line in text.splitlines() if line.startswith("|"))
+    place = titles.index("dci/test text→image R@1")
+    by_name = {row[0].removeprefix("| "): row for row in rows}
+    assert by_name["published: GOAL"][place] == "76.9"
+    assert by_name["published: GOAL"][1] == "-"
+    assert by_name["zero-shot"][place] == by_name["zero-shot"][1]
+    assert by_name["global"][place] == "-"
+    measured = {line.benchmark for line in compare.compare("zero-shot", "stage2", [1], 10, seed=0)}
+    assert {"test", "dci/test"} <= measured
+
+
 def test_compare_with_itself_and_with_another(project: Path) -> None:
     for line in compare.compare("stage2", "stage2", [1, 2], 100, seed=0):
         assert (line.difference.mean, line.difference.p) == (0.0, 1.0)
