@@ -98,11 +98,16 @@ def to_open_clip(state: Mapping[str, Tensor]) -> tuple[StateDict, bool | None]:
     weights = {key: value for key, value in named.items() if not _NOT_WEIGHTS.search(key)}
     if any(key.startswith("visual.layer1.") for key in weights):
         raise UserError("not supported: its image tower is a ResNet, which has no patch tokens")
-    if any(key.startswith(("text_model.", "vision_model.")) for key in weights):
+    if is_huggingface(weights):
         return _from_huggingface(weights), True
     if _LONG_CLIP_TABLE in weights:
         return _from_long_clip(weights), True
     return weights, True if "input_resolution" in named else None
+
+
+def is_huggingface(names: Iterable[str]) -> bool:
+    """Whether keys, prefixed or not, are those of Hugging Face's CLIPModel."""
+    return any(_PREFIX.sub("", name).startswith(("text_model.", "vision_model.")) for name in names)
 
 
 def _from_huggingface(state: StateDict) -> StateDict:

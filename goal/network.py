@@ -78,10 +78,10 @@ def _ratio(hidden: int, width: int) -> float:
 class Features(NamedTuple):
     """What a tower says of its B inputs."""
 
-    pooled: Float[Tensor, "B D"]  # projected, NOT normalised
-    tokens: Float[
-        Tensor, "..."
-    ]  # last layer BEFORE the final layer norm: patches without CLS, or text tokens
+    # Projected, NOT normalised.
+    pooled: Float[Tensor, "B D"]
+    # The last layer BEFORE the final layer norm: patches without CLS, or text tokens.
+    tokens: Float[Tensor, "..."]
 
 
 class _Attention(nn.Module):

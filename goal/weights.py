@@ -58,7 +58,7 @@ def load(
     try:
         if _METADATA in metadata:
             return build(_spec(metadata[_METADATA]), tensors)
-        said_heads, said_gelu = _huggingface_config(file)
+        said_heads, said_gelu = _huggingface_config(file) if layouts.is_huggingface(tensors) else (None, None)
         return _foreign(tensors, heads or said_heads, said_gelu if quick_gelu is None else quick_gelu)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error

@@ -83,6 +83,11 @@ def test_huggingfaces_config_beside_the_file_decides(tmp_path: Path) -> None:
     assert again.spec == original.spec
     assert equal(again, original)
     (tmp_path / "config.json").write_text("[]")
+    # Another program's config.json beside another layout says nothing to us.
+    weights.save(original, tmp_path / "own.safetensors")
+    torch.save(original.state_dict(), tmp_path / "plain.pt")
+    assert equal(weights.load(tmp_path / "own.safetensors"), original)
+    assert equal(weights.load(tmp_path / "plain.pt"), original)
     with pytest.raises(UserError, match="config.json beside it is not of a CLIPModel"):
         weights.load(tmp_path)
 
