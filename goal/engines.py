@@ -210,7 +210,7 @@ def _on_cluster(
             f"{SCHEDULER} is set but dask is not here: install goal-clip[scale], or unset it"
         ) from error
     try:
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        client = Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{SCHEDULER}={address}: no scheduler answers there: start it, or unset it"
