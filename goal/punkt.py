@@ -2,7 +2,7 @@
 
 import functools
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ _ABBREVIATIONS = """
     inc ltd corp co bros dept univ assn est ave blvd rd hwy apt bldg
     etc vs approx ca cf al resp incl excl esp viz misc min max avg
     r.s.v.p ph.d b.sc m.sc bzw usw
-    cm mm km kg lb lbs oz sq cu yd hr hrs mph
+    lb lbs oz sq cu yd hr hrs mph
     jan feb aug sept oct nov dec
 """
 _NEVER_LAST = "mr mrs ms dr prof rev vs ca cf viz approx e.g i.e"
@@ -41,7 +41,7 @@ _STARTERS = """
 
 
 @functools.cache
-def load(name: str) -> Callable[[str], Iterator[tuple[int, int]]]:
+def load(name: str) -> Callable[[str], list[tuple[int, int]]]:
     """Punkt's sentence spans (start, end) of a text, by parameters `embedded` or `punkt_tab/<language>`.
 
     Raises UserError for another name, and where NLTK's parameters are not installed.
@@ -50,15 +50,17 @@ def load(name: str) -> Callable[[str], Iterator[tuple[int, int]]]:
     from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTokenizer
 
     if name == EMBEDDED:
-        return PunktSentenceTokenizer(_embedded()).span_tokenize
-    if not name.startswith(PUNKT_TAB):
+        tokenizer = PunktSentenceTokenizer(_embedded())
+    elif name.startswith(PUNKT_TAB):
+        try:
+            tokenizer = PunktTokenizer(name.removeprefix(PUNKT_TAB))
+        except (LookupError, ValueError) as error:
+            mend = f"`python -m nltk.downloader punkt_tab` installs it, or take `{EMBEDDED}`"
+            raise UserError(f"sentences: {name!r} is not installed: {mend}") from error
+    else:
         raise UserError(f"sentences: {name!r}: expected `{EMBEDDED}` or `{PUNKT_TAB}<language>`")
-    try:
-        return PunktTokenizer(name.removeprefix(PUNKT_TAB)).span_tokenize
-    except (LookupError, ValueError) as error:
-        raise UserError(
-            f"sentences: {name!r} is not installed: `python -m nltk.downloader punkt_tab`, or `{EMBEDDED}`"
-        ) from error
+    # A list, since NLTK's limit of 5 s would count the time of whoever takes the spans one by one.
+    return lambda text: list(tokenizer.span_tokenize(text))
 
 
 def _embedded() -> "PunktParameters":

@@ -9,20 +9,26 @@ import regex
 from goal import punkt
 from goal.cleaning import repair
 
-Spans = Callable[[str], Iterator[tuple[int, int]]]
+Spans = Callable[[str], list[tuple[int, int]]]
 
 # Full stops that need no space behind them: those of Chinese and Japanese, Arabic and Urdu, Devanagari,
 # Armenian, Ethiopic, Khmer, Burmese and Tibetan, and any full stop behind a Chinese or Japanese character.
 _STOP = r"(?:[。｡؟۔।॥։።፧។၊။༎]|(?<=[\p{Han}\p{Hiragana}\p{Katakana}])[.!?])[.!?。｡؟۔।॥]*[」』»\"'）)】》〉\]]*"
 _ELLIPSIS = r"…[\"')\]]*\s+(?=\p{Lu})"
-_CERTAIN = regex.compile(rf"(?P<lines>\s*[\n\f]\s*)|{_STOP}|{_ELLIPSIS}")
+# Metric units are written without a full stop: one behind `4.5 m` ends the sentence, if a capital follows.
+_METRIC = r"\d\s?(?:[cmk]?m|[mk]?g|[mc]?l)"
+_CERTAIN = regex.compile(rf"(?P<lines>[\n\f]\s*)|{_STOP}|{_ELLIPSIS}|(?<={_METRIC})\.\s+(?=\p{{Lu}})")
 # The number of a list's item, or of a notice that is quoted, is no sentence of its own: `1.`, `reads "2.`
+# A label is shorter than the eight characters that are looked at.
 _LABEL = regex.compile(r"(?:^|(?<=[\s,(])\")\(?(?:\d{1,3}|[A-Za-z])[.)]$")
 _ITEM = regex.compile(r"[-–—*•·‣▪]+\s|\(?(?:\d{1,3}|[A-Za-z])[.)]\s")
 # No border: a decimal with a stray space, `$28. 60` (all 19 places of this form in the 9,098 captions of the
 # GOAL release's test files are such), and a quotation inside a sentence, `the words "Keep out!" are painted`.
-_UNBROKEN = regex.compile(r"(?<=\d\.\s+)(?=\d)|(?<=[.!?]\s?[\"')\]]+\s*)(?=\p{Ll})")
+_UNBROKEN = regex.compile(
+    rf"(?<=\d\.\s+)(?=\d)|(?<=[.!?]\s?[\"')\]]+\s*)(?=\p{{Ll}})|(?<={_METRIC}\.\s+)(?=\p{{Ll}})"
+)
 _OPENING = regex.compile(r"[\"'«(\[「『（《]+(?=[\p{Lu}\p{Lo}\p{N}])")
+_WORD = regex.compile(r"[\p{L}\p{N}]")
 _INSIDE_PUNCTUATION = regex.compile(r"[^\s\p{L}\p{N}]{2}")
 
 
@@ -46,13 +52,13 @@ def split_sentences(caption: str, parameters: str = punkt.EMBEDDED) -> list[Sent
     or not installed.
     """
     text, origin = repair(caption)
-    cuts = [0]
+    cuts, word = [0], _WORD.search(text)
     for border in _borders(text, punkt.load(parameters)):
-        sentence = text[cuts[-1] : border].strip()
-        if border <= cuts[-1] or _LABEL.search(sentence):
+        if border <= cuts[-1] or _LABEL.search(text[cuts[-1] : border].strip()[-8:]):
             continue
-        if any(map(str.isalnum, sentence)):
+        if word and word.start() < border:
             cuts.append(border)
+            word = _WORD.search(text, border)
         elif len(cuts) > 1:
             # Punctuation or an emoji behind a sentence belongs to it.
             cuts[-1] = border

@@ -13,7 +13,8 @@ from goal.text import Sentence, split_sentences
 # A bar marks the borders; where it stands, the caption may have whitespace.
 SPLIT = {
     "decimal": "The pole is 4.5 m high.| It is red.",
-    "decimal and unit at the end": "The pole is 4.5 m.| The wall is 3.2 m.| Two cars stand there.",
+    "decimal and unit at the end": "The pole is 4.5 m.| The wall is 3.2 m.| Trees stand there.",
+    "unit with a full stop inside": "It is 8 cm. wide.| It weighs 2 kg. in all.",
     "decimal with a stray space": 'The tag reads "$28. 60" in red.| It hangs.',
     "country": "The U.S. flag waves in the U.S.| The sky is blue.",
     "ellipsis inside": "Steps ... lead up.| Wait... there is more.",
@@ -75,6 +76,10 @@ def texts(caption: str) -> list[str]:
     return [sentence.text for sentence in split_sentences(caption)]
 
 
+def glyphs(text: str) -> str:
+    return "".join(text.split())
+
+
 @pytest.mark.parametrize("marked", SPLIT.values(), ids=SPLIT)
 def test_borders(marked: str) -> None:
     assert texts(marked.replace("|", "")) == [part.strip() for part in marked.split("|")]
@@ -99,11 +104,16 @@ def test_anything_else_has_one_at_least(caption: str) -> None:
 @given(captions)
 def test_every_character_that_is_not_whitespace_is_in_exactly_one_sentence(caption: str) -> None:
     sentences = split_sentences(caption)
-    kept = "".join(sentence.text for sentence in sentences)
-    assert "".join(kept.split()) == "".join(caption.split())
+    assert glyphs("".join(sentence.text for sentence in sentences)) == glyphs(caption)
     assert all(a.end <= b.start for a, b in zip(sentences, sentences[1:], strict=False))
     for sentence in sentences:
         assert sentence.text == caption[sentence.start : sentence.end] == sentence.text.strip() != ""
+
+
+@pytest.mark.parametrize("piece", ["!) ", ". ", "a. ", "\n", " ", "&amp;", "Ã© ", "猫。"])
+def test_a_page_of_rubbish_is_no_trouble(piece: str) -> None:
+    caption = piece * 20_000
+    assert glyphs("".join(texts(caption))) == glyphs(caption)
 
 
 def test_fault_9_of_the_release_splitting_on_full_stops() -> None:
