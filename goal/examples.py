@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -23,6 +22,7 @@ from goal.datasets.manifest import Row
 from goal.errors import UserError
 from goal.mined import PAIRS, SIDES
 from goal.network import Spec
+from goal.packed import Pictures
 
 # Longer than any caption: the short caption is built from sentences beyond the context too.
 UNCUT = 1 << 20
@@ -119,8 +119,10 @@ class Examples(Dataset):
         seed: int,
         max_megapixels: float,
         min_visible: float,
+        packed: Pictures | None = None,
     ) -> None:
         self.rows = rows
+        self._packed = packed
         self._spec = spec
         self._needs = needs
         self._seed = seed
@@ -135,26 +137,21 @@ class Examples(Dataset):
 
     def __getitem__(self, key: Key) -> Sample | Fault:
         """The sample of `key`; a Fault names the picture that cannot be read."""
-        row = self.rows[key.index]
+        row, texts, number = self.rows[key.index], self._texts[key.index], self._choose(key)
+        pair = None if number is None else self._pairs[key.index][number]
+        crops, sentences = pair and self._needs.crops, pair and self._needs.sentences
         try:
-            image = images.open_image(row.image, self._max_megapixels)
+            whole, crop = self._views(key.index, number if crops else None)
         except UserError as error:
             return Fault(f"{row.id}: {error}")
-        if image.size != (row.width, row.height):
-            return Fault(
-                f"{row.id}: {row.image} is {image.size[0]} x {image.size[1]} pixels, in the manifest "
-                f"{row.width} x {row.height}; the picture was changed, `dvc repro` reads it anew"
-            )
-        texts = self._texts[key.index]
-        pair, sentence, span = self._choose(key)
         caption = pair.caption if pair else (key.index + key.epoch) % len(row.captions)
         return Sample(
-            whole=self._prepare(image),
+            whole=whole,
             caption=texts.captions[caption],
-            crop=self._crop(image, pair) if pair and self._needs.crops else None,
-            sentence=sentence if self._needs.sentences else None,
-            patches=self._patches(row, pair) if pair and self._needs.crops else None,
-            span=span if self._needs.sentences else None,
+            crop=crop,
+            sentence=texts.sentences[number] if sentences else None,
+            patches=self._patches(row, pair) if crops else None,
+            span=texts.spans[number] if sentences else None,
             short=self._short(key, texts.parts[caption]) if self._needs.short else None,
         )
 
@@ -171,15 +168,26 @@ class Examples(Dataset):
             "pairs_beyond_context": sum(span is None for texts in self._texts for span in texts.spans),
         }
 
-    def _choose(self, key: Key) -> tuple[Pair | None, Tensor | None, tuple[int, int] | None]:
-        own, texts = self._pairs[key.index], self._texts[key.index]
-        if not own:
-            return None, None, None
-        number = int(self._draw(key, "pair").integers(len(own)))
-        return own[number], texts.sentences[number], texts.spans[number]
+    def _choose(self, key: Key) -> int | None:
+        own = self._pairs[key.index]
+        return int(self._draw(key, "pair").integers(len(own))) if own else None
 
-    def _crop(self, image: Image.Image, pair: Pair) -> Tensor:
-        return self._prepare(image.crop(boxes.pixels(pair.box, image.size)))
+    def _views(self, index: int, number: int | None) -> tuple[Tensor, Tensor | None]:
+        """The whole view, and the crop of pair `number`; UserError for a picture that cannot be used."""
+        if self._packed:
+            crop = None if number is None else self._prepare(self._packed.crop(index, number))
+            return self._prepare(self._packed.whole(index)), crop
+        row = self.rows[index]
+        image = images.open_image(row.image, self._max_megapixels)
+        if image.size != (row.width, row.height):
+            raise UserError(
+                f"{row.image} is {image.size[0]} x {image.size[1]} pixels, in the manifest {row.width} x "
+                f"{row.height}; the picture was changed, `dvc repro` reads it anew"
+            )
+        if number is None:
+            return self._prepare(image), None
+        box = boxes.pixels(self._pairs[index][number].box, image.size)
+        return self._prepare(image), self._prepare(image.crop(box))
 
     def _patches(self, row: Row, pair: Pair) -> Tensor | None:
         view = _view(row, self._spec)

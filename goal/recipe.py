@@ -12,7 +12,7 @@ from goal.config import Params, Stage
 from goal.errors import UserError
 
 # Of `train`: what a result hangs on. The rest only changes the pace and may differ when a run goes on.
-DECISIVE = ("precision", "processes", "compile", "checkpoint_activations", "chunk_size", "packed")
+DECISIVE = ("precision", "processes", "compile", "checkpoint_activations", "chunk_size")
 # The baselines are stage 2 with these terms only.
 BASELINES = {"global": ("global",), "global+local": ("global", "local")}
 

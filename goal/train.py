@@ -20,6 +20,7 @@ from goal import (
     interrupts,
     layout,
     learner,
+    packed,
     recipe,
     step,
     tensorfiles,
@@ -67,7 +68,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
         torch.manual_seed(params.seed)
         model = weights.load(plan.start).to(group.device).train()
         model.set_grad_checkpointing(params.train.checkpoint_activations)
-        data = _examples(params, plan, rows, model.spec)
+        data = _examples(params, plan, rows, model.spec, group)
         taught = Learner(model, plan.stage, plan.weights, steps, group)
         if steps == 0:
             log.info("%s: %s.epochs is 0, the weights of %s are passed on", name, plan.section, plan.start)
@@ -144,8 +145,8 @@ def _rows(params: Params, plan: Recipe) -> list[Row]:
     return rows
 
 
-def _examples(params: Params, plan: Recipe, rows: list[Row], spec: Spec) -> Examples:
-    pairs, min_visible = None, 0.0
+def _examples(params: Params, plan: Recipe, rows: list[Row], spec: Spec, group: Group) -> Examples:
+    pairs, min_visible = {}, 0.0
     needs = Needs.of(plan.weights)
     if plan.local:
         folder = layout.pairs_dir("train")
@@ -157,7 +158,16 @@ def _examples(params: Params, plan: Recipe, rows: list[Row], spec: Spec) -> Exam
                 f"{folder}: no pair can be used; lower stage2.pairs.min_similarity (it is "
                 f"{params.stage2.pairs.min_similarity}), or read in summary.json there why pairs were dropped"
             )
-    return Examples(rows, pairs, spec, needs, params.seed, params.data.max_megapixels, min_visible)
+    limit, pictures = params.data.max_megapixels, None
+    if params.train.packed:
+        crops = {name: [pair.box for pair in own] for name, own in pairs.items()} if needs.crops else {}
+        workers = params.train.loader_workers
+        # Made by the first process; the others find it.
+        if group.first:
+            packed.prepare(rows, crops, spec, limit, workers)
+        group.told(None)
+        pictures = packed.prepare(rows, crops, spec, limit, workers)
+    return Examples(rows, pairs, spec, needs, params.seed, limit, min_visible, pictures)
 
 
 def _validation(params: Params, plan: Recipe, spec: Spec) -> Validation | None:
