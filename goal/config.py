@@ -88,7 +88,7 @@ class Data(Section):
 class Model(Section):
     name: Name
     pretrained: Annotated[str, Field(min_length=1)]
-    context_length: Annotated[int, Field(ge=2)]
+    context_length: Annotated[int, Field(ge=3)]
     keep_positions: Count
     view: Literal["center_crop", "squash"]
 
