@@ -3,6 +3,10 @@
 `goal pretrain-scenes` made goal/assets/scenes-vit.safetensors. Its scenes are a split of their own: no
 picture of train, val or test was seen. A view is a whole scene or a close-up of one thing, so that crops mean
 something to the model, as they do to a CLIP trained on the web.
+
+A step takes 0.46 s on one free core, the whole about 9 minutes. Measured on the default data set before any
+fine-tuning (500 long captions, table stretched to 248): R@1 37 % text to image, 41 % image to text; R@5 75
+and 77 %; twins 58 and 59 %.
 """
 
 import logging
@@ -56,7 +60,7 @@ class Views:
 
 
 def run(recipe: Recipe, path: Path = embedded.ASSET) -> None:
-    """Draw, train, write the weights; two cores take 7 minutes."""
+    """Draw, train, write the weights; the same recipe and machine give the same bytes."""
     torch.manual_seed(recipe.seed)
     model = fresh(recipe.seed)
     views = draw(recipe, model.spec.image_size)
