@@ -1,0 +1,269 @@
+"""SAM's fast path gives the package's boxes: its parts with random weights, the whole with trained ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from segment_anything import sam_model_registry
+from torchvision.ops import box_iou
+
+from goal import config
+from goal.errors import UserError
+from goal.regions import Region, sam, sam_decoder, sam_encoder, sam_weights
+from tests.regions import small_sam
+
+SETTINGS = {
+    "model": "vit_b",
+    "checkpoint": str(small_sam.WEIGHTS),
+    "points_per_side": 12,
+    "points_per_batch": 16,
+    "pred_iou_threshold": 0.8,
+    "stability_threshold": 0.85,
+    "box_nms_threshold": 0.7,
+    "fast": True,
+    "batch_size": 1,
+    "precision": "auto",
+    "prune_points": False,
+}
+
+
+def settings(**changes) -> config.Sam:
+    return config.Sam(**{**SETTINGS, **changes})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def small_is_vit_b(monkeypatch) -> None:
+    """The small SAM stands in for vit_b, through the same loading."""
+    monkeypatch.setitem(sam_model_registry, "vit_b", small_sam.build)
+
+
+@pytest.fixture
+def untrained():
+    """Random weights, none at zero, so that every term counts."""
+    torch.manual_seed(0)
+    network = small_sam.build()
+    for weights in network.parameters():
+        torch.nn.init.normal_(weights, std=0.1)
+    return network.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return sam_weights.fill(small_sam.build, small_sam.WEIGHTS, "vit_b")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    """Scenes that the small SAM has not seen: square, wide, tall; below, at and above its 256 px."""
+    images = [small_sam.picture(9, index)[0] for index in range(5)]
+    sizes = [(128, 128), (256, 256), (500, 375), (300, 400), (90, 70)]
+    return [
+        np.asarray(Image.fromarray(image).resize(size, Image.BICUBIC))
+        for image, size in zip(images, sizes, strict=True)
+    ]
+
+
+def matched(wanted: list[Region], found: list[Region]) -> int:
+    """How many of the wanted boxes one of the found overlaps with IoU >= 0.9."""
+    if not wanted or not found:
+        return 0
+    boxes = (torch.tensor([region.box for region in regions]) for regions in (wanted, found))
+    return int((box_iou(*boxes).amax(dim=1) >= 0.9).sum())
+
+
+@torch.no_grad()
+def test_the_encoder_is_the_packages(untrained) -> None:
+    images = torch.randn(2, 3, 256, 256)
+    expected = untrained.image_encoder(images)
+    torch.testing.assert_close(
+        sam_encoder.encode(untrained.image_encoder, images), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+@torch.no_grad()
+def test_the_encoder_is_the_same_few_heads_at_a_time(untrained, monkeypatch) -> None:
+    images = torch.randn(1, 3, 256, 256)
+    expected = sam_encoder.encode(untrained.image_encoder, images)
+    monkeypatch.setattr(sam_encoder, "BIAS_ELEMENTS", 1)
+    torch.testing.assert_close(
+        sam_encoder.encode(untrained.image_encoder, images), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+@torch.no_grad()
+def test_the_decoder_gives_the_packages_masks_and_qualities(untrained) -> None:
+    embedding, points = torch.randn(64, 16, 16), torch.rand(7, 2, dtype=torch.float64) * 256
+    prompts, dense = untrained.prompt_encoder((points[:, None], torch.ones(7, 1)), None, None)
+    positions = untrained.prompt_encoder.get_dense_pe()
+    logits, quality = untrained.mask_decoder(embedding[None], positions, prompts, dense, True)
+    picture = sam_decoder.Picture(untrained, embedding)
+    every = picture.masks(points, -torch.inf)
+    torch.testing.assert_close(every.logits, logits.flatten(0, 1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(every.quality, quality.flatten(), rtol=1e-4, atol=1e-4)
+    assert every.point.tolist() == [point for point in range(7) for _ in range(3)]
+    limit = quality.median().item()
+    good = picture.masks(points, limit)
+    keep = quality.flatten() > limit
+    torch.testing.assert_close(good.logits, logits.flatten(0, 1)[keep], rtol=1e-3, atol=1e-3)
+    assert torch.equal(good.point, every.point[keep])
+    assert picture.masks(points, torch.inf).logits.shape == (0, 64, 64)
+
+
+def test_the_small_sam_makes_sense(trained, pictures) -> None:
+    """Without this the comparisons below would compare noise."""
+    hits = things = 0
+    for index in range(4):
+        image, masks = small_sam.picture(9, index)
+        found = sam.Fast(trained, settings()).propose([image])[0]
+        edges = [(ys.min(), ys.max() + 1, xs.min(), xs.max() + 1) for ys, xs in map(np.nonzero, masks)]
+        true = [Region((x1, y1, x2, y2), 0.1, 1.0, "sam") for y1, y2, x1, x2 in edges]
+        things += len(true)
+        boxes = (torch.tensor([r.box for r in regions], dtype=torch.float) for regions in (true, found))
+        hits += int((box_iou(*boxes).amax(dim=1) >= 0.7).sum())
+    assert hits >= 0.8 * things
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_the_fast_path_has_the_packages_boxes(trained, pictures, index: int) -> None:
+    expected = sam.Package(trained, settings()).propose([pictures[index]])[0]
+    found = sam.Fast(trained, settings()).propose([pictures[index]])[0]
+    assert len(expected) >= 3
+    assert matched(expected, found) >= 0.95 * len(expected)
+    assert matched(found, expected) >= 0.95 * len(found)
+    same = {region.box: region for region in expected if region.box in {other.box for other in found}}
+    assert len(same) >= 0.9 * len(expected)
+    for region in found:
+        if region.box in same:
+            assert region.area_ratio == pytest.approx(same[region.box].area_ratio, abs=0.01)
+            assert region.score == pytest.approx(same[region.box].score, abs=0.01)
+        x1, y1, x2, y2 = region.box
+        assert 0 <= x1 < x2 <= pictures[index].shape[1]
+        assert 0 <= y1 < y2 <= pictures[index].shape[0]
+        assert region.area_ratio <= (x2 - x1) * (y2 - y1) / pictures[index][..., 0].size + 0.01
+
+
+def test_pruning_asks_far_fewer_points_and_keeps_the_boxes(trained, monkeypatch) -> None:
+    pictures = [small_sam.picture(9, index)[0] for index in range(6)]
+    asked = []
+    masks = sam_decoder.Picture.masks
+
+    def counted(picture, points, quality):
+        asked.append(len(points))
+        return masks(picture, points, quality)
+
+    monkeypatch.setattr(sam_decoder.Picture, "masks", counted)
+    every = sam.Fast(trained, settings()).propose(pictures)
+    points = sum(asked)
+    assert points == len(pictures) * 12 * 12
+    asked.clear()
+    pruned = sam.Fast(trained, settings(prune_points=True)).propose(pictures)
+    assert sum(asked) <= 0.5 * points
+    kept = sum(matched(wanted, found) for wanted, found in zip(every, pruned, strict=True))
+    assert kept >= 0.9 * sum(map(len, every))
+
+
+def test_a_picture_gives_the_same_regions_alone_and_in_company(trained, pictures) -> None:
+    fast = sam.Fast(trained, settings(batch_size=4))
+    assert fast.propose(pictures[:3]) == [fast.propose([picture])[0] for picture in pictures[:3]]
+
+
+def test_half_precision_moves_few_boxes(pictures) -> None:
+    network = sam_weights.fill(small_sam.build, small_sam.WEIGHTS, "vit_b")
+    full = sam.Fast(network, settings()).propose(pictures[:2])
+    half = sam.Fast(network, settings(precision="bf16")).propose(pictures[:2])
+    assert sum(map(matched, full, half)) >= 0.8 * sum(map(len, full))
+
+
+@pytest.mark.parametrize("path", [sam.Fast, sam.Package])
+def test_where_sam_finds_nothing_there_are_no_regions(pictures, path) -> None:
+    network = sam_weights.fill(small_sam.build, small_sam.WEIGHTS, "vit_b")
+    # Sure of nothing.
+    network.mask_decoder.iou_prediction_head.layers[-1].bias -= 10
+    assert path(network, settings()).propose(pictures[:1]) == [[]]
+
+
+@pytest.mark.parametrize("path", [sam.Fast, sam.Package])
+def test_odd_pictures_are_taken(trained, path) -> None:
+    thin, dot, empty = np.zeros((1, 2000, 3), np.uint8), np.zeros((1, 1, 3), np.uint8), []
+    regions = path(trained, settings(pred_iou_threshold=0.0, stability_threshold=0.0)).propose([thin, dot])
+    assert regions[0] == []
+    assert all(region.box == (0, 0, 1, 1) for region in regions[1])
+    assert path(trained, settings()).propose(empty) == []
+
+
+def test_params_choose_weights_and_path(small_is_vit_b, pictures) -> None:
+    fast = sam.source(settings(), "cpu")
+    package = sam.source(settings(fast=False), "cpu")
+    assert isinstance(fast, sam.Fast)
+    assert isinstance(package, sam.Package)
+    assert matched(package.propose(pictures[:1])[0], fast.propose(pictures[:1])[0]) > 0
+
+
+def test_weights_of_another_size_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "h.pth"
+    weights = small_sam.build().state_dict()
+    weights["image_encoder.patch_embed.proj.bias"] = torch.zeros(1280)
+    torch.save(weights, path)
+    with pytest.raises(
+        UserError, match=r"h\.pth: the weights are those of vit_h; regions\.sam\.model is vit_b"
+    ):
+        sam_weights.fill(small_sam.build, path, "vit_b")
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"visual.proj": torch.zeros(2, 2)}, path)
+    with pytest.raises(UserError, match=r"w\.pth: not SAM's weights"):
+        sam_weights.fill(small_sam.build, path, "vit_b")
+    weights = small_sam.build().state_dict()
+    weights.pop("mask_decoder.iou_token.weight")
+    torch.save(weights, path)
+    with pytest.raises(UserError, match=r"not the weights of SAM vit_b: .*iou_token") as caught:
+        sam_weights.fill(small_sam.build, path, "vit_b")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 1000, 500_000])
+def test_a_cut_checkpoint_is_one_line(tmp_path: Path, small_is_vit_b, keep: int) -> None:
+    path = tmp_path / "cut.pth"
+    path.write_bytes(small_sam.WEIGHTS.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"cut\.pth: ") as caught:
+        sam.source(settings(checkpoint=str(path)), "cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_checkpoint_is_named(small_is_vit_b) -> None:
+    with pytest.raises(UserError, match=r"no/sam\.pth"):
+        sam.source(settings(checkpoint="no/sam.pth"), "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_gpu_that_is_not_here_is_said(small_is_vit_b) -> None:
+    with pytest.raises(UserError, match=r"regions\.device: cuda"):
+        sam.source(settings(), "cuda")
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        sam.source(settings(precision="fp16"), "cpu")
+
+
+def test_options_that_the_packages_path_lacks_are_refused() -> None:
+    for option in ({"prune_points": True}, {"precision": "bf16"}):
+        with pytest.raises(ValueError, match="need fast: true"):
+            settings(fast=False, **option)
+
+
+def test_meta_s_names_carry_what_the_table_says() -> None:
+    assert set(sam_weights.CHECKPOINTS) == {"vit_h", "vit_l", "vit_b"} == set(sam_weights.WIDTHS.values())
+    for name, remote in sam_weights.CHECKPOINTS.items():
+        assert remote.file.startswith(f"sam_{name}_")
+        assert len(remote.sha256) == 64
+        assert remote.size > 300_000_000
