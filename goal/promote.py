@@ -167,7 +167,7 @@ def _judge(client: "MlflowClient", params: Params, number: int | None, new_data:
             for benchmark in promotion.other_data(gates, version.tags, champion.tags)
         ]
     compared = None if new_data else champion
-    outcomes = _outcomes(gates, version, compared, params.evaluate.bootstrap, params.seed)
+    outcomes = _outcomes(client, gates, version, compared, params.evaluate.bootstrap, params.seed)
     failed = [outcome for outcome in outcomes if not outcome.passed]
     faults += [f"{one.gate.benchmark} {one.gate.metric} {one.gate.rule}: {one.reason}" for one in failed]
     return Decision(
@@ -193,6 +193,7 @@ def _find(client: "MlflowClient", name: str, number: int | None) -> "ModelVersio
 
 
 def _outcomes(
+    client: "MlflowClient",
     gates: Sequence[Gate],
     version: "ModelVersion",
     champion: "ModelVersion | None",
@@ -200,8 +201,8 @@ def _outcomes(
     seed: int,
 ) -> tuple[Outcome, ...]:
     with tempfile.TemporaryDirectory() as folder:
-        mine = registry.fetch(version, Path(folder) / "version")
-        theirs = registry.fetch(champion, Path(folder) / "champion") if champion else None
+        mine = registry.fetch(client, version, Path(folder) / "version")
+        theirs = registry.fetch(client, champion, Path(folder) / "champion") if champion else None
         return tuple(
             promotion.check(
                 gate,

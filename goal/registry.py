@@ -166,7 +166,7 @@ def _make(
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model"
             served_model.save(path, file, params.data.max_megapixels, logged.model_id, run_id)
-            shutil.copytree(layout.metrics_dir(name), path / EVALUATION)
+            _evidence(name, path / EVALUATION)
             client.log_model_artifacts(logged.model_id, str(path))
     except BaseException:
         client.finalize_logged_model(logged.model_id, "FAILED")
@@ -183,6 +183,15 @@ def _make(
         model_id=logged.model_id,
         description=_describe(tags),
     )
+
+
+def _evidence(name: str, folder: Path) -> None:
+    """What a promotion judges, and what dvc.lock says of how it came about."""
+    folder.mkdir(parents=True)
+    if layout.metrics_dir(name).is_dir():
+        shutil.copytree(layout.metrics_dir(name), folder, dirs_exist_ok=True)
+    stages = {stage: vars(locked) for stage, locked in lineage.made(name).items()}
+    (folder / "lineage.json").write_text(json.dumps(stages, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _ensure(client: "MlflowClient", registered: str) -> None:
@@ -208,7 +217,9 @@ def _renew(client: "MlflowClient", version: "ModelVersion", tags: Mapping[str, s
     """Bring a version's numbers up to date where the same weights were measured again."""
     changed = {key: value for key, value in tags.items() if version.tags.get(key) != value}
     if any(key.startswith(("goal.benchmark.", "goal.metric.")) for key in changed):
-        client.log_model_artifacts(version.model_id, str(layout.metrics_dir(name)), EVALUATION)
+        with tempfile.TemporaryDirectory() as folder:
+            _evidence(name, Path(folder) / EVALUATION)
+            client.log_model_artifacts(_logged(version), str(Path(folder) / EVALUATION), EVALUATION)
     for key, value in changed.items():
         client.set_model_version_tag(version.name, version.version, key, value)
 
@@ -248,15 +259,17 @@ def run_status(client: "MlflowClient", version: "ModelVersion") -> str | None:
     return None
 
 
-def fetch(version: "ModelVersion", folder: Path) -> Path:
+def fetch(client: "MlflowClient", version: "ModelVersion", folder: Path) -> Path:
     """Download a version's evaluation (details/ and ranks/) below `folder`."""
     from mlflow.artifacts import download_artifacts
 
-    return Path(
-        download_artifacts(
-            f"{version.source}/{EVALUATION}", dst_path=str(folder), tracking_uri=tracking.uri()
-        )
-    )
+    where = f"{client.get_logged_model(_logged(version)).artifact_location}/{EVALUATION}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(download_artifacts(where, dst_path=str(folder), tracking_uri=client.tracking_uri))
+
+
+def _logged(version: "ModelVersion") -> str:
+    return version.source.removeprefix("models:/")
 
 
 def registered_model(client: "MlflowClient", name: str) -> "RegisteredModel | None":

@@ -17,9 +17,8 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from goal import embed, layout, provenance, registry, tracking, weights
+from goal import clip, images, layout, provenance, registry, text, tracking, weights
 from goal.errors import Unavailable, UserError
-from goal.galleries import Picture
 from goal.network import GoalClip
 from tests import registered, tiny
 
@@ -79,10 +78,11 @@ def test_a_version_says_what_it_is_and_where_it_comes_from() -> None:
 def test_the_loaded_version_embeds_as_the_project_does() -> None:
     registry.run(registered.params("equal"))
     captions, picture = list(tiny.CAPTIONS), "data/tiny/images/0.png"
-    found = embed.embed(
-        Path("models/stage2/model.safetensors"), [Picture(picture)], captions, embed.Settings("cpu", 4, 200.0)
-    )
-    ours = torch.cat([found.of_texts(captions), found.of_pictures([Picture(picture)])])
+    model = weights.load("models/stage2")
+    ids = text.pad([text.tokenize(caption, [], tiny.SPEC.context_length).ids for caption in captions])
+    view = clip.preprocess(model.spec)(images.open_image(picture, 200))
+    with torch.inference_mode():
+        ours = torch.cat([model.encode_texts(ids), model.encode_images(view[None])])
     rows = [*({"text": one} for one in captions), {"image": str(Path(picture).resolve())}]
     theirs = load("equal").predict(pd.DataFrame(rows))
     assert theirs.shape == (7, tiny.SPEC.embed_dim)
@@ -134,6 +134,8 @@ def test_a_version_s_files_are_weights_code_and_evaluation() -> None:
     assert {Path(name).suffix for name in files} <= {
         "", ".py", ".safetensors", ".json", ".yaml", ".txt", ".parquet", ".csv",
     }  # fmt: skip
+    stages = json.loads((folder / "evaluation/lineage.json").read_text())
+    assert stages["train@stage2"]["outs"] == json.loads(version.tags["goal.outs"])
     assert provenance.sha256(folder / "artifacts/model.safetensors") == version.tags["goal.model"]
     requirements = (folder / "requirements.txt").read_text()
     assert "torch==" in requirements
@@ -152,12 +154,14 @@ def test_the_same_weights_are_one_version_and_others_another(caplog: pytest.LogC
     assert len(versions("again")) == 1
     registered.train(2)
     registry.run(values)
-    assert [version.version for version in versions("again")] == ["1", "2"]
-    assert client().get_model_version_by_alias("again", "challenger").version == "2"
+    assert [int(version.version) for version in versions("again")] == [1, 2]
+    assert client().get_model_version_by_alias("again", "challenger").tags["goal.model"] == weights.digest(
+        "models/stage2"
+    )
     registered.train(1)
     registry.run(values)
     assert len(versions("again")) == 2
-    assert client().get_model_version_by_alias("again", "challenger").version == "1"
+    assert int(client().get_model_version_by_alias("again", "challenger").version) == 1
 
 
 def test_new_measurements_of_the_same_weights_renew_their_version() -> None:
@@ -169,7 +173,7 @@ def test_new_measurements_of_the_same_weights_renew_their_version() -> None:
     registry.run(values)
     (version,) = versions("renewed")
     assert version.tags["goal.benchmark.test"] != before
-    folder = registry.fetch(version, Path("fetched"))
+    folder = registry.fetch(client(), version, Path("fetched"))
     assert version.tags["goal.benchmark.test"] in (folder / "details/test.json").read_text()
 
 

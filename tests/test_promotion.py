@@ -1,0 +1,308 @@
+"""Which version becomes the champion: the pure gates, then the registry with many promotions at once."""
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from typer.testing import CliRunner
+
+from goal import cli, config, promote, promotion, registry, tracking
+from goal.config import Gate, Params
+from goal.errors import UserError
+from goal.promotion import Answers
+from tests import registered
+
+LINEAGE = dict.fromkeys(promotion.LINEAGE, "known") | {"goal.uncommitted": "none"}
+
+
+def gate(rule: str, value: float, metric: str = "text_to_image_r1") -> Gate:
+    return Gate(benchmark="test", metric=metric, rule=rule, value=value)
+
+
+def answers(values: list[float], prefix: str = "p") -> Answers:
+    queries = tuple((f"{prefix}{number}",) for number in range(len(values)))
+    return Answers(queries, np.array([query[0] for query in queries]), np.array(values, float))
+
+
+def passes(rule: str, value: float, candidate: Answers | None, champion: Answers | None) -> bool:
+    outcome = promotion.check(gate(rule, value), candidate, champion, champion is None, 2000, 0)
+    return outcome.passed
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(49.9, True), (50.0, True), (50.1, False)])
+def test_minimum(value: float, wanted: bool) -> None:
+    assert passes("minimum", value, answers([0, 100]), answers([100, 100])) is wanted
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(25.0, True), (24.9, False)])
+def test_max_drop_counts_points_below_the_champion(value: float, wanted: bool) -> None:
+    champion, candidate = answers([100, 100, 100, 100]), answers([100, 100, 100, 0])
+    assert passes("max_drop", value, candidate, champion) is wanted
+    assert passes("max_drop", 0.0, champion, candidate)
+
+
+def test_improves_asks_that_the_paired_interval_excludes_zero() -> None:
+    draw = np.random.default_rng(0)
+    champion = (draw.random(400) < 0.5) * 100.0
+    better = np.where(draw.random(400) < 0.2, 100.0, champion)
+    assert passes("improves", 0.0, answers(list(better)), answers(list(champion)))
+    # Two queries more of 400: a higher mean, but chance explains it.
+    slightly = champion.copy()
+    slightly[np.flatnonzero(champion == 0)[:3]] = 100
+    slightly[np.flatnonzero(champion == 100)[0]] = 0
+    assert slightly.mean() > champion.mean()
+    assert not passes("improves", 0.0, answers(list(slightly)), answers(list(champion)))
+    assert not passes("improves", 0.0, answers(list(champion)), answers(list(champion)))
+
+
+def test_improves_by_more_than_a_margin() -> None:
+    champion = [0.0] * 50 + [100.0] * 50
+    better = [100.0] * 100
+    assert passes("improves", 30.0, answers(better), answers(champion))
+    assert not passes("improves", 50.0, answers(better), answers(champion))
+
+
+def test_a_metric_that_was_not_measured_fails_and_a_first_champion_needs_no_other() -> None:
+    for rule in ("minimum", "max_drop", "improves"):
+        assert not passes(rule, 0.0, None, None)
+        assert passes(rule, 0.0, answers([50, 50]), None)
+
+
+def test_numbers_over_other_queries_are_not_compared() -> None:
+    for rule in ("max_drop", "improves"):
+        outcome = promotion.check(gate(rule, 0.0), answers([100.0]), answers([0.0], "q"), False, 10, 0)
+        assert not outcome.passed
+        assert "same queries" in outcome.reason
+
+
+@pytest.mark.parametrize("tag", sorted(promotion.LINEAGE))
+def test_a_version_that_lacks_a_part_of_its_lineage_is_named_for_it(tag: str) -> None:
+    assert promotion.missing(LINEAGE, "FINISHED") == []
+    (fault,) = promotion.missing({key: value for key, value in LINEAGE.items() if key != tag}, "FINISHED")
+    assert promotion.LINEAGE[tag] in fault
+
+
+@pytest.mark.parametrize(
+    ("tags", "status", "words"),
+    [
+        ({"goal.commit": "unknown"}, "FINISHED", "its git commit is not recorded"),
+        ({"goal.uncommitted": "goal/a.py"}, "FINISHED", "not committed: goal/a.py"),
+        ({}, None, "it has no run"),
+        ({}, "KILLED", "its run is KILLED"),
+    ],
+)
+def test_faults_of_a_lineage(tags: dict[str, str], status: str | None, words: str) -> None:
+    (fault,) = promotion.missing(LINEAGE | tags, status)
+    assert words in fault
+
+
+def test_other_benchmark_data_is_named() -> None:
+    gates = [gate("minimum", 0.0), Gate(benchmark="short", metric="r1", rule="max_drop", value=1.0)]
+    mine = {"goal.benchmark.test": "a", "goal.benchmark.short": "b", "goal.benchmark.joint": "c"}
+    assert promotion.other_data(gates, mine, mine | {"goal.benchmark.joint": "x"}) == []
+    assert promotion.other_data(gates, mine, mine | {"goal.benchmark.short": "x"}) == ["short"]
+    assert promotion.other_data(gates, mine, {"goal.benchmark.short": "b"}) == ["test"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two trained models, registered as versions 1 and 2 of whatever name a test takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        registered.make(tmp_path_factory.mktemp("project"), patch)
+        for seed in (1, 2):
+            registered.train(seed)
+            shutil.copytree("models/stage2", f"kept/{seed}/models/stage2")
+            shutil.copytree("metrics/stage2", f"kept/{seed}/metrics/stage2")
+            shutil.copy("dvc.lock", f"kept/{seed}")
+        yield Path.cwd()
+
+
+def register(values: Params, seed: int) -> None:
+    """The version of that seed becomes the challenger."""
+    shutil.copytree(f"kept/{seed}", ".", dirs_exist_ok=True)
+    registry.run(values)
+
+
+def client() -> MlflowClient:
+    return MlflowClient(tracking.uri(), tracking.uri())
+
+
+def aliases(name: str) -> dict[str, str]:
+    found = {
+        alias: registry.by_alias(client(), name, alias) for alias in ("champion", "previous", "challenger")
+    }
+    return {alias: str(version.version) for alias, version in found.items() if version}
+
+
+def decision_of(name: str, version: str) -> str:
+    return client().get_model_version(name, version).tags["goal.decision"]
+
+
+def promoted(values: Params, version: int | None = None, reason: str = "") -> None:
+    promote.promote(values, promote.judge(values, version), reason)
+
+
+def test_the_way_of_two_versions(project: Path) -> None:
+    values = registered.params("way")
+    register(values, 1)
+    promoted(values, reason="a beginning")
+    assert aliases("way") == {"champion": "1", "challenger": "1"}
+    assert "a beginning; the first champion" in decision_of("way", "1")
+    with pytest.raises(UserError, match="version 1 is the champion already"):
+        promote.judge(values)
+    register(values, 2)
+    promoted(values)
+    assert aliases("way") == {"champion": "2", "previous": "1", "challenger": "2"}
+    assert "replaces version 1" in decision_of("way", "2")
+    promote.rollback(values, "it was slower")
+    assert aliases("way") == {"champion": "1", "challenger": "2"}
+    assert "it was slower" in decision_of("way", "1")
+    assert "rolled back to version 1: it was slower" in decision_of("way", "2")
+    with pytest.raises(UserError, match="nothing to go back to"):
+        promote.rollback(values, "again")
+    assert registry.registered_model(client(), "way.promotion-lock") is None
+
+
+def test_a_failed_gate_keeps_the_champion_and_is_recorded(project: Path) -> None:
+    register(registered.params("gated"), 1)
+    promoted(registered.params("gated"))
+    hard = [
+        {"benchmark": "test", "metric": "text_to_image_r1", "rule": "minimum", "value": 0.0},
+        {"benchmark": "test", "metric": "image_to_text_r1", "rule": "minimum", "value": 100.0},
+        {"benchmark": "test", "metric": "text_to_image_r10", "rule": "improves", "value": 0.0},
+        {"benchmark": "short", "metric": "text_to_image_r1", "rule": "max_drop", "value": 1.0},
+    ]
+    values = registered.params("gated", gates=hard)
+    register(values, 2)
+    decision = promote.judge(values)
+    assert [outcome.passed for outcome in decision.outcomes] == [True, False, False, False]
+    details = json.loads(Path("metrics/stage2/details/test.json").read_text())
+    measured = details["metrics"]["text_to_image_r1"]["mean"]
+    assert decision.outcomes[0].candidate == pytest.approx(measured, abs=1e-3)
+    assert decision.outcomes[3].reason == "not measured"
+    assert aliases("gated")["champion"] == "1"
+    with pytest.raises(UserError, match="version 2: not promoted: .*image_to_text_r1 minimum"):
+        promote.promote(values, decision, "please")
+    assert aliases("gated")["champion"] == "1"
+    assert "refused: " in decision_of("gated", "2")
+
+
+def test_the_command_line_shows_every_gate_and_a_dry_run_changes_nothing(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = registered.params("shown")
+    register(values, 1)
+    monkeypatch.setattr(config, "load", lambda: values)
+    dry = CliRunner().invoke(cli.app, ["promote", "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    assert "minimum 0" in dry.output
+    assert "pass: " in dry.output
+    assert "would become the champion" in dry.output
+    assert aliases("shown") == {"challenger": "1"}
+    assert CliRunner().invoke(cli.app, ["promote", "1", "--reason", "by hand"]).exit_code == 0
+    assert "by hand" in decision_of("shown", "1")
+    again = CliRunner().invoke(cli.app, ["promote", "7"])
+    assert isinstance(again.exception, UserError)
+    assert "no version 7" in str(again.exception)
+
+
+def test_benchmark_data_other_than_the_champion_s_is_refused_unless_said(project: Path) -> None:
+    values = registered.params("moved")
+    register(values, 1)
+    promoted(values)
+    register(values, 2)
+    client().set_model_version_tag("moved", "2", "goal.benchmark.test", "other")
+    decision = promote.judge(values)
+    assert decision.faults == ("test: other pictures or texts than champion 1 was measured on",)
+    with pytest.raises(UserError, match="other pictures"):
+        promote.promote(values, decision, "")
+    promote.promote(values, promote.judge(values, new_data=True), "new test set")
+    assert aliases("moved")["champion"] == "2"
+    assert "not compared with it" in decision_of("moved", "2")
+
+
+def test_weights_without_a_run_are_refused(project: Path) -> None:
+    values = registered.params("stray", model="stage1")
+    registry.run(values)
+    with pytest.raises(UserError, match="it has no run"):
+        promoted(values)
+    assert "champion" not in aliases("stray")
+
+
+def test_a_decision_is_void_once_the_champion_has_changed(project: Path) -> None:
+    values = registered.params("late")
+    register(values, 1)
+    register(values, 2)
+    early = promote.judge(values, 1)
+    promoted(values, 2)
+    with pytest.raises(
+        UserError, match="another promotion came first: the champion is version 2, it was None"
+    ):
+        promote.promote(values, early, "")
+    assert aliases("late")["champion"] == "2"
+
+
+def test_of_twenty_promotions_at_once_one_wins_and_the_others_say_so(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = registered.params("race")
+    register(values, 1)
+    promoted(values)
+    register(values, 2)
+    fork = multiprocessing.get_context("fork")
+    results: multiprocessing.SimpleQueue = fork.SimpleQueue()
+    barrier = fork.Barrier(20)
+    racers = [fork.Process(target=_race, args=(values, barrier, results)) for _ in range(20)]
+    for racer in racers:
+        racer.start()
+    said = [results.get() for _ in racers]
+    for racer in racers:
+        racer.join()
+    losers = [words for words in said if words]
+    assert len(losers) == 19
+    assert all("another promotion" in words for words in losers), set(losers)
+    assert aliases("race") == {"champion": "2", "previous": "1", "challenger": "2"}
+    assert registry.registered_model(client(), "race.promotion-lock") is None
+    assert "replaces version 1" in decision_of("race", "2")
+
+
+def _race(values: Params, barrier: "multiprocessing.Barrier", results: "multiprocessing.SimpleQueue") -> None:
+    decision = promote.judge(values)
+    barrier.wait()
+    try:
+        promote.promote(values, decision, "")
+        results.put("")
+    except UserError as error:
+        results.put(str(error))
+
+
+def test_a_killed_promotion_leaves_a_lock_that_names_itself_and_unlock_removes_it(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    values = registered.params("stuck")
+    register(values, 1)
+    killed = multiprocessing.get_context("fork").Process(target=_die_holding, args=("stuck",))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    with pytest.raises(UserError, match=rf"under way \(.*process {killed.pid} on .*--unlock"):
+        promoted(values)
+    assert "champion" not in aliases("stuck")
+    promote.unlock(values)
+    assert f"process {killed.pid}" in caplog.text
+    promoted(values)
+    assert aliases("stuck")["champion"] == "1"
+
+
+def _die_holding(name: str) -> None:
+    with promote._alone(registry.connect(), name):
+        os.kill(os.getpid(), signal.SIGKILL)
