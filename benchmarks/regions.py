@@ -197,7 +197,7 @@ def _network(arguments: argparse.Namespace):
 
 
 def _settings(arguments: argparse.Namespace, **changes) -> config.Sam:
-    values = config.load(Path("presets/scenes.yaml")).regions.sam.model_dump()
+    values = config.load().regions.sam.model_dump()
     return config.Sam(**{**values, "points_per_side": arguments.points, **changes})
 
 
