@@ -69,6 +69,6 @@ def source_digest() -> str:
 
 def unwritable(path: Path, error: OSError) -> UserError:
     """The one line for a disk that refuses to hold `path`."""
-    return UserError(
-        f"{path}: cannot be written: {error.strerror or error}; make room or mend it, and run again"
-    )
+    # By its number: Arrow words the reason in its own way.
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return UserError(f"{path}: cannot be written: {reason}; make room or mend it, and run again")

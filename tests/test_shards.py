@@ -211,6 +211,33 @@ def test_a_full_disk_is_one_line_and_a_rerun_completes(tmp_path, log, expected, 
     assert content(tmp_path / "out") == expected
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A disk of four pages, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no small disk to fill: mounting one is not allowed here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_fills_up_keeps_the_finished_shards(small_disk, log, expected, workers):
+    out = small_disk / "out"
+    with pytest.raises(UserError, match=r"shard-0000\d\.parquet: cannot be written: No space left on device"):
+        run(Squares(str(log)), out, workers)
+    kept = content(out)
+    assert 1 <= len(kept) < 6
+    assert kept.items() <= expected.items()
+    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    run(Squares(str(log)), out, workers)
+    assert content(out) == expected
+
+
 def test_working_folders_are_named_by_their_inputs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
