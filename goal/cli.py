@@ -37,9 +37,9 @@ class Reader(StrEnum):
 def data() -> None:
     """Draw, read or download the pictures and captions; write one manifest a split."""
     params = config.load()
-    from goal import datasets
+    from goal.datasets import stage
 
-    datasets.run(params)
+    stage.run(params)
 
 
 @app.command(rich_help_panel=PIPELINE)

@@ -5,6 +5,7 @@ Crops of many pictures share a batch; pictures are decoded, cut and scaled by th
 Letters: K candidates of a picture, S sentences of its captions.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ class Match:
     def __call__(self, start: int, stop: int) -> pa.Table:
         matcher = matchers.load(self.matcher, self.params)
         rows = slices.rows(Path(self.manifest), start, stop)
-        mentions = {row.id: _mentions(row) for row in rows}
+        parameters = json.loads(self.params)["sentences"]
+        mentions = {row.id: _mentions(row, parameters) for row in rows}
         candidates = self._candidates([row for row in rows if mentions[row.id]], start, stop)
         sentences = matcher.sentences({one.text for found in mentions.values() for one in found})
         unreadable: Counter[str] = Counter()
@@ -134,11 +136,11 @@ class Match:
         return [prepare(image.crop(boxes.pixels(one.box, image.size))) for one in candidates[row.id]]
 
 
-def _mentions(row: Row) -> list[Mention]:
+def _mentions(row: Row, parameters: str) -> list[Mention]:
     return [
         Mention(number, index, one.start, one.end, one.text)
         for number, caption in enumerate(row.captions)
-        for index, one in enumerate(text.split_sentences(caption))
+        for index, one in enumerate(text.split_sentences(caption, parameters))
     ]
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from goal import datasets, layout
-from goal.datasets import manifest
+from goal import layout
+from goal.datasets import manifest, stage
 from tests.datasets.conftest import Build
 
 
@@ -51,7 +51,7 @@ def run(
 ) -> dict[str, list[manifest.Row]]:
     """The data stage; the rows of each split, whose pictures must be there and of the stated size."""
     download = {"root": str(root), "accept_terms": accept, "gallery": gallery}
-    datasets.run(build(name=f"my-{source}", source=source, download=download, **data))
+    stage.run(build(name=f"my-{source}", source=source, download=download, **data))
     splits = {split: manifest.read(layout.manifest(f"my-{source}", split)) for split in manifest.SPLITS}
     for rows in splits.values():
         for row in rows:

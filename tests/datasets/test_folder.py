@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from goal import datasets
-from goal.datasets import manifest
+from goal.datasets import manifest, stage
 from goal.datasets.folder import share
 from goal.errors import UserError
 from tests.datasets.conftest import Build
@@ -75,7 +74,7 @@ def rejected() -> list[dict[str, str]]:
 
 
 def run(build: Build, path: Path, **more: Any) -> None:
-    datasets.run(build(name="own", source="folder", path=str(path), **more))
+    stage.run(build(name="own", source="folder", path=str(path), **more))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])

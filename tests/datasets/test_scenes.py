@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from goal import datasets, regions, text
-from goal.datasets import manifest, scenes_render
+from goal import regions, text
+from goal.datasets import manifest, scenes_render, stage
 from goal.datasets.scenes_layout import (
     ATTRIBUTES,
     BACKGROUNDS,
@@ -48,7 +48,7 @@ def scenes(count: int, fewest: int = 2, most: int = 6) -> list[Scene]:
 
 @pytest.fixture
 def folder(build: Build) -> Path:
-    datasets.run(build(name="drawn", scenes=SMALL))
+    stage.run(build(name="drawn", scenes=SMALL))
     return Path("data/drawn")
 
 
@@ -84,9 +84,9 @@ def test_the_same_bytes_again_and_other_sizes_keep_the_pictures(build: Build, fo
     def content(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
 
-    datasets.run(build(name="again", scenes=SMALL))
-    datasets.run(build(name="more", scenes=SMALL | {"train": 14, "test": 9, "twins": 6}))
-    datasets.run(build(name="other", scenes=SMALL, seed=1))
+    stage.run(build(name="again", scenes=SMALL))
+    stage.run(build(name="more", scenes=SMALL | {"train": 14, "test": 9, "twins": 6}))
+    stage.run(build(name="other", scenes=SMALL, seed=1))
     first, again, more, other = (content(Path("data") / name) for name in ("drawn", "again", "more", "other"))
     pictures = {name: data for name, data in first.items() if name.endswith(".png")}
     assert pictures == {name: data for name, data in again.items() if name.endswith(".png")}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from goal import datasets
+from goal.datasets import stage
 from goal.errors import EXIT_USER_ERROR, UserError
 from tests.datasets.conftest import Build
 from tests.imports import ROOT
@@ -23,12 +23,12 @@ def tree() -> dict[str, bytes]:
 
 
 def test_a_new_run_replaces_the_old_folder(build: Build) -> None:
-    datasets.run(build(name="x", scenes=TINY | {"train": 5}))
-    datasets.run(build(name="x", scenes=TINY))
+    stage.run(build(name="x", scenes=TINY | {"train": 5}))
+    stage.run(build(name="x", scenes=TINY))
     fresh = tree()
     assert len(list(Path("data/x/images").iterdir())) == 4
     assert {path.name for path in Path("data").iterdir()} == {"x"}
-    datasets.run(build(name="x", scenes=TINY))
+    stage.run(build(name="x", scenes=TINY))
     assert tree() == fresh
 
 
@@ -36,23 +36,23 @@ def test_what_a_kill_left_is_cleared(build: Build) -> None:
     for left in (".x.partial", ".x.old"):
         Path("data", left, "images").mkdir(parents=True)
         Path("data", left, "images", "half.png").write_bytes(b"half")
-    datasets.run(build(name="x", scenes=TINY))
+    stage.run(build(name="x", scenes=TINY))
     assert {path.name for path in Path("data").iterdir()} == {"x"}
     assert not Path("data/x/images/half.png").exists()
 
 
 def test_a_failing_source_leaves_the_old_folder(build: Build) -> None:
-    datasets.run(build(name="x", scenes=TINY))
+    stage.run(build(name="x", scenes=TINY))
     before = tree()
     with pytest.raises(UserError, match="none/at/all: not found"):
-        datasets.run(build(name="x", source="folder", path="none/at/all"))
+        stage.run(build(name="x", source="folder", path="none/at/all"))
     assert tree() == before
 
 
 def test_a_path_that_cannot_be_written(build: Build) -> None:
     Path("data").write_text("a file where a folder should be")
     with pytest.raises(UserError, match=r"data/?.*: .*; mend it and run again") as error:
-        datasets.run(build(name="x", scenes=TINY))
+        stage.run(build(name="x", scenes=TINY))
     assert "\n" not in str(error.value)
     assert Path("data").read_text() == "a file where a folder should be"
 
@@ -85,7 +85,7 @@ def test_a_disk_that_fills_up(build: Build, tmp_path: Path) -> None:
 
 
 def test_the_summary_counts(build: Build) -> None:
-    datasets.run(build(name="x", scenes=TINY))
+    stage.run(build(name="x", scenes=TINY))
     summary = json.loads(Path("data/x/summary.json").read_text())
     assert summary["splits"]["train"]["images"] == summary["splits"]["train"]["captions"] == 2
     assert summary["splits"]["train"]["words_per_caption"] > 77

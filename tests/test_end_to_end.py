@@ -1,0 +1,147 @@
+"""The whole job on a handful of scenes: pictures in; a fine-tuned model, a table and a version out."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from goal import cli, clip, images, layout, weights
+from goal.text import pad, tokenize
+from tests.imports import ROOT
+
+SMALL = {
+    "data.scenes": {"image_size": 96, "train": 48, "val": 8, "test": 16, "twins": 4, "objects": [3, 4]},
+    "regions.workers": 1,
+    "pairs.workers": 1,
+    "pairs.contact_sheet": 2,
+    "train.loader_workers": 0,
+    "stage1.epochs": 1,
+    "stage1.batch_size": 16,
+    "stage2.epochs": 1,
+    "stage2.batch_size": 16,
+    "evaluate.bootstrap": 50,
+    "report.gallery": 2,
+    "report.examples": 2,
+}
+VERBS = (
+    ["data"],
+    ["base"],
+    ["regions"],
+    ["pairs"],
+    *(["train", name] for name in layout.TRAINED),
+    *(["evaluate", name] for name in layout.MODELS),
+    ["report"],
+    ["register"],
+)
+
+
+def project(folder: Path) -> Path:
+    """A checkout of the working tree with small parameters, committed."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith("metrics/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    change(folder, SMALL)
+    for words in (
+        ["init", "--quiet"],
+        ["add", "--all"],
+        ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "small"],
+    ):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    return folder
+
+
+def change(folder: Path, values: dict) -> None:
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    for field, value in values.items():
+        *path, last = field.split(".")
+        section = params
+        for part in path:
+            section = section[part]
+        assert last in section
+        section[last] = value
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def dvc(folder: Path, *words: str) -> str:
+    environment = {
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("DVC_ROOT", "MLFLOW_TRACKING_URI")
+        },
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    result = subprocess.run(
+        ["dvc", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_every_verb_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    runner = CliRunner()
+    for words in VERBS:
+        result = runner.invoke(cli.app, words)
+        assert result.exit_code == 0, (words, result.output, result.exception)
+
+    table = Path("reports/table.md").read_text()
+    assert all(name in table for name in layout.MODELS)
+    assert Path("pairs/contact-sheet.png").stat().st_size > 0
+
+    # What the registry serves is what the project computes.
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    served = mlflow.pyfunc.load_model("models:/goal@challenger")
+    picture, sentence = "data/scenes/images/test-00000.png", "A large red circle lies at the top."
+    rows = pd.DataFrame({"text": [sentence, None], "image": [None, str(tmp_path / picture)]})
+    answers = np.array([list(row) for row in pd.DataFrame(served.predict(rows)).iloc[:, 0]])
+    model = weights.load(layout.model_dir("stage2")).eval()
+    view = clip.preprocess(model.spec)(images.open_image(Path(picture), 200.0))
+    text = model.encode_texts(pad([tokenize(sentence, [], model.spec.context_length).ids]), normalize=True)
+    image = model.encode_images(view[None], normalize=True)
+    np.testing.assert_allclose(answers[0], text[0].detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(answers[1], image[0].detach().numpy(), atol=1e-5)
+
+    # The same again makes no new version.
+    assert runner.invoke(cli.app, ["register"]).exit_code == 0
+    versions = mlflow.MlflowClient().search_model_versions("name='goal'")
+    assert len(versions) == 1
+
+
+@pytest.mark.slow
+def test_dvc_runs_what_is_stale_and_nothing_else(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    dvc(folder, "repro")
+    assert "up to date" in dvc(folder, "repro")
+
+    def stale() -> set[str]:
+        return set(re.findall(r"Running stage '(.+?)'", dvc(folder, "repro", "--dry")))
+
+    after = {"evaluate@stage2", "report", "register"}
+    baselines = {f"{verb}@{name}" for verb in ("train", "evaluate") for name in ("global", "global+local")}
+    change(folder, {"stage2.epochs": 2})
+    assert stale() == {"train@stage2"} | after | baselines
+    change(folder, {"stage2.epochs": 1, "stage2.loss.tsl_text": 0.0})
+    assert stale() == {"train@stage2"} | after
+    change(folder, {"stage2.loss.tsl_text": 1.0})
+    assert stale() == set()
+
+    names = dvc(folder, "exp", "run", "--name", "no-tsl", "-S", "stage2.loss.tsl_text=0", "train@stage2")
+    assert "train@stage2" in names
+    assert "no-tsl" in dvc(folder, "exp", "list", "--name-only")
+    shown = dvc(folder, "metrics", "show")
+    assert all(name in shown for name in layout.MODELS)
