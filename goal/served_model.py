@@ -3,8 +3,10 @@
 import base64
 import binascii
 import io
+import json
 import os
 import shutil
+import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +27,7 @@ from PIL import Image
 COLUMNS = ("text", "image")
 # The folder below which a server may read pictures that a request names; without it, requests bring bytes.
 ROOT_VARIABLE = "GOAL_IMAGE_ROOT"
+SERVER = "mlflow.pyfunc.scoring_server.app"
 BATCH = 32
 # What this file and the package's code for it import; MLflow makes a server's environment from these.
 PACKAGES = (
@@ -59,6 +62,8 @@ class GoalEmbedder(PythonModel):
 
         # Pillow registers its formats at the first picture, and two requests at once would trip over it.
         Image.init()
+        if SERVER in sys.modules:
+            _answer_reasons_only()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = weights.load(context.artifacts["weights"]).eval().to(self._device)
         self._prepare = clip.preprocess(self._model.spec)
@@ -113,6 +118,18 @@ class GoalEmbedder(PythonModel):
                 return images.open_image(path, self._max_megapixels)
         except images.ImageError as error:
             raise _refusal(row, f"image: {error.reason}") from error
+
+
+def _answer_reasons_only() -> None:
+    """MLflow's server sends a stack trace along with some refusals; let a client get the reason alone."""
+    whole = MlflowException.serialize_as_json
+
+    def reason(error: MlflowException) -> str:
+        return json.dumps(
+            {key: value for key, value in json.loads(whole(error)).items() if key != "stack_trace"}
+        )
+
+    MlflowException.serialize_as_json = reason
 
 
 def _content(row: int, columns: dict[str, list[Any]]) -> tuple[str, Any]:
