@@ -112,3 +112,16 @@ def write_pairs(mined: list[dict[str, Any]]) -> None:
     folder = layout.pairs_dir("train")
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(mined, PAIRS), folder / "shard-00000.parquet")
+
+
+OUTPUTS = (
+    "models/{}/model.safetensors",
+    "models/{}/card.json",
+    "metrics/{}/train.json",
+    "metrics/{}/loss.csv",
+)
+
+
+def outputs(name: str) -> dict[str, bytes]:
+    """The bytes of all that a training leaves."""
+    return {path: Path(path.format(name)).read_bytes() for path in OUTPUTS}

@@ -1,0 +1,261 @@
+"""Whole trainings of a tiny network on a CPU: the same bits every time, and bad input in one line."""
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goal import finished, layout, train, weights
+from goal.config import Params
+from goal.errors import UserError
+from goal.progress import Silent
+from tests import training
+
+GOLDEN = Path(__file__).parent / "golden" / "losses.json"
+
+
+class Recorder(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.metrics: list[tuple[int, dict[str, float]]] = []
+        self.files: list[str] = []
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self.metrics.append((step, dict(metrics)))
+
+    def log_artifact(self, path: Path) -> None:
+        self.files.append(path.name)
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    training.project(without={1, 4})
+
+
+def trained(params: Params) -> dict[str, bytes]:
+    train.run(params, "stage2", Silent())
+    return training.outputs("stage2")
+
+
+def curve(name: str) -> list[dict[str, str]]:
+    with Path(f"metrics/{name}/loss.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_two_runs_give_the_same_bytes_whatever_sets_the_pace() -> None:
+    first = trained(training.params())
+    again = trained(
+        training.params(train__loader_workers=2, train__log_every=1, train__checkpoint_minutes=1e-6)
+    )
+    assert again == first
+
+
+def test_the_seed_counts() -> None:
+    """Fault 12 of METHOD section 9."""
+    assert trained(training.params(seed=1)) != trained(training.params(seed=2))
+
+
+def test_losses_equal_those_in_git() -> None:
+    """20 steps at a fixed seed; for a change on purpose `python -m tests.test_train` writes them anew."""
+    train.run(golden_params(), "stage2", Silent())
+    expected = json.loads(GOLDEN.read_text())
+    found = [{name: float(value) for name, value in row.items()} for row in curve("stage2")]
+    assert len(found) == 20
+    for row, wanted in zip(found, expected, strict=True):
+        assert row == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+
+
+def golden_params() -> Params:
+    return training.params(stage2__epochs=10, stage2__pairs__pick="sample")
+
+
+def test_baselines_are_stage_2_with_terms_left_out() -> None:
+    params = training.params()
+    for name in ("stage1", "stage2", "global", "global+local"):
+        train.run(params, name, Silent())
+    terms = {name: set(curve(name)[0]) - {"step", "lr", "total"} for name in layout.TRAINED}
+    assert terms == {
+        "stage1": {"global"},
+        "stage2": {"global", "local", "tsl_image", "tsl_text"},
+        "global": {"global"},
+        "global+local": {"global", "local"},
+    }
+    first = {name: curve(name)[0] for name in ("stage2", "global", "global+local")}
+    assert len({row["global"][:8] for row in first.values()}) == 1
+    assert len({tuple(row["lr"] for row in curve(name)) for name in first}) == 1
+    card = json.loads(Path("models/global+local/card.json").read_text())
+    assert card["parent"]["sha256"] == weights.digest(layout.model_dir("stage1"))
+    assert card["sha256"] == weights.digest(layout.model_dir("global+local"))
+    assert card["params"]["stage2"]["loss"]["tsl_image"] == 0.0
+
+
+def test_no_epochs_pass_the_weights_on() -> None:
+    """METHOD section 4: the paper's run is one stage."""
+    before = weights.digest(layout.model_dir("zero-shot"))
+    train.run(training.params(stage1__epochs=0), "stage1", Silent())
+    assert weights.digest(layout.model_dir("stage1")) == before
+    assert json.loads(Path("metrics/stage1/train.json").read_text())["steps"] == 0
+
+
+def test_counts_tell_what_the_local_terms_do_without() -> None:
+    train.run(training.params(), "stage2", Silent())
+    counts = json.loads(Path("metrics/stage2/train.json").read_text())["data"]
+    assert counts["pictures"] == 10
+    assert counts["pictures_without_pair"] == 2
+    assert counts["pairs"] == 8
+
+
+def test_packed_pictures_train_the_same_weights() -> None:
+    from_files = trained(training.params())
+    from_shards = trained(training.params(train__packed=True))
+    assert from_shards == from_files
+
+
+def test_chunks_train_nearly_the_same_weights() -> None:
+    train.run(training.params(), "stage2", Silent())
+    whole = curve("stage2")
+    train.run(training.params(train__chunk_size=3), "stage2", Silent())
+    for one, other in zip(whole, curve("stage2"), strict=True):
+        assert float(one["total"]) == pytest.approx(float(other["total"]), rel=1e-4)
+
+
+def test_activation_checkpointing_changes_no_number() -> None:
+    train.run(training.params(), "stage2", Silent())
+    whole = curve("stage2")
+    train.run(training.params(train__checkpoint_activations=True), "stage2", Silent())
+    for one, other in zip(whole, curve("stage2"), strict=True):
+        assert float(one["total"]) == pytest.approx(float(other["total"]), rel=1e-5)
+
+
+def test_the_best_weights_are_kept_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter([10.0, 40.0, 20.0])
+    seen: list[dict[str, bytes]] = []
+
+    def measure(self: Any, model: Any, autocast: Any, step: int) -> dict[str, Any]:
+        seen.append({name: value.numpy().tobytes() for name, value in model.state_dict().items()})
+        ways = {way: {"r1": 0.0} for way in ("image_to_text", "text_to_image")}
+        return {"step": step, "recall": next(measured), **ways}
+
+    monkeypatch.setattr(train.Validation, "measure", measure)
+    train.run(training.params(stage2__epochs=3, stage2__keep="best"), "stage2", Silent())
+    kept = weights.load(layout.model_dir("stage2")).state_dict()
+    assert {name: value.numpy().tobytes() for name, value in kept.items()} == seen[1]
+
+
+def test_patience_ends_a_training_that_gets_no_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(self: Any, model: Any, autocast: Any, step: int) -> dict[str, Any]:
+        return {"step": step, "recall": 5.0, "image_to_text": {}, "text_to_image": {}}
+
+    monkeypatch.setattr(train.Validation, "measure", measure)
+    train.run(training.params(stage2__epochs=9, stage2__patience=2), "stage2", Silent())
+    numbers = json.loads(Path("metrics/stage2/train.json").read_text())
+    assert numbers["steps"] == 3 * 2
+    assert numbers["stopped_early"] is True
+    assert len(curve("stage2")) == 6
+
+
+def test_every_step_reaches_the_record() -> None:
+    recorder = Recorder()
+    train.run(training.params(train__log_every=3), "stage2", recorder)
+    losses = [(step, values) for step, values in recorder.metrics if "loss/total" in values]
+    assert [step for step, _ in losses] == [1, 2, 3, 4]
+    assert {"loss/global", "loss/tsl_text", "lr", "gradient_norm"} <= losses[0][1].keys()
+    assert any(
+        "samples_per_second" in values and "waiting_for_data" in values for _, values in recorder.metrics
+    )
+    assert any("val/recall" in values for _, values in recorder.metrics)
+    assert recorder.files == [finished.NUMBERS, finished.CURVE]
+
+
+def _refused(params: Params, name: str = "stage2") -> str:
+    with pytest.raises(UserError) as error:
+        train.run(params, name, Silent())
+    text = str(error.value)
+    assert "\n" not in text
+    assert not Path(f"models/{name}").exists()
+    assert not list(Path("metrics").glob(f"{name}/*"))
+    return text
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_term_and_batch() -> None:
+    text = _refused(training.params(stage2__lr=1e30, stage2__clip_norm=0.0, stage2__epochs=5))
+    assert "not finite at step" in text
+    assert "stage2.lr" in text
+    named = text.rsplit(": ", 1)[1].split(", ")
+    assert len(named) == 4
+    assert {name.startswith("0-") for name in named} == {True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stage2__batch_size": 11}, "stage2.batch_size 11: data/tiny/train.parquet has only 10 pictures"),
+        ({"train__processes": 3}, "does not divide among train.processes 3"),
+        ({"stage2__warmup_steps": 4}, "stage2.warmup_steps 4: the training has only 4 steps"),
+        ({"stage2__pairs__min_similarity": 0.99}, "no pair can be used"),
+        (
+            {f"stage2__loss__{name}": 0.0 for name in ("global", "local", "tsl_image", "tsl_text")},
+            "stage2.loss: every term of stage2 has the weight 0",
+        ),
+    ],
+)
+def test_bad_parameters_are_one_line(changes: dict[str, Any], words: str) -> None:
+    assert words in _refused(training.params(**changes))
+
+
+def test_a_gpu_that_is_not_there_is_one_line() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert "train.device" in _refused(training.params(train__device="cuda"))
+
+
+def test_missing_inputs_are_one_line() -> None:
+    Path("pairs/train/shard-00000.parquet").unlink()
+    assert "pairs/train: no mined pairs" in _refused(training.params())
+    Path("data/tiny/train.parquet").unlink()
+    assert "data/tiny/train.parquet: not found" in _refused(training.params())
+
+
+def test_a_picture_lost_on_the_way_is_named() -> None:
+    next(iter(Path("data/tiny/images").glob("0-003*"))).unlink()
+    assert "0-003" in _refused(training.params())
+
+
+def test_keeping_the_best_needs_validation_pictures() -> None:
+    from goal.datasets import manifest
+
+    manifest.write([], layout.manifest("tiny", "val"))
+    assert "need validation pictures" in _refused(training.params(stage2__keep="best"))
+    train.run(training.params(), "stage2", Silent())
+    assert json.loads(Path("metrics/stage2/train.json").read_text())["validation"] == {}
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(UserError, match="one of stage1, stage2, global, global"):
+        train.run(training.params(), "stage3", Silent())
+
+
+def _write_golden() -> None:
+    """Run 20 steps in a temporary folder and keep their losses."""
+    import tempfile
+
+    target = GOLDEN.resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        training.project(without={1, 4})
+        train.run(golden_params(), "stage2", Silent())
+        rows = [{name: float(value) for name, value in row.items()} for row in curve("stage2")]
+        os.chdir(target.parent)
+    target.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    _write_golden()
