@@ -118,6 +118,49 @@ def register() -> None:
 
 
 @app.command(rich_help_panel=DAILY)
+def use(preset: Annotated[str, typer.Argument(help="a file of presets/, without .yaml")]) -> None:
+    """Write a preset over params.yaml, after checking it."""
+    from goal import presets
+
+    params = presets.use(preset)
+    typer.echo(
+        f"params.yaml is now {preset}; data.path is {params.data.path}; next: goal check, then dvc repro"
+    )
+
+
+@app.command(rich_help_panel=DAILY)
+def check(
+    preset: Annotated[str, typer.Argument(help="a file of presets/; without: params.yaml")] = "",
+) -> None:
+    """Say what a preset downloads, trains and needs, and whether that can work here; changes nothing."""
+    from goal import presets
+
+    params = config.load(presets.path_of(preset) if preset else config.PARAMS_FILE)
+    from goal import check as checks
+
+    facts = checks.facts(params)
+    for fact in facts:
+        typer.echo(f"{fact.topic:<13} {'FAULT: ' if fact.fault else ''}{fact.text}")
+    faults = sum(fact.fault for fact in facts)
+    if faults:
+        raise UserError(f"{faults} of these cannot work as it stands")
+
+
+@app.command(rich_help_panel=DAILY)
+def embed(
+    output: Annotated[Path, typer.Argument(help="a .parquet file: input, kind, embedding")],
+    model: Annotated[Path, typer.Option(help="a model's folder or weights file")] = Path("models/stage2"),
+    image: Annotated[list[Path] | None, typer.Option(help="a picture, or a folder of pictures")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="a text of any length")] = None,
+) -> None:
+    """Embed pictures and texts with a model; rows are L2-normalised, so that their product is the cosine."""
+    params = config.load()
+    from goal import predict
+
+    predict.run(params, model, image or [], text or [], output)
+
+
+@app.command(rich_help_panel=DAILY)
 def table(
     mixed: Annotated[bool, typer.Option(help="Also show results of different protocols, marked.")] = False,
 ) -> None:

@@ -1,0 +1,71 @@
+"""`goal check` tells what a preset needs, and finds what cannot work, without a download."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from goal import architectures, check, cli, config, embedded
+from tests.imports import ROOT
+
+
+@pytest.fixture(autouse=True)
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for name in ("scenes", "docci", "dci"):
+        (tmp_path / "goal/datasets").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"goal/datasets/{name}.py").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def texts(name: str, **sections: dict) -> tuple[dict[str, str], list[str]]:
+    """Facts by topic (the last of each), and the faults."""
+    values = yaml.safe_load(Path(f"presets/{name}.yaml").read_text())
+    for section, fields in sections.items():
+        values[section] |= fields
+    found = check.facts(config.parse(values, name))
+    return {fact.topic: fact.text for fact in found}, [fact.text for fact in found if fact.fault]
+
+
+def test_the_papers_run_on_docci() -> None:
+    facts, faults = texts("docci-b16")
+    assert not faults
+    # The known size of OpenAI's ViT-B/16, with 77 positions.
+    assert check.parameters(architectures.spec_of("ViT-B-16")) == 149_620_737
+    assert facts["stage1"] == "0 epochs: passes its weights on"
+    assert facts["stage2"].startswith(f"{10 * (9647 // 16):,} steps, {10 * (9647 // 16) * 16:,} samples")
+
+
+def test_counted_parameters_are_those_of_the_weights() -> None:
+    model = embedded.load(embedded.ASSET)
+    assert check.parameters(model.spec) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"model": {"name": "RN50"}}, "RN50"),
+        ({"model": {"pretrained": "opanai"}}, "neither a file nor a tag of ViT-B-16"),
+        ({"model": {"context_length": 249}}, "model.context_length 249 is over 248"),
+        ({"data": {"path": "nowhere"}}, "data.path nowhere does not exist"),
+        ({"stage2": {"batch_size": 10_000}}, "batches of 10000 from 9647 pictures"),
+        ({"train": {"device": "cuda"}}, "cuda"),
+    ],
+)
+def test_what_cannot_work_is_named(sections: dict, words: str) -> None:
+    _, faults = texts("docci-b16", **sections)
+    assert any(words in fault for fault in faults)
+
+
+def test_the_verbs() -> None:
+    runner = CliRunner()
+    used = runner.invoke(cli.app, ["use", "docci-l14"])
+    assert used.exit_code == 0
+    assert config.load().model.name == "ViT-L-14"
+    told = runner.invoke(cli.app, ["check"])
+    assert told.exit_code == 0
+    assert "427.6 M parameters" in told.output or "ViT-L-14" in told.output
