@@ -102,6 +102,10 @@ def agreement(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
         yield f"{name}: share of them equal to the pixel", sum(a.box == b.box for a, b in kept) / total
         differ = sum(_passes(a) != _passes(b) for a, b in kept)
         yield f"{name}: share that the area filter decides otherwise", differ / total
+        yield (
+            f"{name}: largest difference of an area, share of the picture",
+            max(abs(a.area_ratio - b.area_ratio) for a, b in kept),
+        )
         yield f"{name}: share of the points asked", points[name] / points["fast"]
         yield f"{name}: times faster than the package (CPU seconds)", seconds["package"] / seconds[name]
 

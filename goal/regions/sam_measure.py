@@ -3,6 +3,7 @@
 The package scales logits (L, L) bilinearly to its input (S, S), cuts the padding off, scales bilinearly to
 the picture (H, W) and only then thresholds. Both steps are separable: together they are
 rows @ logits @ columns.T, one sparse matrix a side. A box needs that product only where its edges may lie.
+Areas are counted at the size of SAM's input, or of the picture where that is smaller, a few masks at a time.
 
 Letters: K masks; L side of the logits; H, W the picture's sides.
 """
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 # The package's: stable is a mask that thresholds this far above and below its own leave nearly as large.
 STABILITY_OFFSET = 1.0
-# Masks whose stability is counted anew at once: 4 MB each.
+# Masks counted in full resolution at once: 4 MB each.
 FINE_BATCH = 16
 # Rows of the picture looked at for one edge before all are.
 EDGE_ROWS = 4
@@ -54,6 +55,14 @@ def _weights(image: int, used: int, side: int, padded: int) -> Float[Tensor, "H 
 
 def area_ratio(logits: Float[Tensor, "K L L"], frame: Frame, threshold: float) -> Float[Tensor, " K"]:
     """Share of the picture where a mask's logits exceed the threshold; padding does not count."""
+    shares = [logits.new_zeros(0)]
+    for some in logits.split(FINE_BATCH) if len(logits) else ():
+        shares.append((_fine(some, frame) > threshold).float().mean(dim=(1, 2)))
+    return torch.cat(shares)
+
+
+def _coarse_area(logits: Float[Tensor, "K L L"], frame: Frame, threshold: float) -> Float[Tensor, " K"]:
+    """area_ratio from whole low-resolution pixels: quick, and off by half a pixel along the mask's edge."""
     inside = (logits > threshold).to(frame.rows.dtype)
     return inside @ frame.columns.mean(dim=0) @ frame.rows.mean(dim=0)
 
@@ -63,8 +72,8 @@ def stable(
 ) -> Bool[Tensor, " K"]:
     """Whether each mask's stability score, as the package defines it, reaches the minimum."""
     high, low = threshold + STABILITY_OFFSET, threshold - STABILITY_OFFSET
-    union = area_ratio(logits, frame, low)
-    score = area_ratio(logits, frame, high) / union
+    union = _coarse_area(logits, frame, low)
+    score = _coarse_area(logits, frame, high) / union
     # Counting whole low-resolution pixels moves each edge by half a pixel at most: 4 n^0.5 / 2 of n pixels.
     pixels = union * (frame.columns.sum(dim=0) > 0).sum() * (frame.rows.sum(dim=0) > 0).sum()
     unsure = ((score - minimum).abs() < 2 * pixels.rsqrt()).nonzero()[:, 0]
