@@ -43,9 +43,18 @@ format: $(READY)
 lock: $(READY)
 	uv pip compile pyproject.toml --all-extras --generate-hashes --no-header --quiet -o requirements.lock
 
-# The MLflow UI on this project's store.
+# MLflow, Prefect and a worker on this machine, on 127.0.0.1 only; the pipeline needs none of them.
+up: $(READY)
+	@python -m infra.servers up
+
+down: $(READY)
+	@python -m infra.servers down
+
+# Both addresses if the servers are up, else the MLflow UI on this project's store.
 ui: $(READY)
-	@python -m goal ui
+	@python -m infra.servers status 2>/dev/null || \
+	  mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
+	    --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --artifacts-destination $(CURDIR)/mlartifacts
 
 # What the pipeline made; the committed metrics stay.
 clean:

@@ -1,22 +1,19 @@
-"""Run one DVC stage as a child process: its output line by line, its end as one of three outcomes."""
+"""Run a DVC stage or other command as a child: its output line by line, its end as one of three outcomes."""
 
-import contextlib
-import ctypes
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
+from flows import guard
+from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT
 
-from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT, EXIT_USER_ERROR
-
-GRACE_SECONDS = 25  # a trainer's last checkpoint; Prefect kills the rest of the group after 30
-PR_SET_PDEATHSIG = 1
+TRANSIENT = {EXIT_TRANSIENT, EXIT_RESUMABLE}
+LAST_LINES = 3
+SKIPPED = "didn't change, skipping"
 
 
 class StageError(Exception):
@@ -27,72 +24,76 @@ class TransientError(StageError):
     """A stage failed for a reason that may pass: a download, a server, a pre-emption."""
 
 
-def run(root: Path, stage: str, log: Callable[[str], None], limit_seconds: float) -> bool:
-    """`dvc repro --single-item stage` in `root`; True if it ran, False if DVC found nothing to do.
+def run(root: Path, name: str, log: Callable[[str], None], limit_seconds: float) -> bool:
+    """`dvc repro --single-item name` in `root`; True if it ran, False if DVC found nothing to do.
 
     Raises TransientError or StageError with the stage's last words; past `limit_seconds` the stage is asked
     to save and stop, and StageError says so.
     """
-    command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
+    words = ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+    lines = command(root, name, words, log, limit_seconds)
+    return not any(SKIPPED in line for line in lines)
+
+
+def command(
+    root: Path, name: str, words: list[str], log: Callable[[str], None], limit_seconds: float
+) -> list[str]:
+    """Run `python words...` in `root` and return its lines of output; no shell reads the words.
+
+    However this process ends, by an exception or by kill -9, the command and all its children end too.
+    """
+    # A session of its own: a signal to the flow's group reaches the stage once, through the guard.
     process = subprocess.Popen(
-        command,
+        [sys.executable, guard.__file__, str(os.getpid()), sys.executable, *words],
         cwd=root,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env=_environment(root),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        start_new_session=True,
     )
     late = threading.Event()
-    alarm = threading.Timer(limit_seconds, lambda: (late.set(), _stop(process)))
+    alarm = threading.Timer(limit_seconds, lambda: (late.set(), process.terminate()))
     alarm.start()
     lines: list[str] = []
+
+    def tell(text: str) -> None:
+        # A progress bar rewrites its line; only its last state is worth keeping.
+        line = text.rstrip().split("\r")[-1]
+        if line:
+            lines.append(line)
+            log(line)
+
     try:
-        for line in process.stdout or ():
-            # A progress bar rewrites its line; only its last state is worth keeping.
-            words = line.rstrip("\n").split("\r")[-1]
-            if words:
-                lines.append(words)
-                log(words)
+        for text in process.stdout or ():
+            tell(text)
         code = process.wait()
     finally:
         alarm.cancel()
-        _stop(process)
+        if process.poll() is None:
+            process.terminate()
+            # Reading on: a stage that waits for a full pipe could not save.
+            for text in process.communicate()[0].splitlines():
+                tell(text)
     if late.is_set():
-        raise StageError(f"{stage}: not done after {limit_seconds:.0f} s; run it again to resume")
+        raise StageError(f"{name}: not done after {limit_seconds:g} s; run it again to resume")
     if code:
-        raise _failure(stage, lines)
-    return not any("didn't change, skipping" in line for line in lines)
+        raise _failure(name, code, lines)
+    return lines
 
 
-def _failure(stage: str, lines: list[str]) -> StageError:
-    text = "\n".join(lines)
-    codes = re.findall(r"exited with (-?\d+)", text)
-    code = int(codes[-1]) if codes else EXIT_USER_ERROR
-    words = [line for line in lines if line.startswith("goal: ")] or lines[-3:]
-    kind = TransientError if code in (EXIT_TRANSIENT, EXIT_RESUMABLE) else StageError
-    return kind(f"{stage}: {' '.join(words) or 'no output'}")
+def _environment(root: Path) -> dict[str, str]:
+    """The stage finds this Python's tools first, and the code of its own checkout, not the flow's."""
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**os.environ, "PATH": tools, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"}
 
 
-def _stop(process: subprocess.Popen) -> None:
-    """End the stage's whole family: DVC, told alone, would leave the trainer running."""
-    if process.poll() is not None:
-        return
-    try:
-        root = psutil.Process(process.pid)
-        family = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for member in family[1:] or family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.terminate()
-    _, alive = psutil.wait_procs(family, timeout=GRACE_SECONDS)
-    for survivor in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            survivor.kill()
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def _failure(name: str, code: int, lines: list[str]) -> StageError:
+    # DVC's own exit code is 255 for all; what the stage said is in its words.
+    told = re.findall(r"exited with (-?\d+)", "\n".join(lines))
+    code = int(told[-1]) if told else code
+    words = [line for line in lines if line.startswith("goal: ")] or lines[-LAST_LINES:]
+    kind = TransientError if code in TRANSIENT else StageError
+    return kind(f"{name}: {' '.join(words) or f'exit code {code}, no output'}")

@@ -1,5 +1,6 @@
 """`make up` and `make down`: MLflow, Prefect and a worker as processes of this machine, on loopback only."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +19,11 @@ import psutil
 ROOT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
 POOL = "goal"
-START_SECONDS = 60
+START_SECONDS = 120
 STOP_SECONDS = 35  # a cancelled flow run has 30 s to save its checkpoint
 
+# Carried by all that `up` starts, so that `down` finds a flow run whose worker was killed.
+MARK = "GOAL_SERVERS"
 # Nothing that the project starts reports to anybody; MLflow's job runner would cost 8 processes for nothing.
 QUIET = {
     "DO_NOT_TRACK": "true",
@@ -70,6 +74,8 @@ def up() -> Addresses:
     _start("mlflow", [*_mlflow(), "--host", HOST, "--port", addresses.mlflow.rsplit(":", 1)[1]], {})
     prefect = {
         **addresses.environment(),
+        "GOAL_HOME": str(ROOT),  # prefect.yaml reads it
+        "PYTHONPATH": str(ROOT),
         "PREFECT_HOME": str(run_dir() / "prefect"),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
@@ -77,13 +83,11 @@ def up() -> Addresses:
     _start("prefect", _prefect("server", "start", "--host", HOST, "--port", port), prefect)
     _wait("mlflow", f"{addresses.mlflow}/health")
     _wait("prefect", f"{addresses.prefect}/api/health")
-    for command in (
-        ("work-pool", "create", POOL, "--type", "process", "--overwrite"),
-        ("global-concurrency-limit", "create", "gpu", "--limit", "1"),
-        ("--no-prompt", "deploy", "--all"),
-    ):
-        _once(command, prefect)
+    _once(("work-pool", "create", POOL, "--type", "process", "--overwrite"), prefect)
     _start("worker", _prefect("worker", "start", "--pool", POOL, "--name", "local"), prefect)
+    rest = (("global-concurrency-limit", "create", "gpu", "--limit", "1"), ("--no-prompt", "deploy", "--all"))
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda command: _once(command, prefect), rest))
     (run_dir() / "addresses.json").write_text(json.dumps(vars(addresses)))
     return addresses
 
@@ -96,10 +100,26 @@ def down() -> None:
             family = [process, *process.children(recursive=True)]
             process.send_signal(signal.SIGINT if name == "worker" else signal.SIGTERM)
             _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
-            for survivor in alive:
-                survivor.kill()
+            _kill(alive)
         (run_dir() / f"{name}.pid").unlink(missing_ok=True)
+    _kill(_marked())
     (run_dir() / "addresses.json").unlink(missing_ok=True)
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _marked() -> list[psutil.Process]:
+    """What `up` of this folder started, directly or not, and is still alive."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == str(run_dir()):
+                found.append(process)
+    return found
 
 
 def _mlflow() -> list[str]:
@@ -116,7 +136,7 @@ def _start(name: str, command: list[str], environment: dict[str, str]) -> None:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **QUIET, **environment},
+            env={**os.environ, **QUIET, **environment, MARK: str(run_dir())},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

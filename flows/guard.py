@@ -1,0 +1,100 @@
+"""Run a command and end all that it started, however this process itself is ended (Linux: also by kill -9).
+
+Used as a program: `python guard.py <parent's process id> <command> ...`. It stands between a flow and DVC,
+which, told alone to stop, would leave the trainer running.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+
+GRACE_SECONDS = 22.0  # a trainer's last checkpoint; Prefect kills what is left of a cancelled run after 30
+LAST_SECONDS = 2.0  # for what does not belong to the stage's own process
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_SHELLS = {"sh", "dash", "bash"}
+
+
+class Asked(BaseException):
+    """A signal asked this process to stop."""
+
+
+def main(parent: int, command: list[str]) -> int:
+    """Run `command` to its end or until a signal; its exit code, or 128 + signal."""
+    _tell_kernel(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # An orphan of the command becomes a child of this process, so that none is lost.
+    _tell_kernel(_PR_SET_CHILD_SUBREAPER, 1)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _ask)
+    if os.getppid() != parent:
+        return 128 + signal.SIGTERM
+    process = None
+    try:
+        process = subprocess.Popen(command, preexec_fn=_die_with_parent)
+        return process.wait()
+    except Asked:
+        return 128 + signal.SIGTERM
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        if process is not None:
+            _end(process)
+
+
+def _ask(number: int, frame: object) -> None:
+    raise Asked
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ask the stage to save and stop, let DVC see its end, then end whatever is left."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    if process.poll() is None:
+        for member in _stage(psutil.Process(process.pid)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+    rest = psutil.Process().children(recursive=True)
+    for member in rest:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.terminate()
+    for survivor in psutil.wait_procs(rest, timeout=LAST_SECONDS)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            survivor.kill()
+
+
+def _stage(command: psutil.Process) -> list[psutil.Process]:
+    """The processes that do the work: below the command and the shell it uses; the command if there are none.
+
+    Only these are told: a trainer takes a second signal, sent on to it by its own parent, as "end at once".
+    """
+    try:
+        found = command.children()
+        while any(process.name() in _SHELLS for process in found):
+            found = [
+                below
+                for process in found
+                for below in (process.children() if process.name() in _SHELLS else [process])
+            ]
+    except psutil.NoSuchProcess:
+        return []
+    return found or [command]
+
+
+def _tell_kernel(what: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(what, value)
+
+
+def _die_with_parent() -> None:
+    _tell_kernel(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,133 @@
+"""A flow's own checkout: typed parameters, no shell, the user's files untouched, the result a branch."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import checkout
+from goal.errors import UserError
+from tests.imports import ROOT
+
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def git(folder: Path, *words: str) -> str:
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", *words]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small project under git and DVC."""
+    root = tmp_path_factory.mktemp("made") / "project"
+    (root / "presets").mkdir(parents=True)
+    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (root / "presets" / "small.yaml").write_text(yaml.safe_dump({**PARAMS, "seed": 7}))
+    (root / "dvc.yaml").write_text("stages:\n  seed:\n    cmd: cp params.yaml out\n    outs:\n      - out\n")
+    git(root, "init", "--quiet", "--initial-branch", "main")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=root, check=True)
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "-m", "start")
+    return root
+
+
+@pytest.fixture
+def home(project: Path, tmp_path: Path) -> Path:
+    """A copy of it, with something of the user's own lying about."""
+    root = tmp_path / "project"
+    shutil.copytree(project, root)
+    (root / "dvc.yaml").write_text("the user is in the middle of something\n")
+    (root / "notes.txt").write_text("mine\n")
+    return root
+
+
+def user_files(home: Path) -> dict[str, str]:
+    paths = [home / "params.yaml", home / "dvc.yaml", home / "notes.txt"]
+    return {str(path): path.read_text() for path in paths}
+
+
+def test_values_are_typed_as_in_the_file() -> None:
+    found = checkout.overridden(
+        PARAMS, ["stage2.lr=5e-6", "regions.sources=[fixed]", "tracking.enabled=false"]
+    )
+    assert float(found["stage2"]["lr"]) == 5e-6
+    assert found["regions"]["sources"] == ["fixed"]
+    assert found["tracking"]["enabled"] is False
+    assert PARAMS["tracking"]["enabled"] is True, "the caller's parameters must stay"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stage2.speed=3", "with a field of params.yaml"),
+        ("nothing.at.all=3", "with a field of params.yaml"),
+        ("seed", "expected section.field=value"),
+        ("seed.deeper=1", "with a field of params.yaml"),
+        ("stage2.epochs=many", "stage2.epochs"),
+        ("stage2.epochs=1.5", "stage2.epochs"),
+        ("regions.sources=[fixed", "not YAML"),
+        ("data.name=../../etc", "data.name"),
+        ("register.name=a; touch b", "register.name"),
+        ("tracking={}", "tracking.enabled: missing"),
+    ],
+)
+def test_what_cannot_be_is_refused(override: str, words: str) -> None:
+    with pytest.raises(UserError, match="override") as error:
+        checkout.overridden(PARAMS, [override])
+    assert words in str(error.value)
+
+
+def test_no_shell_reads_an_override(home: Path) -> None:
+    text = "$(touch broken); `touch broken` && touch broken"
+    root = checkout.prepare(home, None, [f"tracking.experiment={text}"])
+    assert yaml.safe_load((root / "params.yaml").read_text())["tracking"]["experiment"] == text
+    assert not [*home.rglob("broken"), *root.rglob("broken")]
+
+
+@pytest.mark.parametrize("preset", ["../params", "absent", "--help", "a b"])
+def test_a_preset_is_a_committed_file_of_presets(home: Path, preset: str) -> None:
+    with pytest.raises(UserError, match="preset"):
+        checkout.prepare(home, preset, [])
+
+
+def test_a_run_has_a_checkout_and_a_branch_of_its_own(home: Path) -> None:
+    before = user_files(home)
+    status = git(home, "status", "--porcelain")
+    root = checkout.prepare(home, "small", ["stage2.epochs=1"])
+    assert checkout.prepare(home, "small", ["stage2.epochs=1"]) == root, "the same inputs resume"
+    assert checkout.prepare(home, "small", ["stage2.epochs=2"]) != root
+
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], cwd=root, check=True)
+    branch = checkout.keep(root, "a run")
+    checkout.drop(home, root)
+
+    assert not root.exists()
+    assert user_files(home) == before
+    assert git(home, "status", "--porcelain") == status
+    assert git(home, "branch", "--show-current") == "main"
+    kept = yaml.safe_load(git(home, "show", f"{branch}:params.yaml"))
+    assert kept["seed"] == 7
+    assert kept["stage2"]["epochs"] == 1
+    lock = yaml.safe_load(git(home, "show", f"{branch}:dvc.lock"))
+    md5 = lock["stages"]["seed"]["outs"][0]["md5"]
+    assert (home / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]).exists(), "one cache for all"
+
+    again = checkout.prepare(home, "small", ["stage2.epochs=1"])
+    assert again == root
+    assert (again / "dvc.lock").exists(), "a finished run is found again"
+    assert checkout.keep(again, "nothing new") == branch
+    assert git(home, "log", "-1", "--format=%s", branch) == "a run"
+
+
+def test_two_runs_never_share_a_checkout(tmp_path: Path) -> None:
+    with checkout.held(tmp_path / "abc"):
+        with pytest.raises(UserError, match="another flow run"), checkout.held(tmp_path / "abc"):
+            pass
+        with checkout.held(tmp_path / "other"):
+            pass
+    with checkout.held(tmp_path / "abc"):
+        pass
