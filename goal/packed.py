@@ -24,7 +24,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
-from webdataset import TarWriter
 
 from goal import boxes, files, images, layout
 from goal.boxes import BoxTuple, View
@@ -136,6 +135,10 @@ def _write_all(shards: list[Work], workers: int, index: Path) -> None:
 def write(work: Work) -> list[tuple[int, int, int, int]]:
     """Make a shard where it is missing; (picture, part, offset, size in bytes) of each array in it."""
     if not work.path.exists():
+        try:
+            from webdataset import TarWriter
+        except ModuleNotFoundError as error:
+            raise UserError("train.packed: needs a package: pip install 'goal-clip[scale]'") from error
         with files.atomic(work.path) as draft, draft.open("wb") as file, TarWriter(file, mtime=0) as tar:
             for number, (row, crops) in enumerate(zip(work.rows, work.crops, strict=True), work.first):
                 tar.write(_sample(number, row, crops, work))

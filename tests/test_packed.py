@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import webdataset
 from PIL import Image
 
 from goal import architectures, boxes, packed
@@ -16,6 +15,8 @@ from goal.clip import preprocess
 from goal.datasets.manifest import Row
 from goal.errors import UserError
 from goal.images import open_image
+
+webdataset = pytest.importorskip("webdataset", reason="of the extra `scale`")
 
 SIZES = [(300, 200), (64, 64), (50, 170), (33, 31)]
 BOXES = {"p0": [(10.5, 20.0, 200.25, 111.0), (0.0, 0.0, 300.0, 200.0)], "p2": [(3.0, 5.0, 9.0, 160.0)]}
