@@ -6,13 +6,13 @@ import hashlib
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from dvc.repo import Repo
 
 from goal import config
 from goal.errors import UserError
@@ -69,7 +69,7 @@ def prepare(home: Path, preset: str | None, overrides: list[str]) -> Path:
         _git(home, "worktree", "prune")
         _git(home, "worktree", "add", *(() if known else ("-b", branch)), str(root), *start)
     # Each time: an earlier start may have been killed between the two.
-    _dvc(root, "cache", "dir", "--local", _dvc(home, "cache", "dir"))
+    _share_cache(home, root)
     (root / "params.yaml").write_text(content, encoding="utf-8")
     return root
 
@@ -102,8 +102,11 @@ def _git(folder: Path, *words: str) -> str:
     return _run(folder, "git", *words)
 
 
-def _dvc(folder: Path, *words: str) -> str:
-    return _run(folder, sys.executable, "-m", "dvc", *words)
+def _share_cache(home: Path, root: Path) -> None:
+    with Repo(str(home)) as repo:
+        place = repo.cache.local_cache_dir
+    with Repo(str(root)) as repo, repo.config.edit("local") as own:
+        own["cache"] = {"dir": place}
 
 
 def _run(folder: Path, *command: str) -> str:

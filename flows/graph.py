@@ -4,6 +4,7 @@ from pathlib import Path
 
 import networkx
 from dvc.repo import Repo
+from dvc.stage import PipelineStage, Stage
 
 
 def stages(root: Path, targets: list[str]) -> list[str]:
@@ -13,7 +14,7 @@ def stages(root: Path, targets: list[str]) -> list[str]:
     Raises ValueError for a target that is not in the graph.
     """
     with Repo(str(root)) as repo:
-        graph = networkx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing)
+        graph = networkx.relabel_nodes(repo.index.graph, _name)
     wanted: set[str] = set()
     for target in targets:
         found = {name for name in graph if name == target or name.startswith(f"{target}@")}
@@ -24,3 +25,8 @@ def stages(root: Path, targets: list[str]) -> list[str]:
     needed = wanted.union(*(networkx.descendants(graph, name) for name in wanted))
     order = networkx.lexicographical_topological_sort(graph.subgraph(needed).reverse())
     return list(order)
+
+
+def _name(stage: Stage) -> str:
+    # Not `stage.addressing`: that one is relative to the folder this process is in.
+    return stage.name if isinstance(stage, PipelineStage) else stage.path_in_repo

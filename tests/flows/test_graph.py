@@ -1,5 +1,7 @@
 """The order in which a flow runs DVC's stages, on the project's own dvc.yaml."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -50,6 +52,13 @@ def test_a_group_is_all_its_stages() -> None:
     found = graph.stages(ROOT, ["train"])
     assert {f"train@{name}" for name in STAGES["train"]["foreach"]} <= set(found)
     assert not [name for name in found if name.startswith("evaluate")]
+
+
+def test_names_do_not_hang_on_where_the_process_is(
+    whole: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert graph.stages(ROOT, ["report", "register"]) == whole
 
 
 def test_an_unknown_target_is_refused() -> None:

@@ -1,0 +1,125 @@
+"""The files of infra/ that cannot run in a test: they parse, leave nothing open, and pin what they use."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.imports import ROOT
+
+INFRA = ROOT / "infra"
+COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
+KUBERNETES = list(yaml.safe_load_all((INFRA / "kubernetes.yaml").read_text()))
+DOCKERFILE = (INFRA / "Dockerfile").read_text()
+FILES = sorted(path for path in INFRA.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+SERVICES = sorted(COMPOSE["services"])
+PINNED = re.compile(r"[\w./-]+:\d+\.\d+[\w.-]*")
+
+
+def images() -> list[str]:
+    stages = set(re.findall(r" AS (\w+)", DOCKERFILE))
+    built = [name for name in re.findall(r"^FROM (\S+)", DOCKERFILE, re.M) if name not in stages]
+    pods = [
+        container["image"]
+        for body in KUBERNETES
+        for container in body.get("spec", {}).get("template", {}).get("spec", {}).get("containers", [])
+    ]
+    return [*built, *pods, *(service["image"] for service in COMPOSE["services"].values())]
+
+
+@pytest.mark.parametrize("image", sorted(set(images())))
+def test_images_are_pinned(image: str) -> None:
+    assert PINNED.fullmatch(image)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_ports_are_published_on_loopback_only(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    assert "network_mode" not in service
+    assert not service.get("privileged", False)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_has_a_health_check(name: str) -> None:
+    assert COMPOSE["services"][name]["healthcheck"]["test"][0] == "CMD"
+
+
+def test_there_is_no_default_password() -> None:
+    words = re.compile(r"(?i)(password|secret|token|auth_string)[A-Za-z_]*[ \t]*[:=][ \t]*[\"']?([^\s\"']+)")
+    for path in FILES:
+        for name, value in words.findall(path.read_text()):
+            allowed = value == "false" or value.startswith(("$", "/run/secrets/", "[", "{", "admin:$"))
+            assert allowed, f"{path.name}: {name} is given as {value}"
+
+
+def test_secrets_are_files_that_git_ignores() -> None:
+    used = {name for service in COMPOSE["services"].values() for name in service.get("secrets", [])}
+    assert used == set(COMPOSE["secrets"])
+    for secret in COMPOSE["secrets"].values():
+        assert set(secret) == {"file"}
+        path = INFRA / secret["file"]
+        found = subprocess.run(["git", "check-ignore", "--quiet", str(path)], cwd=ROOT, check=False)
+        assert found.returncode == 0, f"{path} would be committed"
+    entry = (INFRA / "entry.sh").read_text()
+    assert set(re.findall(r"secret (\w+)\)", entry)) == used
+
+
+def test_an_absent_secret_stops_the_server() -> None:
+    result = subprocess.run([INFRA / "entry.sh", "mlflow"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "secret postgres_password is missing" in result.stderr
+
+
+def test_nobody_is_root() -> None:
+    for stage in re.split(r"^FROM ", DOCKERFILE, flags=re.M)[1:]:
+        if "ENTRYPOINT" in stage:
+            assert re.findall(r"^USER (\w+)", stage, re.M)[-1:] == ["goal"]
+    worker = next(body for body in KUBERNETES if body["kind"] == "Deployment")["spec"]["template"]["spec"]
+    assert worker["securityContext"]["runAsNonRoot"] is True
+    assert worker["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
+
+
+def test_the_code_is_no_part_of_the_layer_of_packages() -> None:
+    """Else every edit would install torch anew."""
+    before = DOCKERFILE[: DOCKERFILE.index("--require-hashes")]
+    assert re.findall(r"^COPY (?!--from)(\S+)", before, re.M) == [
+        "infra/requirements-servers.txt",
+        "--chmod=0755",
+        "requirements.lock",
+    ]
+
+
+def test_the_servers_have_the_locked_versions() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    for line in (INFRA / "requirements-servers.txt").read_text().splitlines():
+        name, _, version = line.partition("==")
+        name = name.partition("[")[0]
+        if name in {"mlflow", "prefect", "fastapi"}:
+            assert re.search(rf"^{name}=={re.escape(version)} ", lock, re.M), line
+
+
+@pytest.mark.parametrize("script", ["entry.sh", "slurm.sbatch"])
+def test_scripts_parse(script: str) -> None:
+    path = INFRA / script
+    shell = "bash" if "bash" in path.read_text().splitlines()[0] else "sh"
+    subprocess.run([shell, "-n", path], check=True)
+
+
+def test_every_deployment_is_a_flow() -> None:
+    found = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    assert [entry["name"] for entry in found] == ["train", "evaluate", "mine", "promote"]
+    code = (ROOT / "flows" / "jobs.py").read_text()
+    for entry in found:
+        file, _, function = entry["entrypoint"].partition(":")
+        assert file == "flows/jobs.py"
+        assert f"\ndef {function}(" in code
+
+
+def test_no_server_is_no_fault() -> None:
+    command = [sys.executable, "-m", "infra.servers", "sideways"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode
+    assert "usage: python -m infra.servers up|down|status" in result.stderr
