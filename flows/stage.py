@@ -1,10 +1,12 @@
 """Run a DVC stage or other command as a child: its output line by line, its end as one of three outcomes."""
 
+import io
 import os
 import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT
 
 TRANSIENT = {EXIT_TRANSIENT, EXIT_RESUMABLE}
 LAST_LINES = 3
+BAR_SECONDS = 10.0  # between two states of a progress bar that are told
 SKIPPED = "didn't change, skipping"
 
 
@@ -50,33 +53,36 @@ def command(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
         start_new_session=True,
     )
     late = threading.Event()
     alarm = threading.Timer(limit_seconds, lambda: (late.set(), process.terminate()))
     alarm.start()
+    output = io.TextIOWrapper(process.stdout or io.BytesIO(), errors="replace", newline="")
     lines: list[str] = []
+    told = 0.0
 
-    def tell(text: str) -> None:
-        # A progress bar rewrites its line; only its last state is worth keeping.
-        line = text.rstrip().split("\r")[-1]
-        if line:
+    def tell() -> None:
+        nonlocal told
+        for text in output:
+            # A progress bar ends its line by \r and writes it anew, many times a second.
+            bar, line = text.endswith("\r"), text.strip()
+            if not line or (bar and time.monotonic() - told < BAR_SECONDS):
+                continue
+            told = time.monotonic() if bar else told
             lines.append(line)
             log(line)
 
     try:
-        for text in process.stdout or ():
-            tell(text)
+        tell()
         code = process.wait()
     finally:
         alarm.cancel()
         if process.poll() is None:
             process.terminate()
             # Reading on: a stage that waits for a full pipe could not save.
-            for text in process.communicate()[0].splitlines():
-                tell(text)
+            tell()
+            process.wait()
     if late.is_set():
         raise StageError(f"{name}: not done after {limit_seconds:g} s; run it again to resume")
     if code:

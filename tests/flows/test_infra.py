@@ -76,7 +76,7 @@ def test_an_absent_secret_stops_the_server() -> None:
 def test_nobody_is_root() -> None:
     for stage in re.split(r"^FROM ", DOCKERFILE, flags=re.M)[1:]:
         if "ENTRYPOINT" in stage:
-            assert re.findall(r"^USER (\w+)", stage, re.M)[-1:] == ["goal"]
+            assert re.findall(r"^USER (\S+)", stage, re.M)[-1:] == ["1000:1000"]
     worker = next(body for body in KUBERNETES if body["kind"] == "Deployment")["spec"]["template"]["spec"]
     assert worker["securityContext"]["runAsNonRoot"] is True
     assert worker["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
