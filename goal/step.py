@@ -26,7 +26,7 @@ Autocast = Callable[[], AbstractContextManager[None]]
 
 
 def embed(model: nn.Module, batch: Batch, needs: Needs, autocast: Autocast) -> Embeddings:
-    """Embeddings of a chunk, fp32. `model` is a GoalClip, or DDP or torch.compile around one.
+    """Embeddings of a chunk, fp32 also under autocast. `model`: a GoalClip, or DDP or torch.compile of one.
 
     Wholes and crops go through the image tower in one call, captions, sentences and short captions
     through the text tower in one.
@@ -35,19 +35,19 @@ def embed(model: nn.Module, batch: Batch, needs: Needs, autocast: Autocast) -> E
         images, texts = model(batch.images, batch.texts)
     clip = bare(model)
     pairs, usable = len(batch.spans), len(batch.rows)
-    image = images.pooled.float()
-    text = texts.pooled.float()
+    image, text = _wide(images.pooled), _wide(texts.pooled)
     region = patches = sentence = tokens = short = None
     if needs.crops:
         region = _spread(image[pairs:], batch.rows, pairs)
-        touched = batch.patches.float()
+        seen = _wide(images.tokens[:pairs])
+        touched = batch.patches.to(seen.dtype)
         share = touched / touched.sum(1, keepdim=True).clamp(min=1)
-        mean = torch.bmm(share[:, None], images.tokens[:pairs].float())[:, 0]
-        patches = clip.project_patches(mean)
+        patches = clip.project_patches(torch.bmm(share[:, None], seen)[:, 0])
     if needs.sentences:
         sentence = _spread(text[pairs : pairs + usable], batch.rows, pairs)
         share = span_weights(batch.texts, torch.arange(pairs, device=text.device), batch.spans)
-        tokens = clip.project_tokens(share.flatten(1) @ texts.tokens.float().flatten(0, 1))
+        read = _wide(texts.tokens).flatten(0, 1)
+        tokens = clip.project_tokens(share.flatten(1).to(read.dtype) @ read)
     if needs.short:
         short = text[-pairs:]
     return Embeddings(
@@ -125,6 +125,10 @@ def bare(model: nn.Module) -> GoalClip:
     while isinstance(model, DistributedDataParallel | torch._dynamo.OptimizedModule):
         model = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
     return model
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _nothing(own: Embeddings, scale: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 A child trains in the folder it is given; `die` names the place of its death.
 """
 
-import multiprocessing
 import os
 import random
 import signal
@@ -18,10 +17,6 @@ from goal.config import Params
 from goal.errors import Interrupted
 from goal.progress import Silent
 from tests import training
-
-# Children forked from a process that has the imports behind it and runs no threads.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["goal.train", "tests.training"])
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +60,7 @@ def _mine(die: str) -> None:
 
 def _start(params: Params, die: str = "") -> Any:
     values = params.model_dump(by_alias=True, mode="json")
-    child = FORKS.Process(target=_child, args=(str(Path.cwd()), values, die, "status"))
+    child = training.forks().Process(target=_child, args=(str(Path.cwd()), values, die, "status"))
     child.start()
     return child
 

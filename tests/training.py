@@ -1,5 +1,9 @@
 """A tiny project to train in: a few drawn pictures, captions of three sentences, pairs, a random CLIP."""
 
+import functools
+import multiprocessing
+import os
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +124,16 @@ OUTPUTS = (
     "metrics/{}/train.json",
     "metrics/{}/loss.csv",
 )
+
+
+@functools.cache
+def forks() -> ForkServerContext:
+    """Where children come from: a process without threads that has the slow imports behind it."""
+    context = multiprocessing.get_context("forkserver")
+    # The server reads it when it starts; tests run in folders from which the package is not seen.
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+    context.set_forkserver_preload(["goal.train", "tests.training"])
+    return context
 
 
 def outputs(name: str) -> dict[str, bytes]:
