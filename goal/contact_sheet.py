@@ -110,9 +110,10 @@ def _draw(card: Card) -> Image.Image:
             marks[tuple(one[side] for side in SIDES)].append(Mark(number, colour))
         font = _font("DejaVuSans")
         lines += [(line, colour, font) for line in _wrap(f"{start}   {sentence}", font)]
-    card_size = (PICTURE + GAP // 2 + TEXT, max(PICTURE, len(lines) * LINE))
+    picture = _marked(card.image, marks)
+    card_size = (PICTURE + GAP // 2 + TEXT, max(picture.height, len(lines) * LINE))
     drawn = Image.new("RGB", card_size, PAPER)
-    drawn.paste(_marked(card.image, marks), (0, 0))
+    drawn.paste(picture, (0, 0))
     pen = ImageDraw.Draw(drawn)
     for number, (line, colour, font) in enumerate(lines):
         pen.text((PICTURE + GAP // 2, number * LINE), line, colour, font)

@@ -41,9 +41,12 @@ class Matcher:
         ids = {one: text.tokenize(one, [], UNCUT).ids for one in texts}
         encoded = {}
         for batch in _batches(sorted(ids, key=lambda one: (len(ids[one]), one)), self.batch_size):
-            cut = text.pad([text.tokenize(one, [], context).ids for one in batch]).to(self.device)
+            fitting = [
+                ids[one] if len(ids[one]) <= context else text.tokenize(one, [], context).ids for one in batch
+            ]
             with torch.inference_mode():
-                vectors = self.model.encode_texts(cut, normalize=True).cpu().numpy()
+                padded = text.pad(fitting).to(self.device)
+                vectors = self.model.encode_texts(padded, normalize=True).cpu().numpy()
             for one, vector in zip(batch, vectors, strict=True):
                 encoded[one] = Encoded(vector, len(ids[one]) > context)
         return encoded

@@ -42,7 +42,8 @@ def run(params: Params) -> None:
             slices.content(manifest),
             *mined,
             files.digest(matcher),
-            work.params,
+            # How many work at it, and what is drawn of it, changes no shard.
+            params.pairs.model_dump_json(exclude={"workers", "contact_sheet"}),
             str(work.max_megapixels),
         )
         folder = shards.working_folder("pairs", split, *inputs)

@@ -159,6 +159,16 @@ def test_any_number_of_workers_gives_the_same_bytes(project, workers):
     assert (digests(project / "regions"), digests(project / "pairs")) == first
 
 
+def test_what_is_finished_is_kept_when_only_the_workers_change(project):
+    mine(params())
+    finished = {path: path.stat().st_mtime_ns for path in (project / "work").rglob("shard-*.parquet")}
+    mine(params(regions={"workers": 3}, pairs={"workers": 3, "contact_sheet": 1}))
+    assert {path: path.stat().st_mtime_ns for path in (project / "work").rglob("shard-*.parquet")} == finished
+    mine(params(regions={"min_area": 0.02}, pairs={"batch_size": 8}))
+    after = {path: path.stat().st_mtime_ns for path in (project / "work").rglob("shard-*.parquet")}
+    assert not set(after) & set(finished)
+
+
 def test_another_matcher_reads_the_regions_and_makes_none(project):
     mine(params())
     before = {path: path.stat().st_mtime_ns for path in (project / "regions").rglob("*")}

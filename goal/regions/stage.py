@@ -41,7 +41,9 @@ def run(params: Params) -> None:
             str(Path.cwd()),
         )
         rows = slices.count(manifest)
-        content = (slices.content(manifest), work.params, str(work.max_megapixels))
+        # How many work at it, and on which other splits, changes no shard.
+        decisive = params.regions.model_dump_json(exclude={"workers", "splits"})
+        content = (slices.content(manifest), decisive, str(work.max_megapixels))
         folder = shards.working_folder("regions", split, *content)
         size, workers = params.regions.shard_size, params.regions.workers
         paths = shards.run(work, rows, size, folder, workers, f"regions {split}")

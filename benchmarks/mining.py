@@ -1,0 +1,69 @@
+"""A project's folder for the benchmarks of mining: drawn scenes or tiny pictures, and a random matcher."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from goal import config, layout, weights
+from goal.architectures import SCENES, spec_of
+from goal.config import Params
+from goal.datasets import manifest, scenes_layout, scenes_render, scenes_words
+from goal.datasets.manifest import Row
+from goal.network import GoalClip
+
+ROOT = Path(__file__).parents[1]
+NAME = "benchmark"
+SPLIT = "train"
+# Tiny pictures repeat after so many: rows, not files, are what is scaled.
+DIFFERENT = 500
+
+
+def params(**sections: dict) -> Params:
+    """The project's own parameters with changes; one split, one process, one thread."""
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values["data"]["name"] = NAME
+    values["regions"] |= {"splits": [SPLIT], "workers": 1, "threads": 1, "device": "cpu"}
+    values["pairs"] |= {"workers": 1, "threads": 1, "device": "cpu"}
+    for name, changes in sections.items():
+        values[name] |= changes
+    return config.parse(values, "benchmark")
+
+
+def enter(folder: Path) -> None:
+    """Make `folder` the project's folder, with a random matcher in models/base."""
+    os.chdir(folder)
+    (layout.data_dir(NAME) / "images").mkdir(parents=True)
+    torch.manual_seed(0)
+    spec = replace(spec_of(SCENES), context_length=248)
+    weights.save(GoalClip(spec), layout.model_dir("zero-shot"))
+
+
+def scenes(count: int, side: int) -> None:
+    """Draw scenes of side x side pixels with their long captions."""
+    rows = []
+    for number in range(count):
+        streams = [scenes_layout.stream(0, SPLIT, number, purpose) for purpose in ("layout", "words")]
+        scene = scenes_layout.draw(streams[0], 3, 6)
+        path = layout.data_dir(NAME) / "images" / f"{number}.png"
+        scenes_render.save(scenes_render.render(scene, side)[0], path)
+        caption, _ = scenes_words.long_caption(scene, streams[1])
+        rows.append(Row(f"{number:08d}", str(path), side, side, (caption,), "scenes"))
+    manifest.write(rows, layout.manifest(NAME, SPLIT))
+
+
+def tiny(count: int) -> None:
+    """Rows of 16 x 16 pixels with a short caption of their own."""
+    draw = np.random.default_rng(0)
+    paths = [layout.data_dir(NAME) / "images" / f"{number}.png" for number in range(min(count, DIFFERENT))]
+    for path in paths:
+        Image.fromarray(draw.integers(0, 255, (16, 16, 3), np.uint8)).save(path)
+    rows = [
+        Row(f"{number:08d}", str(paths[number % len(paths)]), 16, 16, (f"Thing number {number}.",), "tiny")
+        for number in range(count)
+    ]
+    manifest.write(rows, layout.manifest(NAME, SPLIT))

@@ -1,0 +1,132 @@
+"""Matching: crops batched across pictures and sentences by length, against one picture at a time.
+
+    python -m benchmarks.pairs                 # a Markdown table, and work/benchmarks/pairs.json
+
+Both ways run in this process with one thread over the same regions of the same scenes, with the same network
+(random weights: its time does not depend on them), and must choose the same boxes.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks import mining
+from goal import boxes, clip, images, layout, text, weights
+from goal.datasets import manifest
+from goal.datasets.manifest import Row
+from goal.matching import Match
+from goal.mined import SIDES
+from goal.network import GoalClip
+from goal.regions import stage as regions
+
+RESULTS = Path("work/benchmarks/pairs.json")
+SOURCES = ["felzenszwalb", "fixed"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scenes", type=int, default=200, help="pictures")
+    arguments = parser.parse_args()
+    target = RESULTS.resolve()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        mining.enter(Path(folder))
+        mining.scenes(arguments.scenes, 128)
+        results = measure(arguments.scenes)
+    print("| measured | value |\n|---|---|")
+    for name, value in results.items():
+        print(f"| {name} | {value:.4g} |")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(scenes: int) -> dict[str, float]:
+    given = mining.params(regions={"sources": SOURCES})
+    regions.run(given)
+    work = Match(
+        manifest=str(layout.manifest(mining.NAME, mining.SPLIT)),
+        regions=str(layout.regions_dir(mining.SPLIT)),
+        region_shard=given.regions.shard_size,
+        matcher=str(weights.file_of(layout.model_dir("zero-shot"))),
+        params=given.pairs.model_dump_json(),
+        max_megapixels=given.data.max_megapixels,
+        root=".",
+    )
+    rows = manifest.read(layout.manifest(mining.NAME, mining.SPLIT))
+    # What is done once a process (weights, the tokenizer's words) is not part of the comparison.
+    work(0, scenes)
+    one_at_a_time(rows[:2])
+    batched, table = _timed(lambda: work(0, scenes))
+    single, plain = _timed(lambda: one_at_a_time(rows))
+    found = {
+        (line["id"], line["sentence"]): tuple(line[side] for side in SIDES) for line in table.to_pylist()
+    }
+    same = sum(found[key] == plain[key] for key in plain) / len(plain)
+    return {
+        "batched, pictures a second": scenes / batched.wall,
+        "one picture at a time, pictures a second": scenes / single.wall,
+        "batched, times faster": single.wall / batched.wall,
+        "batched, times less processor time": single.processor / batched.processor,
+        "sentences with the same box, %": 100 * same,
+    }
+
+
+class Seconds(NamedTuple):
+    """By the clock, and of the processor: the latter hardly sees what else the machine does."""
+
+    wall: float
+    processor: float
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Seconds, Any]:
+    wall, processor = time.perf_counter(), time.process_time()
+    result = work()
+    return Seconds(time.perf_counter() - wall, time.process_time() - processor), result
+
+
+@torch.inference_mode()
+def one_at_a_time(rows: Iterable[Row]) -> dict[tuple[str, int], tuple]:
+    """Each picture's crops in one batch, each sentence padded to the context, as the release has it."""
+    model = weights.load(layout.model_dir("zero-shot")).eval()
+    found = _regions()
+    chosen = {}
+    for row in rows:
+        chosen |= _match(model, row, [(0.0, 0.0, float(row.width), float(row.height)), *found[row.id]])
+    return chosen
+
+
+def _match(model: GoalClip, row: Row, candidates: list[tuple]) -> dict[tuple[str, int], tuple]:
+    see, context = clip.preprocess(model.spec), model.spec.context_length
+    image = images.open_image(Path(row.image), 200)
+    crops = torch.stack([see(image.crop(boxes.pixels(box, image.size))) for box in candidates])
+    sentences = text.split_sentences(row.captions[0])
+    ids = torch.zeros(len(sentences), context, dtype=torch.long)
+    for number, one in enumerate(sentences):
+        tokens = text.tokenize(one.text, [], context).ids
+        ids[number, : len(tokens)] = tokens
+    cosines = model.encode_images(crops, normalize=True) @ model.encode_texts(ids, normalize=True).T
+    return {(row.id, number): candidates[best] for number, best in enumerate(cosines.argmax(0).tolist())}
+
+
+def _regions() -> dict[str, list[tuple]]:
+    found = defaultdict(list)
+    for path in sorted(layout.regions_dir(mining.SPLIT).glob("shard-*.parquet")):
+        for line in pq.read_table(path).to_pylist():
+            box = tuple(line[side] for side in SIDES)
+            if boxes.pixels(box, (128, 128)) != (0, 0, 128, 128):
+                found[line["id"]].append(box)
+    return found
+
+
+if __name__ == "__main__":
+    main()
