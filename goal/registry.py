@@ -26,6 +26,8 @@ CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 EVALUATION = "evaluation"
 COUNTS = ("images", "texts")
+# Tag: the version's entry among MLflow's logged models.
+LOGGED = "goal.logged"
 # What a version takes over from the run that trained it.
 OF_RUN = (
     "goal.commit",
@@ -175,12 +177,15 @@ def _make(
     if run_id:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     _ensure(client, registered)
+    # Its place, not models:/<id>, and the id only where a server resolves it or nobody has to: MLflow would look
+    # it up at the address that is global in this process, not at this client's.
+    safe = run_id or client.tracking_uri.startswith("http")
     return client.create_model_version(
         registered,
-        f"models:/{logged.model_id}",
+        logged.artifact_location,
         run_id,
-        tags,
-        model_id=logged.model_id,
+        tags | {LOGGED: logged.model_id},
+        model_id=logged.model_id if safe else None,
         description=_describe(tags),
     )
 
@@ -219,7 +224,7 @@ def _renew(client: "MlflowClient", version: "ModelVersion", tags: Mapping[str, s
     if any(key.startswith(("goal.benchmark.", "goal.metric.")) for key in changed):
         with tempfile.TemporaryDirectory() as folder:
             _evidence(name, Path(folder) / EVALUATION)
-            client.log_model_artifacts(_logged(version), str(Path(folder) / EVALUATION), EVALUATION)
+            client.log_model_artifacts(version.tags[LOGGED], str(Path(folder) / EVALUATION), EVALUATION)
     for key, value in changed.items():
         client.set_model_version_tag(version.name, version.version, key, value)
 
@@ -263,13 +268,9 @@ def fetch(client: "MlflowClient", version: "ModelVersion", folder: Path) -> Path
     """Download a version's evaluation (details/ and ranks/) below `folder`."""
     from mlflow.artifacts import download_artifacts
 
-    where = f"{client.get_logged_model(_logged(version)).artifact_location}/{EVALUATION}"
     folder.mkdir(parents=True, exist_ok=True)
+    where = f"{version.source}/{EVALUATION}"
     return Path(download_artifacts(where, dst_path=str(folder), tracking_uri=client.tracking_uri))
-
-
-def _logged(version: "ModelVersion") -> str:
-    return version.source.removeprefix("models:/")
 
 
 def registered_model(client: "MlflowClient", name: str) -> "RegisteredModel | None":

@@ -7,9 +7,13 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from multiprocessing import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
+import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from typer.testing import CliRunner
@@ -18,7 +22,8 @@ from goal import cli, config, promote, promotion, registry, tracking
 from goal.config import Gate, Params
 from goal.errors import UserError
 from goal.promotion import Answers
-from tests import registered
+from tests import registered, tiny
+from tests.servers import Server
 
 LINEAGE = dict.fromkeys(promotion.LINEAGE, "known") | {"goal.uncommitted": "none"}
 
@@ -250,22 +255,12 @@ def test_a_decision_is_void_once_the_champion_has_changed(project: Path) -> None
     assert aliases("late")["champion"] == "2"
 
 
-def test_of_twenty_promotions_at_once_one_wins_and_the_others_say_so(
-    project: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_of_twenty_promotions_at_once_one_wins_and_the_others_say_so(project: Path) -> None:
     values = registered.params("race")
     register(values, 1)
     promoted(values)
     register(values, 2)
-    fork = multiprocessing.get_context("fork")
-    results: multiprocessing.SimpleQueue = fork.SimpleQueue()
-    barrier = fork.Barrier(20)
-    racers = [fork.Process(target=_race, args=(values, barrier, results)) for _ in range(20)]
-    for racer in racers:
-        racer.start()
-    said = [results.get() for _ in racers]
-    for racer in racers:
-        racer.join()
+    said = race(values, 20)
     losers = [words for words in said if words]
     assert len(losers) == 19
     assert all("another promotion" in words for words in losers), set(losers)
@@ -274,7 +269,20 @@ def test_of_twenty_promotions_at_once_one_wins_and_the_others_say_so(
     assert "replaces version 1" in decision_of("race", "2")
 
 
-def _race(values: Params, barrier: "multiprocessing.Barrier", results: "multiprocessing.SimpleQueue") -> None:
+def race(values: Params, count: int) -> list[str]:
+    """What each of so many processes says that promote the challenger at once; the winner says nothing."""
+    fork = multiprocessing.get_context("fork")
+    results, barrier = fork.SimpleQueue(), fork.Barrier(count)
+    racers = [fork.Process(target=_race, args=(values, barrier, results)) for _ in range(count)]
+    for racer in racers:
+        racer.start()
+    said = [results.get() for _ in racers]
+    for racer in racers:
+        racer.join()
+    return said
+
+
+def _race(values: Params, barrier: Barrier, results: SimpleQueue) -> None:
     decision = promote.judge(values)
     barrier.wait()
     try:
@@ -282,6 +290,30 @@ def _race(values: Params, barrier: "multiprocessing.Barrier", results: "multipro
         results.put("")
     except UserError as error:
         results.put(str(error))
+
+
+@pytest.mark.slow
+def test_the_same_through_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registry, artefacts and lock by way of a real MLflow server."""
+    registered.make(tmp_path, monkeypatch)
+    server = Server(tmp_path)
+    server.start()
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.port}")
+        values = registered.params("remote")
+        for seed in (1, 2):
+            registered.train(seed)
+            registry.run(values)
+            said = race(values, 8)
+            assert sum(not words for words in said) == 1
+            assert all("another promotion" in words for words in said if words), set(said)
+        assert aliases("remote") == {"champion": "2", "previous": "1", "challenger": "2"}
+        promote.rollback(values, "back")
+        assert aliases("remote") == {"champion": "1", "challenger": "2"}
+        model = mlflow.pyfunc.load_model("models:/remote@champion")
+        assert model.predict(pd.DataFrame({"text": ["A dog."]})).shape == (1, tiny.SPEC.embed_dim)
+    finally:
+        server.stop()
 
 
 def test_a_killed_promotion_leaves_a_lock_that_names_itself_and_unlock_removes_it(

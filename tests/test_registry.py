@@ -41,9 +41,9 @@ def versions(name: str) -> list[ModelVersion]:
 
 
 def load(name: str) -> mlflow.pyfunc.PyFuncModel:
-    mlflow.set_tracking_uri(tracking.uri())
-    mlflow.set_registry_uri(tracking.uri())
-    return mlflow.pyfunc.load_model(f"models:/{name}@challenger")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", tracking.uri())
+        return mlflow.pyfunc.load_model(f"models:/{name}@challenger")
 
 
 def test_a_version_says_what_it_is_and_where_it_comes_from() -> None:

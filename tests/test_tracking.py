@@ -7,8 +7,6 @@ import shutil
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +21,7 @@ from goal.config import Params
 from goal.errors import Interrupted
 from goal.journal import Journal, leftovers, owned
 from goal.progress import Silent
+from tests.servers import Server, free_port, until
 
 ROOT = Path(__file__).parents[1]
 
@@ -217,14 +216,14 @@ def test_switched_off_it_says_so_and_records_nothing(project: Path, caplog: pyte
 def test_a_server_that_is_down_costs_nothing_and_gets_all_later(
     project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:pass-word@127.0.0.1:{_free_port()}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:pass-word@127.0.0.1:{free_port()}")
     monkeypatch.setitem(tracking.PATIENCE, "FINISHED", 2.0)
     train(config.load(), range(1, 8))
     assert "are kept in" in caplog.text
     assert "pass-word" not in caplog.text
     (kept,) = layout.work_dir("tracking").glob("*/lines.jsonl")
     assert "pass-word" not in kept.read_text()
-    _until(lambda: not owned(kept.parent))
+    until(lambda: not owned(kept.parent))
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     # The next record of any kind delivers it: here the evaluation, which must then find its run.
     tracking.evaluation(config.load(), "stage1", {"test/text_to_image_r1": 12.5})
@@ -247,38 +246,10 @@ def test_a_server_that_accepts_and_never_answers_holds_nothing_up(
 
 
 @pytest.fixture
-def server(project: Path) -> Iterator["Server"]:
+def server(project: Path) -> Iterator[Server]:
     one = Server(project)
     yield one
     one.stop()
-
-
-class Server:
-    """A real MLflow server on this project's store."""
-
-    def __init__(self, project: Path) -> None:
-        self.project, self.port = project, _free_port()
-        self.process: subprocess.Popen | None = None
-
-    def start(self) -> None:
-        store = f"sqlite:///{self.project}/mlflow.db"
-        command = ["-m", "mlflow", "server", "--port", str(self.port), "--backend-store-uri", store]
-        command += ["--artifacts-destination", str(self.project / "mlartifacts"), "--workers", "1"]
-        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        self.process = subprocess.Popen(
-            [sys.executable, *command], env=os.environ | quiet, start_new_session=True, cwd=self.project
-        )
-        _until(self._answers)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-    def _answers(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
 
 @pytest.mark.slow
@@ -290,15 +261,15 @@ def test_a_server_lost_in_the_middle_of_a_training_gets_what_it_missed(
     with caplog.at_level(logging.INFO), tracking.training(config.load(), "stage1") as tracker:
         for step in range(1, 11):
             tracker.log_metrics({"loss/total": 1 / step}, step)
-        _until(lambda: bool(_found()) and steps_of(runs()[0]) == list(range(1, 11)))
+        until(lambda: bool(_found()) and steps_of(runs()[0]) == list(range(1, 11)))
         server.stop()
         for step in range(11, 21):
             tracker.log_metrics({"loss/total": 1 / step}, step)
-        _until(lambda: "the work goes on" in caplog.text)
+        until(lambda: "the work goes on" in caplog.text)
         server.start()
         for step in range(21, 31):
             tracker.log_metrics({"loss/total": 1 / step}, step)
-        _until(lambda: "answers again" in caplog.text)
+        until(lambda: "answers again" in caplog.text)
     (run,) = runs()
     assert (run.info.status, steps_of(run)) == ("FINISHED", list(range(1, 31)))
 
@@ -416,15 +387,3 @@ def test_a_journal_survives_a_torn_line_and_has_one_owner(tmp_path: Path) -> Non
     assert again.read() == [{"tags": {"a": "b"}}, {"tags": {"c": "d"}}]
     again.remove()
     assert not (tmp_path / "one").exists()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
-def _until(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)

@@ -1,0 +1,50 @@
+"""A real MLflow server for tests, and waiting for it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Server:
+    """A real MLflow server on this project's store."""
+
+    def __init__(self, project: Path) -> None:
+        self.project, self.port = project, free_port()
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        store = f"sqlite:///{self.project}/mlflow.db"
+        command = ["-m", "mlflow", "server", "--port", str(self.port), "--backend-store-uri", store]
+        command += ["--artifacts-destination", str(self.project / "mlartifacts"), "--workers", "1"]
+        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        self.process = subprocess.Popen(
+            [sys.executable, *command], env=os.environ | quiet, start_new_session=True, cwd=self.project
+        )
+        until(self._answers)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
