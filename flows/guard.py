@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
@@ -69,22 +70,17 @@ def _end(process: subprocess.Popen) -> None:
             survivor.kill()
 
 
-def _stage(command: psutil.Process) -> list[psutil.Process]:
-    """The processes that do the work: below the command and the shell it uses; the command if there are none.
+def _stage(process: psutil.Process) -> list[psutil.Process]:
+    """The processes that do the work: those below DVC and the shell it uses; else the process itself.
 
     Only these are told: a trainer takes a second signal, sent on to it by its own parent, as "end at once".
     """
     try:
-        found = command.children()
-        while any(process.name() in _SHELLS for process in found):
-            found = [
-                below
-                for process in found
-                for below in (process.children() if process.name() in _SHELLS else [process])
-            ]
+        waits = process.name() in _SHELLS or any(Path(word).name == "dvc" for word in process.cmdline()[:3])
+        children = process.children() if waits else []
     except psutil.NoSuchProcess:
         return []
-    return found or [command]
+    return [member for child in children for member in _stage(child)] or [process]
 
 
 def _tell_kernel(what: int, value: int) -> None:
