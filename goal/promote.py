@@ -24,8 +24,7 @@ from goal.promotion import Answers, Outcome
 from goal.registry import CHALLENGER, CHAMPION, PREVIOUS
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from goal.registry import MlflowClient, ModelVersion
 
 log = logging.getLogger("goal.promote")
 

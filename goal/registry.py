@@ -177,8 +177,8 @@ def _make(
     if run_id:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     _ensure(client, registered)
-    # Its place, not models:/<id>, and the id only where a server resolves it or nobody has to: MLflow would look
-    # it up at the address that is global in this process, not at this client's.
+    # Its place, not models:/<id>, and the id only where a server resolves it or nobody has to: MLflow would
+    # look it up at the address that is global in this process, not at this client's.
     safe = run_id or client.tracking_uri.startswith("http")
     return client.create_model_version(
         registered,
