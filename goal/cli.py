@@ -147,6 +147,19 @@ def check(
 
 
 @app.command(rich_help_panel=DAILY)
+def fit_batch(name: Annotated[str, typer.Argument(help="stage1, stage2, global or global+local")]) -> None:
+    """Find the largest batch that a training's device holds."""
+    params = config.load()
+    from goal import fit_batch as search
+
+    found = search.run(params, name)
+    processes = params.train.processes
+    room = f"{found.memory / 2**30:.1f} of {found.limit / 2**30:.1f} GiB"
+    typer.echo(f"{name}: {found.batch_size} pairs a process, {room}")
+    typer.echo(f"largest batch_size with train.processes {processes}: {found.batch_size * processes}")
+
+
+@app.command(rich_help_panel=DAILY)
 def embed(
     output: Annotated[Path, typer.Argument(help="a .parquet file: input, kind, embedding")],
     model: Annotated[Path, typer.Option(help="a model's folder or weights file")] = Path("models/stage2"),
