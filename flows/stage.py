@@ -16,7 +16,8 @@ from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT
 TRANSIENT = {EXIT_TRANSIENT, EXIT_RESUMABLE}
 LAST_LINES = 3
 BAR_SECONDS = 10.0  # between two states of a progress bar that are told
-SKIPPED = "didn't change, skipping"
+# DVC's words for a stage whose outs are there, and for one whose outs its cache holds.
+SKIPPED = ("didn't change, skipping", "is cached - skipping run")
 
 
 class StageError(Exception):
@@ -33,9 +34,9 @@ def run(root: Path, name: str, log: Callable[[str], None], limit_seconds: float)
     Raises TransientError or StageError with the stage's last words; past `limit_seconds` the stage is asked
     to save and stop, and StageError says so.
     """
-    words = ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-    lines = command(root, name, words, log, limit_seconds)
-    return not any(SKIPPED in line for line in lines)
+    repro = ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+    lines = command(root, name, repro, log, limit_seconds)
+    return not any(words in line for line in lines for words in SKIPPED)
 
 
 def command(

@@ -87,6 +87,10 @@ def test_a_stage_runs_once_and_is_then_skipped(project: Path) -> None:
     assert (project / "out").read_text() == "done"
     ran, lines = run(project, "works")
     assert not ran
+    (project / "out").unlink()
+    ran, lines = run(project, "works")
+    assert not ran, "taken from the cache"
+    assert (project / "out").read_text() == "done"
 
 
 @pytest.mark.parametrize(
