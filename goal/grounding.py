@@ -1,7 +1,7 @@
 """Which part of a picture each sentence of its caption means to a model: heat maps over the patches.
 
-Letters: S sentences, G rows and columns of the patch grid, N = G * G patches, T tokens, W text width, X side of
-the view in pixels.
+Letters: S sentences, G rows and columns of the patch grid, N = G * G patches, T tokens, W text width, X side
+of the view in pixels.
 """
 
 from dataclasses import dataclass
