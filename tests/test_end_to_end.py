@@ -110,7 +110,7 @@ def test_every_verb_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     served = mlflow.pyfunc.load_model("models:/goal@challenger")
     picture, sentence = "data/scenes/images/test-00000.png", "A large red circle lies at the top."
     rows = pd.DataFrame({"text": [sentence, None], "image": [None, str(tmp_path / picture)]})
-    answers = np.array([list(row) for row in pd.DataFrame(served.predict(rows)).iloc[:, 0]])
+    answers = served.predict(rows)
     model = weights.load(layout.model_dir("stage2")).eval()
     view = clip.preprocess(model.spec)(images.open_image(Path(picture), 200.0))
     text = model.encode_texts(pad([tokenize(sentence, [], model.spec.context_length).ids]), normalize=True)
