@@ -102,6 +102,7 @@ def group(device: torch.device, processes: int) -> Iterator[Group]:
     Raises UserError where the processes started are not as many as asked for.
     """
     if not started():
+        _end_with_dvc()
         yield Group(0, 1, device)
         return
     rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -131,6 +132,7 @@ def launch(arguments: Sequence[str], processes: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    _end_with_dvc()
     what = " ".join(arguments)
     # Each process would otherwise take all cores.
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
@@ -161,3 +163,10 @@ def launch(arguments: Sequence[str], processes: int) -> None:
             ) from error
         where = "its message" if failure.exitcode == EXIT_USER_ERROR else "its traceback"
         raise UserError(f"{what}: process {rank} of {processes} failed; {where} is above") from error
+
+
+def _end_with_dvc() -> None:
+    # Only below DVC, which leaves its stages alive when it is killed: a training that a shell put into the
+    # background must outlive that shell.
+    if os.environ.get("DVC_STAGE"):
+        interrupts.die_with_parent()
