@@ -77,8 +77,9 @@ def _align(source: str, target: str) -> list[int]:
 
 
 def _align_block(source: str, target: str) -> list[int]:
-    """By what both have in common; what differs is spread evenly."""
+    """By what both have in common; what differs is spread evenly, what is new belongs to what stands before it."""
     places: list[int] = []
     for _, a, a_end, b, b_end in difflib.SequenceMatcher(None, source, target).get_opcodes():
-        places += [a + (a_end - a) * place // (b_end - b) for place in range(b_end - b)]
+        first = a if a < a_end else max(0, a - 1)
+        places += [first + (a_end - a) * place // (b_end - b) for place in range(b_end - b)]
     return places

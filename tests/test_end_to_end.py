@@ -106,7 +106,7 @@ def test_every_verb_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert Path("pairs/contact-sheet.png").stat().st_size > 0
 
     # What the registry serves is what the project computes.
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     served = mlflow.pyfunc.load_model("models:/goal@challenger")
     picture, sentence = "data/scenes/images/test-00000.png", "A large red circle lies at the top."
     rows = pd.DataFrame({"text": [sentence, None], "image": [None, str(tmp_path / picture)]})

@@ -8,9 +8,10 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from goal.cleaning import clean
 from goal.errors import UserError
 from goal.text import Sentence, Tokens, pad, split_sentences, tokenize
 
@@ -149,6 +150,16 @@ def test_any_cut_shares_out_all_tokens(caption: str, data: st.DataObject) -> Non
     tokens = tokenize(caption, rows, UNCUT)
     assert tokens.ids.tolist() == [BOS, *reference().encode(caption), EOS]
     assert list(itertools.chain(*spanned(tokens))) == tokens.ids[1:-1].tolist()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(MESSY), max_size=30).map("".join))
+@example("â€™'")  # mended only in its context, and longer than its pieces
+def test_every_character_has_its_origin_and_none_goes_back(caption: str) -> None:
+    cleaned, origin = clean(caption)
+    assert len(origin) == len(cleaned)
+    assert list(origin) == sorted(origin)
+    assert all(0 <= place < len(caption) for place in origin)
 
 
 CAPTION = "A red cat sits on a mat. Two dogs run past it! Is there a bird?"
