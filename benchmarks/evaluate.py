@@ -25,9 +25,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from goal import embed, metrics, packing, text
-from goal.architectures import spec_of
-from goal.network import GoalClip
+from goal import metrics, text
+from goal.evaluation import embed
+from goal.model import packing
+from goal.model.architectures import spec_of
+from goal.model.network import GoalClip
 
 WIDTH = 512
 KS = (1, 5, 10, 50)

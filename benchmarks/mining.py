@@ -10,11 +10,11 @@ import yaml
 from PIL import Image
 
 from goal import config, layout, weights
-from goal.architectures import SCENES, spec_of
 from goal.config import Params
 from goal.datasets import manifest, scenes_layout, scenes_render, scenes_words
 from goal.datasets.manifest import Row
-from goal.network import GoalClip
+from goal.model.architectures import SCENES, spec_of
+from goal.model.network import GoalClip
 
 ROOT = Path(__file__).parents[1]
 NAME = "benchmark"

@@ -22,9 +22,9 @@ from benchmarks import mining
 from goal import boxes, clip, images, layout, text, weights
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
-from goal.matching import Match
-from goal.mined import SIDES
-from goal.network import GoalClip
+from goal.mining.matching import Match
+from goal.mining.mined import SIDES
+from goal.model.network import GoalClip
 from goal.regions import stage as regions
 
 RESULTS = Path("work/benchmarks/pairs.json")

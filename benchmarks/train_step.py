@@ -8,7 +8,7 @@ random.
 
 | way | what it does |
 |---|---|
-| ours | goal.step: each tower once, packed texts, pooling by matrix products, fused AdamW |
+| ours | goal.training.step: each tower once, packed texts, pooling by matrix products, fused AdamW |
 | plain | open_clip's modules: each tower twice, texts padded to the context, tokenised and pooled by sample |
 | plain, anomaly | the same under torch.autograd.set_detect_anomaly, as released |
 
@@ -31,14 +31,15 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
-from goal import boxes, step
-from goal.architectures import spec_of
-from goal.batches import Collate
-from goal.distributed import Group
-from goal.examples import Sample
-from goal.learner import optimizer
-from goal.network import GoalClip, Spec
+from goal import boxes
+from goal.model.architectures import spec_of
+from goal.model.network import GoalClip, Spec
 from goal.text import pad, split_sentences, tokenize
+from goal.training import step
+from goal.training.batches import Collate
+from goal.training.distributed import Group
+from goal.training.examples import Sample
+from goal.training.learner import optimizer
 
 WEIGHTS = {"global": 1.0, "local": 0.5, "tsl_image": 1.0, "tsl_text": 1.0}
 CONTEXT = 248

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 
-from goal import architectures, clip, layout, positions, recipe
+from goal import clip, layout, positions
 from goal.config import Params, Stage
 from goal.datasets import manifest
 from goal.errors import UserError
-from goal.network import GoalClip, Spec
+from goal.model import architectures
+from goal.model.network import GoalClip, Spec
+from goal.training import recipe
 
 # Pictures to train on, GB to download and to unpack (METHOD section 6, the sets' own pages).
 SETS = {"docci": (9647, 7.6, 15.2), "dci": (5445, 8.1, 16.2)}

@@ -73,9 +73,10 @@ def pairs() -> None:
 def train(name: Annotated[str, typer.Argument(help="stage1, stage2, global or global+local")]) -> None:
     """Fine-tune one model; started again after a kill, it goes on where it was."""
     params = config.load()
-    from goal import distributed, tracking
+    from goal import tracking
     from goal import train as stage
-    from goal.progress import Silent
+    from goal.training import distributed
+    from goal.training.progress import Silent
 
     if params.train.processes > 1 and not distributed.started():
         stage.check(params, name)
@@ -178,8 +179,8 @@ def table(
     mixed: Annotated[bool, typer.Option(help="Also show results of different protocols, marked.")] = False,
 ) -> None:
     """Print the benchmark table of all evaluated models."""
-    from goal import results
-    from goal import table as benchmark_table
+    from goal.evaluation import results
+    from goal.evaluation import table as benchmark_table
 
     _print(benchmark_table.rich(results.load(results.evaluated(), mixed)))
 
@@ -191,7 +192,7 @@ def compare(
 ) -> None:
     """Say whether one model is better than another, query by query, with intervals and p."""
     params = config.load()
-    from goal import compare as comparison
+    from goal.evaluation import compare as comparison
 
     lines = comparison.compare(first, second, params.evaluate.ks, params.evaluate.bootstrap, params.seed)
     _print(comparison.rich(first, second, lines))
@@ -215,7 +216,8 @@ def pretrain_scenes(
     output: Annotated[Path | None, typer.Option(help="the weights file; default: the package's own")] = None,
 ) -> None:
     """Make the embedded small CLIP anew, from a seed: short captions of drawn scenes."""
-    from goal import embedded, pretrain
+    from goal import pretrain
+    from goal.model import embedded
 
     pretrain.run(pretrain.Recipe(), output or embedded.ASSET)
 

@@ -12,11 +12,12 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_p
 from PIL import Image
 from torch import Tensor, nn
 
-from goal import architectures, embedded, positions, weights
-from goal.architectures import supported
+from goal import positions, weights
 from goal.boxes import View
 from goal.errors import Unavailable, UserError
-from goal.network import Features, GoalClip, Spec
+from goal.model import architectures, embedded
+from goal.model.architectures import supported
+from goal.model.network import Features, GoalClip, Spec
 
 __all__ = ["Features", "GoalClip", "Preprocess", "Spec", "load", "preprocess", "supported"]
 

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from goal import answers, devices, embed, files, galleries, layout
+from goal import devices, files, layout
 from goal.datasets import manifest
-from goal.embed import Embeddings, Settings
-from goal.galleries import Gallery
+from goal.evaluation import answers, embed, galleries
+from goal.evaluation.embed import Embeddings, Settings
+from goal.evaluation.galleries import Gallery
 
 if TYPE_CHECKING:
     from goal.config import Params

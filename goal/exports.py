@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from goal import tensorfiles, weights
-from goal.network import GoalClip, Spec
+from goal.model.network import GoalClip, Spec
 
 
 def open_clip(model: GoalClip, folder: Path) -> None:

@@ -10,14 +10,15 @@ import psutil
 import torch
 from torch import Tensor
 
-from goal import recipe, step, weights
-from goal.batches import Batch, Collate
+from goal import weights
 from goal.config import Params
-from goal.distributed import Group
 from goal.errors import UserError
-from goal.examples import Needs, Sample
-from goal.learner import Learner
-from goal.network import Spec
+from goal.model.network import Spec
+from goal.training import recipe, step
+from goal.training.batches import Batch, Collate
+from goal.training.distributed import Group
+from goal.training.examples import Needs, Sample
+from goal.training.learner import Learner
 
 log = logging.getLogger(__name__)
 

@@ -4,11 +4,13 @@ import json
 import logging
 from pathlib import Path
 
-from goal import clip, contact_sheet, files, layout, mining_summary, shards, weights
+from goal import clip, files, layout, weights
 from goal.config import Params
 from goal.datasets import slices
 from goal.errors import UserError
-from goal.matching import Match
+from goal.mining import contact_sheet, shards
+from goal.mining import summary as mining_summary
+from goal.mining.matching import Match
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +22,9 @@ SHOWN = "train"
 def run(params: Params) -> None:
     """Write pairs/<split>/ for every split of `regions.splits`, and pairs/contact-sheet.png.
 
-    A shard holds one row a sentence, usable or not (goal.mined.PAIRS). Regions are read, never made anew.
-    Started again after a kill it goes on with the shards that are missing. Raises UserError where an input is
-    missing or does not fit, or the disk refuses.
+    A shard holds one row a sentence, usable or not (goal.mining.mined.PAIRS). Regions are read, never
+    made anew. Started again after a kill it goes on with the shards that are missing. Raises UserError
+    where an input is missing or does not fit, or the disk refuses.
     """
     matcher = _weights(params)
     size, workers = params.pairs.shard_size, params.pairs.workers

@@ -11,9 +11,9 @@ from torch import Tensor
 from goal import devices, images, weights
 from goal.config import Params
 from goal.datasets.manifest import write_table
-from goal.embed import Settings, encode_pictures, encode_texts
 from goal.errors import UserError
-from goal.galleries import Picture
+from goal.evaluation.embed import Settings, encode_pictures, encode_texts
+from goal.evaluation.galleries import Picture
 
 log = logging.getLogger(__name__)
 

@@ -23,10 +23,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from goal import architectures, embedded, losses, text
+from goal import losses, text
 from goal.datasets import scenes_layout, scenes_render, scenes_words
 from goal.datasets.scenes_layout import Scene
-from goal.network import GoalClip
+from goal.model import architectures, embedded
+from goal.model.network import GoalClip
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def run(recipe: Recipe, path: Path = embedded.ASSET) -> None:
 
 
 def fresh(seed: int) -> GoalClip:
-    """The untrained network, its token table from the frozen stream of goal.embedded."""
+    """The untrained network, its token table from the frozen stream of goal.model.embedded."""
     model = GoalClip(architectures.spec_of(architectures.SCENES))
     with torch.no_grad():
         model.token_embedding.weight.copy_(embedded.fresh_table(model.spec, seed))

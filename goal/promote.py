@@ -17,10 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from goal import answers, lineage, promotion, registry
+from goal import registry
 from goal.config import Gate, Params
 from goal.errors import UserError
-from goal.promotion import Answers, Outcome
+from goal.evaluation import answers
+from goal.record import lineage, promotion
+from goal.record.promotion import Answers, Outcome
 from goal.registry import CHALLENGER, CHAMPION, PREVIOUS
 
 if TYPE_CHECKING:

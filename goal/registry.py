@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from goal import layout, lineage, provenance, tensorfiles, tracking, weights
+from goal import layout, tensorfiles, tracking, weights
 from goal.config import Params
 from goal.errors import Unavailable, UserError
-from goal.recorder import Refused, Unreachable, deliver_leftovers
+from goal.record import lineage, provenance
+from goal.record.recorder import Refused, Unreachable, deliver_leftovers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

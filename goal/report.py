@@ -6,19 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from goal import (
-    compare,
-    layout,
-    plots,
-    report_examples,
-    report_facts,
-    report_page,
-    results,
-    table,
-    tensorfiles,
-)
-from goal.report_page import Chart, Content
-from goal.results import Results
+from goal import layout, tensorfiles
+from goal.evaluation import compare, plots, results, table
+from goal.evaluation.results import Results
+from goal.reporting import examples, facts
+from goal.reporting.page import Chart, Content, render
 
 if TYPE_CHECKING:
     from goal.config import Params
@@ -39,12 +31,12 @@ def run(params: "Params") -> None:
     tensorfiles.write_text(folder / "table.md", table.markdown(found))
     tensorfiles.write_text(folder / "table.csv", table.as_csv(found))
     tensorfiles.write_text(folder / "recall.csv", table.recall_csv(found))
-    mined = report_facts.mining()
+    mined = facts.mining()
     charts = [*_benchmarks(found), *_lengths(found), *_training(found), *_similarities(mined)]
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     for chart in charts:
         plots.png(chart.figure, folder / "pictures" / f"{chart.name}.png")
-    page = report_page.render(params.data.name, found, charts, _content(params, found, mined))
+    page = render(params.data.name, found, charts, _content(params, found, mined))
     tensorfiles.write_text(folder / "index.html", page)
     log.info("open %s", folder / "index.html")
 
@@ -55,18 +47,18 @@ def _content(params: "Params", found: Results, mined: dict[str, dict[str, Any]])
     ours = OURS in found.models
     return Content(
         comparisons=[(OURS, other, _differences(params, other)) for other in others] if ours else [],
-        data=report_facts.data(name),
+        data=facts.data(name),
         mining=mined,
-        pairs=report_examples.pairs(name, "train", section.gallery, most),
-        duel=report_examples.duel(name, OURS, BASELINE, section.examples, most)
+        pairs=examples.pairs(name, "train", section.gallery, most),
+        duel=examples.duel(name, OURS, BASELINE, section.examples, most)
         if {OURS, BASELINE} <= set(found.models) and "test" in found.benchmarks
         else None,
         before=BEFORE,
         after=OURS,
-        grounded=list(report_examples.grounded(name, BEFORE, OURS, section.grounding, most))
+        grounded=list(examples.grounded(name, BEFORE, OURS, section.grounding, most))
         if {OURS, BEFORE} <= set(found.models)
         else [],
-        origin=report_facts.origin(found),
+        origin=facts.origin(found),
     )
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from goal import journal, layout, lineage, weights
+from goal import layout, weights
 from goal.config import Params
 from goal.errors import Interrupted, UserError
-from goal.journal import Record
-from goal.progress import Silent, Tracker
-from goal.recorder import FAILED, FINISHED, KILLED, Point, Recorder, Refused, Unreachable
+from goal.record import journal, lineage
+from goal.record.journal import Record
+from goal.record.recorder import FAILED, FINISHED, KILLED, Point, Recorder, Refused, Unreachable
+from goal.training.progress import Silent, Tracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -203,7 +204,7 @@ def find(
 
 
 class MlflowStore:
-    """MLflow as the recorder sees it (goal.recorder.Store)."""
+    """MLflow as the recorder sees it (goal.record.recorder.Store)."""
 
     def __init__(self, where: str) -> None:
         self._client = connect(where)

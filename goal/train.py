@@ -12,34 +12,22 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from goal import (
-    batches,
-    distributed,
-    examples,
-    finished,
-    interrupts,
-    layout,
-    learner,
-    packed,
-    recipe,
-    step,
-    tensorfiles,
-    weights,
-)
-from goal.batches import Collate, Order
-from goal.checkpoint import Checkpoints
+from goal import interrupts, layout, tensorfiles, weights
 from goal.config import Params
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
-from goal.distributed import Group
 from goal.errors import Interrupted, UserError
-from goal.examples import Examples, Fault, Needs
-from goal.learner import Learner
-from goal.network import Spec
-from goal.progress import Progress, Silent, Tracker
-from goal.recipe import Recipe
-from goal.telling import Telling
-from goal.validation import Validation
+from goal.model.network import Spec
+from goal.training import batches, distributed, examples, finished, learner, packed, recipe, step
+from goal.training.batches import Collate, Order
+from goal.training.checkpoint import Checkpoints
+from goal.training.distributed import Group
+from goal.training.examples import Examples, Fault, Needs
+from goal.training.learner import Learner
+from goal.training.progress import Progress, Silent, Tracker
+from goal.training.recipe import Recipe
+from goal.training.telling import Telling
+from goal.training.validation import Validation
 
 log = logging.getLogger(__name__)
 

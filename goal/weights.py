@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goal import layouts, tensorfiles
+from goal import tensorfiles
 from goal.errors import UserError
-from goal.network import GoalClip, Spec
+from goal.model import layouts
+from goal.model.network import GoalClip, Spec
 
 logger = logging.getLogger(__name__)
 

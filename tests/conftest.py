@@ -3,6 +3,6 @@
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    [f"goal.{name}" for name in ("boxes", "clip", "losses", "metrics", "packing", "positions", "text")],
+    [f"goal.{name}" for name in ("boxes", "clip", "losses", "metrics", "model.packing", "positions", "text")],
     "beartype.beartype",
 )

@@ -8,8 +8,8 @@ import torch
 from open_clip import factory
 from safetensors.torch import load_file
 
-from goal import architectures
-from goal.network import GoalClip
+from goal.model import architectures
+from goal.model.network import GoalClip
 
 HUGGINGFACE = load_file(Path(__file__).parent / "fixtures" / "hf_clip_tiny.safetensors")
 NAME = "ViT-tiny"

@@ -7,9 +7,10 @@ import pytest
 import torch
 import yaml
 
-from goal import config, evaluate, layout, provenance, tracking, weights
+from goal import config, evaluate, layout, tracking, weights
 from goal.config import Params
-from goal.network import GoalClip
+from goal.model.network import GoalClip
+from goal.record import provenance
 from tests import tiny
 
 GATES = [{"benchmark": "test", "metric": "text_to_image_r1", "rule": "minimum", "value": 0.0}]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from goal import weights
 from goal.errors import UserError
-from goal.network import GoalClip
+from goal.model.network import GoalClip
 from tests.tiny import SPEC
 
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from goal import architectures, check, cli, config, embedded
+from goal import check, cli, config
+from goal.model import architectures, embedded
 from tests.imports import ROOT
 
 

@@ -19,10 +19,11 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import nn
 
-from goal import architectures, clip, network
+from goal import clip
 from goal.errors import UserError
-from goal.network import GoalClip, Spec
-from goal.packing import attention_mask, pack, span_weights
+from goal.model import architectures, network
+from goal.model.network import GoalClip, Spec
+from goal.model.packing import attention_mask, pack, span_weights
 
 SPEC = Spec(
     name="custom",

@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from goal import answers, clip, embed, evaluate, galleries, metrics, text, weights
+from goal import clip, evaluate, metrics, text, weights
 from goal.config import Params
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
-from goal.embed import Embeddings, Settings
 from goal.errors import UserError
-from goal.galleries import Gallery, Picture
+from goal.evaluation import answers, embed, galleries
+from goal.evaluation.embed import Embeddings, Settings
+from goal.evaluation.galleries import Gallery, Picture
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ import pytest
 
 from goal import fit_batch, layout, weights
 from goal.fit_batch import Fit
-from tests import training
+from tests import trainings
 
 
 @pytest.mark.parametrize("largest", [1, 2, 3, 7, 8, 100, 1000])
@@ -32,8 +32,8 @@ def test_whole_steps_are_taken_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    training.project()
+    trainings.project()
     before = weights.digest(layout.model_dir("stage1")), sorted(map(str, tmp_path.rglob("*")))
-    found = fit_batch.run(training.params(), "stage2")
+    found = fit_batch.run(trainings.params(), "stage2")
     assert found.batch_size > 8
     assert (weights.digest(layout.model_dir("stage1")), sorted(map(str, tmp_path.rglob("*")))) == before

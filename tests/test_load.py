@@ -11,8 +11,9 @@ from open_clip import pretrained
 from open_clip.pretrained import get_pretrained_cfg
 from safetensors.torch import save_file
 
-from goal import architectures, base, clip, config, layout, positions, weights
+from goal import base, clip, config, layout, positions, weights
 from goal.errors import Unavailable, UserError
+from goal.model import architectures
 from tests import networks
 from tests.networks import equal, tiny
 from tests.tiny import ROOT

@@ -13,12 +13,14 @@ import torch
 import yaml
 from PIL import Image
 
-from goal import clip, config, layout, mining_summary, pairs, shards, text, weights
+from goal import clip, config, layout, pairs, text, weights
 from goal.datasets import manifest, scenes_layout, scenes_render, scenes_words
 from goal.datasets.manifest import Row
 from goal.errors import UserError
-from goal.mined import PAIRS, SIDES
-from goal.network import GoalClip
+from goal.mining import shards
+from goal.mining import summary as mining_summary
+from goal.mining.mined import PAIRS, SIDES
+from goal.model.network import GoalClip
 from goal.regions import stage as regions
 from tests.tiny import SPEC
 

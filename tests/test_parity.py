@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from goal import losses, text, weights
 from goal.boxes import patch_masks
-from goal.network import Features, GoalClip
-from goal.packing import pack, span_weights
+from goal.model.network import Features, GoalClip
+from goal.model.packing import pack, span_weights
 
 FIXTURES = Path(__file__).parent / "fixtures"
 STEP = load_file(FIXTURES / "goal_step.safetensors")

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from goal import clip, embedded, metrics, pretrain, tensorfiles, text
+from goal import clip, metrics, pretrain, tensorfiles, text
 from goal.datasets import scenes_layout, scenes_render, scenes_words
 from goal.errors import UserError
+from goal.model import embedded
 
 GALLERY = 200
 TINY = pretrain.Recipe(scenes=12, steps=3, batch_size=4, warmup_steps=1)

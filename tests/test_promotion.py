@@ -18,10 +18,11 @@ import pytest
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from goal import cli, config, promote, promotion, registry, tracking
+from goal import cli, config, promote, registry, tracking
 from goal.config import Gate, Params
 from goal.errors import UserError
-from goal.promotion import Answers
+from goal.record import promotion
+from goal.record.promotion import Answers
 from tests import registered, tiny
 from tests.servers import Server
 

@@ -17,9 +17,10 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from goal import clip, images, layout, provenance, registry, text, tracking, weights
+from goal import clip, images, layout, registry, text, tracking, weights
 from goal.errors import Unavailable, UserError
-from goal.network import GoalClip
+from goal.model.network import GoalClip
+from goal.record import provenance
 from tests import registered, tiny
 
 

@@ -15,11 +15,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from goal import compare, config, evaluate, layout, pairs, published, report, results, table
+from goal import config, evaluate, layout, pairs, report
 from goal.config import Params
 from goal.datasets import manifest
 from goal.errors import UserError
+from goal.evaluation import compare, published, results, table
 from goal.regions import stage
+from goal.reporting import examples
 from goal.text import split_sentences
 from tests import tiny
 
@@ -219,7 +221,7 @@ def test_the_page_shows_pairs_queries_and_heat_maps(project: Path, params: Param
     mined = json.loads(Path("pairs/train/summary.json").read_text())
     assert f"<td>usable pairs</td><td>{mined['pairs']}</td>" in text
     # A box for every usable pair of the three pictures of the gallery.
-    shown = [card["id"] for card in report.report_examples.pairs("tiny", "train", 3, 1)]
+    shown = [card["id"] for card in examples.pairs("tiny", "train", 3, 1)]
     table_of_pairs = pq.read_table("pairs/train/shard-00000.parquet").to_pylist()
     usable = [pair for pair in table_of_pairs if pair["id"] in shown and not pair["dropped"]]
     assert text.count('stroke-width="3" vector-effect') == len(usable) > 0
@@ -232,7 +234,7 @@ def test_the_page_shows_pairs_queries_and_heat_maps(project: Path, params: Param
 
 def test_captions_stay_text(project: Path, params: Params) -> None:
     """A caption with markup, quotes and template code appears letter by letter, and nothing of it runs."""
-    found = report.report_examples.pairs("tiny", "train", 6, 1)
+    found = examples.pairs("tiny", "train", 6, 1)
     assert any("<script>" in sentence["text"] for card in found for sentence in card["sentences"])
     report.run(config.parse(_with_report(params, gallery=6, examples=6, grounding=6), "test"))
     text = Path("reports/index.html").read_text()
@@ -242,7 +244,7 @@ def test_captions_stay_text(project: Path, params: Params) -> None:
 
 
 def test_a_duel_counts_what_one_finds_and_the_other_does_not(project: Path) -> None:
-    found = report.report_examples.duel("tiny", "stage2", "global", 1, 1)
+    found = examples.duel("tiny", "stage2", "global", 1, 1)
     ours, theirs = (
         {
             (row["id"], row["caption"]): row["rank"]

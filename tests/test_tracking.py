@@ -16,11 +16,12 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from goal import config, layout, provenance, tracking
+from goal import config, layout, tracking
 from goal.config import Params
 from goal.errors import Interrupted
-from goal.journal import Journal, leftovers, owned
-from goal.progress import Silent
+from goal.record import provenance
+from goal.record.journal import Journal, leftovers, owned
+from goal.training.progress import Silent
 from tests.servers import Server, free_port, until
 
 ROOT = Path(__file__).parents[1]

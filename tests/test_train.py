@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from goal import finished, layout, train, weights
+from goal import layout, train, weights
 from goal.config import Params
 from goal.errors import UserError
-from goal.progress import Silent
-from tests import training
+from goal.training import finished
+from goal.training.progress import Silent
+from tests import trainings
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 
@@ -35,12 +36,12 @@ class Recorder(Silent):
 @pytest.fixture(autouse=True)
 def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    training.project(without={1, 4})
+    trainings.project(without={1, 4})
 
 
 def trained(params: Params) -> dict[str, bytes]:
     train.run(params, "stage2", Silent())
-    return training.outputs("stage2")
+    return trainings.outputs("stage2")
 
 
 def curve(name: str) -> list[dict[str, str]]:
@@ -49,16 +50,16 @@ def curve(name: str) -> list[dict[str, str]]:
 
 
 def test_two_runs_give_the_same_bytes_whatever_sets_the_pace() -> None:
-    first = trained(training.params())
+    first = trained(trainings.params())
     again = trained(
-        training.params(train__loader_workers=2, train__log_every=1, train__checkpoint_minutes=1e-6)
+        trainings.params(train__loader_workers=2, train__log_every=1, train__checkpoint_minutes=1e-6)
     )
     assert again == first
 
 
 def test_the_seed_counts() -> None:
     """Fault 12 of METHOD section 9."""
-    assert trained(training.params(seed=1)) != trained(training.params(seed=2))
+    assert trained(trainings.params(seed=1)) != trained(trainings.params(seed=2))
 
 
 def test_losses_equal_those_in_git() -> None:
@@ -72,11 +73,11 @@ def test_losses_equal_those_in_git() -> None:
 
 
 def golden_params() -> Params:
-    return training.params(stage2__epochs=10, stage2__pairs__pick="sample")
+    return trainings.params(stage2__epochs=10, stage2__pairs__pick="sample")
 
 
 def test_baselines_are_stage_2_with_terms_left_out() -> None:
-    params = training.params()
+    params = trainings.params()
     for name in ("stage1", "stage2", "global", "global+local"):
         train.run(params, name, Silent())
     terms = {name: set(curve(name)[0]) - {"step", "lr", "total"} for name in layout.TRAINED}
@@ -98,13 +99,13 @@ def test_baselines_are_stage_2_with_terms_left_out() -> None:
 def test_no_epochs_pass_the_weights_on() -> None:
     """METHOD section 4: the paper's run is one stage."""
     before = weights.digest(layout.model_dir("zero-shot"))
-    train.run(training.params(stage1__epochs=0), "stage1", Silent())
+    train.run(trainings.params(stage1__epochs=0), "stage1", Silent())
     assert weights.digest(layout.model_dir("stage1")) == before
     assert json.loads(Path("metrics/stage1/train.json").read_text())["steps"] == 0
 
 
 def test_counts_tell_what_the_local_terms_do_without() -> None:
-    train.run(training.params(), "stage2", Silent())
+    train.run(trainings.params(), "stage2", Silent())
     counts = json.loads(Path("metrics/stage2/train.json").read_text())["data"]
     assert counts["pictures"] == 10
     assert counts["pictures_without_pair"] == 2
@@ -112,23 +113,23 @@ def test_counts_tell_what_the_local_terms_do_without() -> None:
 
 
 def test_packed_pictures_train_the_same_weights() -> None:
-    from_files = trained(training.params())
-    from_shards = trained(training.params(train__packed=True))
+    from_files = trained(trainings.params())
+    from_shards = trained(trainings.params(train__packed=True))
     assert from_shards == from_files
 
 
 def test_chunks_train_nearly_the_same_weights() -> None:
-    train.run(training.params(), "stage2", Silent())
+    train.run(trainings.params(), "stage2", Silent())
     whole = curve("stage2")
-    train.run(training.params(train__chunk_size=3), "stage2", Silent())
+    train.run(trainings.params(train__chunk_size=3), "stage2", Silent())
     for one, other in zip(whole, curve("stage2"), strict=True):
         assert float(one["total"]) == pytest.approx(float(other["total"]), rel=1e-4)
 
 
 def test_activation_checkpointing_changes_no_number() -> None:
-    train.run(training.params(), "stage2", Silent())
+    train.run(trainings.params(), "stage2", Silent())
     whole = curve("stage2")
-    train.run(training.params(train__checkpoint_activations=True), "stage2", Silent())
+    train.run(trainings.params(train__checkpoint_activations=True), "stage2", Silent())
     for one, other in zip(whole, curve("stage2"), strict=True):
         assert float(one["total"]) == pytest.approx(float(other["total"]), rel=1e-5)
 
@@ -143,7 +144,7 @@ def test_the_best_weights_are_kept_where_asked(monkeypatch: pytest.MonkeyPatch) 
         return {"step": step, "recall": next(measured), **ways}
 
     monkeypatch.setattr(train.Validation, "measure", measure)
-    train.run(training.params(stage2__epochs=3, stage2__keep="best"), "stage2", Silent())
+    train.run(trainings.params(stage2__epochs=3, stage2__keep="best"), "stage2", Silent())
     kept = weights.load(layout.model_dir("stage2")).state_dict()
     assert {name: value.numpy().tobytes() for name, value in kept.items()} == seen[1]
 
@@ -153,7 +154,7 @@ def test_patience_ends_a_training_that_gets_no_better(monkeypatch: pytest.Monkey
         return {"step": step, "recall": 5.0, "image_to_text": {}, "text_to_image": {}}
 
     monkeypatch.setattr(train.Validation, "measure", measure)
-    train.run(training.params(stage2__epochs=9, stage2__patience=2), "stage2", Silent())
+    train.run(trainings.params(stage2__epochs=9, stage2__patience=2), "stage2", Silent())
     numbers = json.loads(Path("metrics/stage2/train.json").read_text())
     assert numbers["steps"] == 3 * 2
     assert numbers["stopped_early"] is True
@@ -162,7 +163,7 @@ def test_patience_ends_a_training_that_gets_no_better(monkeypatch: pytest.Monkey
 
 def test_every_step_reaches_the_record() -> None:
     recorder = Recorder()
-    train.run(training.params(train__log_every=3), "stage2", recorder)
+    train.run(trainings.params(train__log_every=3), "stage2", recorder)
     losses = [(step, values) for step, values in recorder.metrics if "loss/total" in values]
     assert [step for step, _ in losses] == [1, 2, 3, 4]
     assert {"loss/global", "loss/tsl_text", "lr", "gradient_norm"} <= losses[0][1].keys()
@@ -184,7 +185,7 @@ def _refused(params: Params, name: str = "stage2") -> str:
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_term_and_batch() -> None:
-    text = _refused(training.params(stage2__lr=1e30, stage2__clip_norm=0.0, stage2__epochs=5))
+    text = _refused(trainings.params(stage2__lr=1e30, stage2__clip_norm=0.0, stage2__epochs=5))
     assert "not finite at step" in text
     assert "stage2.lr" in text
     named = text.rsplit(": ", 1)[1].split(", ")
@@ -206,7 +207,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_batch() -> None:
     ],
 )
 def test_bad_parameters_are_one_line(changes: dict[str, Any], words: str) -> None:
-    assert words in _refused(training.params(**changes))
+    assert words in _refused(trainings.params(**changes))
 
 
 def test_a_gpu_that_is_not_there_is_one_line() -> None:
@@ -214,33 +215,33 @@ def test_a_gpu_that_is_not_there_is_one_line() -> None:
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    assert "train.device" in _refused(training.params(train__device="cuda"))
+    assert "train.device" in _refused(trainings.params(train__device="cuda"))
 
 
 def test_missing_inputs_are_one_line() -> None:
     Path("pairs/train/shard-00000.parquet").unlink()
-    assert "pairs/train: no mined pairs" in _refused(training.params())
+    assert "pairs/train: no mined pairs" in _refused(trainings.params())
     Path("data/tiny/train.parquet").unlink()
-    assert "data/tiny/train.parquet: not found" in _refused(training.params())
+    assert "data/tiny/train.parquet: not found" in _refused(trainings.params())
 
 
 def test_a_picture_lost_on_the_way_is_named() -> None:
     next(iter(Path("data/tiny/images").glob("0-003*"))).unlink()
-    assert "0-003" in _refused(training.params())
+    assert "0-003" in _refused(trainings.params())
 
 
 def test_keeping_the_best_needs_validation_pictures() -> None:
     from goal.datasets import manifest
 
     manifest.write([], layout.manifest("tiny", "val"))
-    assert "need validation pictures" in _refused(training.params(stage2__keep="best"))
-    train.run(training.params(), "stage2", Silent())
+    assert "need validation pictures" in _refused(trainings.params(stage2__keep="best"))
+    train.run(trainings.params(), "stage2", Silent())
     assert json.loads(Path("metrics/stage2/train.json").read_text())["validation"] == {}
 
 
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(UserError, match="one of stage1, stage2, global, global"):
-        train.run(training.params(), "stage3", Silent())
+        train.run(trainings.params(), "stage3", Silent())
 
 
 def _write_golden() -> None:
@@ -250,7 +251,7 @@ def _write_golden() -> None:
     target = GOLDEN.resolve()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        training.project(without={1, 4})
+        trainings.project(without={1, 4})
         train.run(golden_params(), "stage2", Silent())
         rows = [{name: float(value) for name, value in row.items()} for row in curve("stage2")]
         os.chdir(target.parent)

@@ -11,7 +11,7 @@ import torch
 
 from goal import clip, exports, weights
 from goal.errors import UserError
-from goal.network import GoalClip, Spec
+from goal.model.network import GoalClip, Spec
 from tests import networks
 from tests.networks import equal, tiny
 from tests.tiny import SPEC

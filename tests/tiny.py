@@ -10,11 +10,12 @@ import torch
 import yaml
 from PIL import Image
 
-from goal import config, galleries, layout, weights
+from goal import config, layout, weights
 from goal.config import Params
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
-from goal.network import GoalClip, Spec
+from goal.evaluation import galleries
+from goal.model.network import GoalClip, Spec
 
 ROOT = Path(__file__).parents[1]
 SPEC = Spec(

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from goal import config, engines, files, layout, reading, shards
+from goal import config, files, layout
 from goal.config import Params
 from goal.datasets import slices
 from goal.datasets.manifest import Row
 from goal.images import ImageError
-from goal.mined import REGIONS
+from goal.mining import engines, reading, shards
+from goal.mining.mined import REGIONS
 from goal.regions import Proposer, Region, build
 
 log = logging.getLogger(__name__)

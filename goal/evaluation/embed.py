@@ -1,0 +1,220 @@
+"""Embeddings of pictures and texts, computed once per (model, content) and kept on disk.
+
+The kept file may be lost at any time; it is named by everything that decides its content: the weights, the
+bytes of every picture file, the boxes, the texts, the code that encodes and the device.
+Letters: P pictures, T texts, D embedding width.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from goal import boxes, clip, images, layout, tensorfiles, text, weights
+from goal.errors import UserError
+from goal.evaluation.galleries import Picture
+from goal.files import digest as digest_of
+from goal.model import network
+from goal.model.network import GoalClip, Spec
+from goal.text import cleaning
+
+log = logging.getLogger(__name__)
+
+# Their sources decide what an embedding is, so a change makes the kept ones stale.
+ENCODERS = (boxes, cleaning, clip, images, network, text)
+# Longer than any caption: tokens are counted before the context cuts them.
+UNCUT = 1 << 20
+PRECISION = "fp32"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to embed; none of it but the device changes a result by more than rounding."""
+
+    device: str  # cpu | cuda
+    batch_size: int  # pictures, texts
+    max_megapixels: float  # larger pictures are refused
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings (fp32, not normalised), token counts before any cut, and what stands in each row.
+
+    `files` is the sha256 of every picture file, `spec` and `model` the network and the digest of its weights.
+    """
+
+    image: Float[Tensor, "P D"]
+    text: Float[Tensor, "T D"]
+    tokens: Int[Tensor, " T"]
+    pictures: dict[Picture, int]
+    texts: dict[str, int]
+    files: dict[str, str]
+    spec: Spec
+    model: str
+
+    def of_pictures(self, pictures: Iterable[Picture]) -> Float[Tensor, "P D"]:
+        return self.image[[self.pictures[picture] for picture in pictures]]
+
+    def of_texts(self, texts: Iterable[str]) -> Float[Tensor, "T D"]:
+        return self.text[[self.texts[one] for one in texts]]
+
+    def lengths(self, texts: Iterable[str]) -> list[int]:
+        """Tokens of each text, BOS and EOS included, before the context cuts it."""
+        return [int(self.tokens[self.texts[one]]) for one in texts]
+
+
+def embed(
+    models: Sequence[Path], pictures: Iterable[Picture], texts: Iterable[str], settings: Settings
+) -> list[Embeddings]:
+    """Embed different pictures and texts with models from their files, or read what an earlier call kept.
+
+    Models that see pictures alike share their decoding. Raises UserError for a picture that cannot be opened
+    and weights that cannot be loaded.
+    """
+    pictures, texts = sorted(set(pictures), key=str), sorted(set(texts))
+    files = file_digests(pictures)
+    key = _key(files, pictures, texts, settings.device)
+    networks = [weights.load(path) for path in models]
+    digests = [weights.digest(path) for path in models]
+    kept = [layout.work_dir("embeddings") / digest / f"{key}.safetensors" for digest in digests]
+    tensors = [_kept(path) for path in kept]
+    missing = [place for place, found in enumerate(tensors) if found is None]
+    for place, found in zip(
+        missing, _encode([networks[place] for place in missing], pictures, texts, settings), strict=True
+    ):
+        tensors[place] = found
+        _keep(found, kept[place])
+    places = {"pictures": _places(pictures), "texts": _places(texts), "files": files}
+    return [
+        Embeddings(**found, **places, spec=network.spec, model=digest)
+        for found, network, digest in zip(tensors, networks, digests, strict=True)
+    ]
+
+
+def _encode(
+    models: Sequence[GoalClip], pictures: Sequence[Picture], texts: Sequence[str], settings: Settings
+) -> list[dict[str, Tensor]]:
+    tensors: list[dict[str, Tensor]] = [{} for _ in models]
+    groups: dict[tuple, list[int]] = {}
+    for place, model in enumerate(models):
+        model.to(settings.device).eval()
+        spec = model.spec
+        groups.setdefault((spec.image_size, spec.view, spec.mean, spec.std), []).append(place)
+    for group in groups.values():
+        found = encode_pictures([models[place] for place in group], pictures, settings)
+        for place, embedded in zip(group, found, strict=True):
+            tensors[place]["image"] = embedded
+    for place, model in enumerate(models):
+        tensors[place]["text"], tensors[place]["tokens"] = encode_texts(model, texts, settings)
+    return tensors
+
+
+@torch.inference_mode()
+def encode_pictures(
+    models: Sequence[GoalClip], pictures: Sequence[Picture], settings: Settings
+) -> list[Float[Tensor, "P D"]]:
+    """Embeddings of pictures by each of the models, which must see them alike.
+
+    Threads decode the next batch while the models work on one.
+    """
+    read = partial(_view, clip.preprocess(models[0].spec), settings.max_megapixels)
+    embedded: list[list[Tensor]] = [[] for _ in models]
+    for views in _prefetched(read, tqdm(pictures, "pictures", unit=""), settings.batch_size):
+        batch = torch.stack(views).to(settings.device)
+        for model, found in zip(models, embedded, strict=True):
+            found.append(model.encode_images(batch).float().cpu())
+    return [torch.cat(found) for found in embedded]
+
+
+@torch.inference_mode()
+def encode_texts(
+    model: GoalClip, texts: Sequence[str], settings: Settings
+) -> tuple[Float[Tensor, "T D"], Int[Tensor, " T"]]:
+    """Embeddings of texts and their token counts; texts of like length share a batch: little is padding."""
+    ids = [text.tokenize(one, [], UNCUT).ids for one in tqdm(texts, "tokens", unit=" texts")]
+    counts = torch.tensor([len(one) for one in ids])
+    order = counts.argsort(descending=True, stable=True)
+    embedded = torch.empty(len(texts), model.spec.embed_dim)
+    for rows in tqdm(order.split(settings.batch_size), "texts", unit=" batches"):
+        batch = text.pad([text.tokenize(texts[row], [], model.spec.context_length).ids for row in rows])
+        embedded[rows] = model.encode_texts(batch.to(settings.device)).float().cpu()
+    return embedded, counts
+
+
+def file_digests(pictures: Iterable[Picture]) -> dict[str, str]:
+    """sha256 of each picture file by path; raises UserError for one that cannot be read."""
+    paths = sorted({picture.path for picture in pictures})
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return dict(zip(paths, pool.map(digest_of, map(Path, paths)), strict=True))
+
+
+def content_digest(
+    files: dict[str, str], pictures: Iterable[Picture], texts: Iterable[str], *more: object
+) -> str:
+    """sha256 over what the pictures show (their files' digests and boxes) and the texts, in this order."""
+    shown = [[files[picture.path], picture.box] for picture in pictures], list(texts), more
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+
+
+def _view(prepare: Callable[[Image.Image], Tensor], max_megapixels: float, picture: Picture) -> Tensor:
+    image = images.open_image(picture.path, max_megapixels)
+    if picture.box is None:
+        return prepare(image)
+    try:
+        return prepare(image.crop(boxes.pixels(picture.box, image.size)))
+    except ValueError as error:
+        raise UserError(f"{picture.path}: {error}; mend the table that names the crop") from error
+
+
+def _prefetched(
+    read: Callable[[Picture], Tensor], pictures: Iterable[Picture], size: int
+) -> Iterator[list[Tensor]]:
+    """Batches of views; while one is used, the next is read."""
+    # Pillow registers its formats at the first picture, and two threads at once would trip over it.
+    Image.init()
+    remaining = iter(pictures)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        coming = [pool.submit(read, picture) for picture in islice(remaining, size)]
+        while coming:
+            batch, coming = coming, [pool.submit(read, picture) for picture in islice(remaining, size)]
+            yield [view.result() for view in batch]
+
+
+def _places(items: Iterable) -> dict:
+    return {item: place for place, item in enumerate(items)}
+
+
+def _key(files: dict[str, str], pictures: list[Picture], texts: list[str], device: str) -> str:
+    code = [hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest() for module in ENCODERS]
+    versions = [metadata.version(name) for name in ("torch", "open_clip_torch", "pillow")]
+    return content_digest(files, pictures, texts, code, versions, device)
+
+
+def _kept(path: Path) -> dict[str, Tensor] | None:
+    if not path.exists():
+        return None
+    try:
+        return tensorfiles.read(path)[0]
+    except UserError as error:
+        log.warning("%s; embedding again", error)
+        return None
+
+
+def _keep(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        tensorfiles.write(path, tensors, {})
+    except UserError as error:
+        log.warning("%s; the next evaluation embeds again", error)

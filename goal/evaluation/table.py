@@ -1,0 +1,139 @@
+"""The benchmark table: a row a model, a column a headline metric; as Markdown, CSV and in the terminal."""
+
+import csv
+import io
+
+from rich.table import Table
+
+from goal.evaluation import published
+from goal.evaluation.published import Published
+from goal.evaluation.results import DIRECTIONS, Result, Results, headline
+
+ARROWS = {"text_to_image": "text→image", "image_to_text": "image→text"}
+METRICS = {"r1": "R@1", "accuracy": "accuracy", "map10": "mAP@10"}
+MARK = "*"
+CSV_COLUMNS = ("model", "benchmark", "metric", "mean", "low", "high", "queries", "differs")
+
+
+def columns(results: Results) -> list[tuple[str, str, str]]:
+    """(benchmark, metric of the result file, title) of every column."""
+    return [
+        (label, f"{direction}_{headline(label)}", f"{label} {ARROWS[direction]} {METRICS[headline(label)]}")
+        for label in results.benchmarks
+        for direction in DIRECTIONS
+    ]
+
+
+def cell(result: Result, metric: str) -> str:
+    """Mean, 95 % interval, and a mark where the protocol is another than the first model's."""
+    found = result.metrics[metric]
+    mark = MARK if result.differs else ""
+    return f"{found['mean']:.1f} [{found['low']:.1f}, {found['high']:.1f}]{mark}"
+
+
+def cells(results: Results, model: str) -> list[str]:
+    """The row of a model; a dash where it has no result."""
+    row = []
+    for benchmark, metric, _ in columns(results):
+        own = [result for result in results.benchmarks[benchmark] if result.model == model]
+        row.append(cell(own[0], metric) if own else "-")
+    return row
+
+
+def notes(results: Results) -> list[str]:
+    """What a reader of the table must know: galleries, what the brackets are, marks, missing benchmarks."""
+    lines = ["Percent; in brackets the 95 % bootstrap interval. Ties count against the model."]
+    for benchmark, found in results.benchmarks.items():
+        of = found[0].protocol
+        lines.append(
+            f"{benchmark}: {of['data_set']}, {of['images']} pictures, {of['texts']} texts; "
+            f"view {of['view']} {of['image_size']} px, context {of['context_length']} tokens, "
+            f"{of['precision']}, no prompt; split {str(of['split'])[:12]}."
+        )
+        for result in found:
+            if result.differs:
+                told = ", ".join(f"{name} {result.protocol.get(name)}" for name in result.differs)
+                lines.append(f"{MARK} {result.model} on {benchmark} had another protocol: {told}.")
+    lines += [f"{benchmark}: not measured: {why}." for benchmark, why in results.missing.items()]
+    return lines
+
+
+def peers(results: Results) -> tuple[list[tuple[str, Published]], list[Published]]:
+    """Published numbers of our protocols, each with the label it belongs to; and those of other protocols."""
+    same, others = [], []
+    for label, found in results.benchmarks.items():
+        if label.rpartition("/")[2] == "test":
+            of = found[0].protocol
+            alike, unlike = published.of(str(of["data_set"]), found[0].network, int(of["images"]))
+            same += [(label, row) for row in alike]
+            others += unlike
+    return same, others
+
+
+def peer_cells(results: Results, label: str, row: Published) -> list[str]:
+    """The row of a published setting: its two numbers in the columns of its benchmark."""
+    numbers = {f"{way}_r1": f"{getattr(row, way):.1f}" for way in DIRECTIONS}
+    return [numbers.get(metric, "-") if column == label else "-" for column, metric, _ in columns(results)]
+
+
+def markdown(results: Results) -> str:
+    """The table, published numbers of the same protocol below ours, and the notes."""
+    titles = ["model", *(title for *_, title in columns(results))]
+    same, others = peers(results)
+    rows = [[model, *cells(results, model)] for model in results.models]
+    rows += [[f"published: {row.setting}", *peer_cells(results, label, row)] for label, row in same]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", *(f"- {note}" for note in notes(results))]
+    lines += [f"- published: {row.setting}: {row.source}" for _, row in same]
+    if others:
+        lines.append(f"- {len(others)} published numbers of this data set have other galleries or networks.")
+    return "\n".join(lines) + "\n"
+
+
+def as_csv(results: Results) -> str:
+    """Every metric of every benchmark and model, one a line, with the protocol."""
+    found = [(label, result) for label, group in results.benchmarks.items() for result in group]
+    fields = list(found[0][1].protocol) if found else []
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*CSV_COLUMNS, *fields])
+    for label, result in found:
+        protocol = [" ".join(result.differs), *(result.protocol.get(field) for field in fields)]
+        for metric, value in result.metrics.items():
+            numbers = [value[key] for key in ("mean", "low", "high", "queries")]
+            writer.writerow([result.model, label, metric, *numbers, *protocol])
+    return text.getvalue()
+
+
+def recall_csv(results: Results) -> str:
+    """Recall@k of the `test` benchmark, for plots: model, direction, k, recall."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "direction", "k", "recall"])
+    for result in results.benchmarks.get("test", []):
+        for metric, value in result.metrics.items():
+            direction, k = metric.rsplit("_r", 1)
+            writer.writerow([result.model, direction, k, value["mean"]])
+    return text.getvalue()
+
+
+def rich(results: Results) -> Table:
+    """The table for a terminal: the half width of the interval instead of its ends."""
+    table = Table(title="Benchmarks, percent ± half the 95 % interval", title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for *_, title in columns(results):
+        table.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True)
+    for model in results.models:
+        row = []
+        for benchmark, metric, _ in columns(results):
+            own = [result for result in results.benchmarks[benchmark] if result.model == model]
+            row.append(_short(own[0], metric) if own else "-")
+        table.add_row(model, *row)
+    return table
+
+
+def _short(result: Result, metric: str) -> str:
+    found = result.metrics[metric]
+    half = (found["high"] - found["low"]) / 2
+    return f"{found['mean']:.1f} ± {half:.1f}{MARK if result.differs else ''}"

@@ -1,0 +1,1 @@
+"""The networks: the two towers, their architectures, their weights in every layout."""

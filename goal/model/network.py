@@ -1,0 +1,193 @@
+"""The two towers: open_clip's CLIP with one forward that returns named features.
+
+Letters: B images or texts, S side of the view in pixels, N patches, T tokens of a padded text, R rows and L
+tokens of packed texts (goal.model.packing), V vision width, W text width, D joint width.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from open_clip.model import CLIP
+from open_clip.transformer import Transformer
+from torch import Tensor, nn
+
+from goal.model.packing import Packed, attention_mask
+
+MAX_SCALE = 100.0
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that rebuilds a network and prepares its pictures; travels in the weights file."""
+
+    name: str  # an open_clip name, scenes-vit, or custom
+    image_size: int  # pixels, the view's side
+    patch_size: int  # pixels
+    embed_dim: int
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+    vision_mlp: int  # hidden units
+    text_width: int
+    text_layers: int
+    text_heads: int
+    text_mlp: int  # hidden units
+    vocab_size: int
+    context_length: int  # tokens, BOS and EOS included
+    quick_gelu: bool
+    view: Literal["center_crop", "squash"] = "center_crop"
+    mean: tuple[float, float, float] = OPENAI_MEAN  # of the red, green and blue channel, 0 to 1
+    std: tuple[float, float, float] = OPENAI_STD
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The architecture in open_clip's terms."""
+        # int(width * ratio) must be the hidden units again: the half keeps rounding out of it.
+        return {
+            "embed_dim": self.embed_dim,
+            "quick_gelu": self.quick_gelu,
+            "vision_cfg": {
+                "image_size": self.image_size,
+                "patch_size": self.patch_size,
+                "width": self.vision_width,
+                "layers": self.vision_layers,
+                "head_width": self.vision_width // self.vision_heads,
+                "mlp_ratio": _ratio(self.vision_mlp, self.vision_width),
+            },
+            "text_cfg": {
+                "context_length": self.context_length,
+                "vocab_size": self.vocab_size,
+                "width": self.text_width,
+                "heads": self.text_heads,
+                "layers": self.text_layers,
+                "mlp_ratio": _ratio(self.text_mlp, self.text_width),
+            },
+        }
+
+
+def _ratio(hidden: int, width: int) -> float:
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
+
+
+class Features(NamedTuple):
+    """What a tower says of its B inputs."""
+
+    # Projected, NOT normalised.
+    pooled: Float[Tensor, "B D"]
+    # The last layer BEFORE the final layer norm: patches without CLS, or text tokens.
+    tokens: Float[Tensor, "..."]
+
+
+class _Attention(nn.Module):
+    """Self-attention over another module's parameters that takes one mask for all heads.
+
+    nn.MultiheadAttention wants a copy of the mask for every head of every row.
+    """
+
+    def __init__(self, source: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.heads = source.num_heads
+        self.in_proj_weight = source.in_proj_weight
+        self.in_proj_bias = source.in_proj_bias
+        self.out_proj = source.out_proj
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool, attn_mask: Tensor | None
+    ) -> tuple[Tensor, None]:
+        # open_clip's block passes the same tensor three times.
+        rows, length, width = query.shape
+        joint = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = joint.view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mask = None if attn_mask is None else attn_mask.to(q.dtype)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(mixed.transpose(1, 2).reshape(rows, length, width)), None
+
+
+def _share_masks(transformer: Transformer) -> None:
+    for block in transformer.resblocks:
+        block.attn = _Attention(block.attn)
+
+
+class GoalClip(CLIP):
+    """open_clip's CLIP, its state dict unchanged, with named features and texts of any length that fits.
+
+    Activation checkpointing: open_clip's `set_grad_checkpointing`.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(**spec.config)
+        self.spec = spec
+        # Masks depend on the batch and are made with it; this one would only hold the network on its device.
+        self.attn_mask = None
+        # The tower then returns its patches before the final layer norm, which is the same for the CLS token.
+        self.visual.output_tokens = True
+        self.visual.final_ln_after_pool = True
+        _share_masks(self.visual.transformer)
+        _share_masks(self.transformer)
+
+    def forward(self, images: Float[Tensor, "B 3 S S"], texts: Packed) -> tuple[Features, Features]:
+        """Both towers, once each; the only entry that training uses, so that DDP sees every call."""
+        return self.image_features(images), self.packed_text_features(texts)
+
+    def image_features(self, images: Float[Tensor, "B 3 S S"]) -> Features:
+        """pooled (B, D); tokens (B, N, V), the patches row by row. Images: what clip.preprocess makes."""
+        return Features(*self.visual(images))
+
+    def text_features(self, ids: Int[Tensor, "B T"]) -> Features:
+        """pooled (B, D); tokens (B, T, W). Ids are zero padded, the EOS is the largest.
+
+        Raises ValueError for texts that are longer than the context.
+        """
+        count, length = ids.shape
+        if length > self.spec.context_length:
+            raise ValueError(f"texts of {length} tokens do not fit the context of {self.spec.context_length}")
+        mask = torch.full((length, length), float("-inf"), device=ids.device).triu(1)
+        tokens = self.transformer(self.token_embedding(ids) + self.positional_embedding[:length], mask)
+        last = tokens[torch.arange(count, device=ids.device), ids.argmax(-1)]
+        return Features(self.project_tokens(last), tokens)
+
+    def packed_text_features(self, texts: Packed) -> Features:
+        """`text_features` of packed texts: pooled (B, D); tokens (R, L, W), for packing.span_weights."""
+        embedded = self.token_embedding(texts.ids) + F.embedding(texts.positions, self.positional_embedding)
+        tokens = self.transformer(embedded, attention_mask(texts.segments))
+        return Features(self.project_tokens(tokens[texts.rows, texts.eos]), tokens)
+
+    def encode_images(
+        self, images: Float[Tensor, "B 3 S S"], normalize: bool = False
+    ) -> Float[Tensor, "B D"]:
+        """Embeddings of normalised views."""
+        pooled = self.image_features(images).pooled
+        return F.normalize(pooled, dim=-1) if normalize else pooled
+
+    def encode_texts(self, ids: Int[Tensor, "B T"], normalize: bool = False) -> Float[Tensor, "B D"]:
+        """Embeddings of zero-padded texts, T at most the context."""
+        pooled = self.text_features(ids).pooled
+        return F.normalize(pooled, dim=-1) if normalize else pooled
+
+    def project_patches(self, mean: Float[Tensor, "B V"]) -> Float[Tensor, "B D"]:
+        """The model's own final layer norm and projection of pooled patches (paper, section 3.3, TSL)."""
+        return self.visual.ln_post(mean) @ self.visual.proj
+
+    def project_tokens(self, mean: Float[Tensor, "B W"]) -> Float[Tensor, "B D"]:
+        """The model's own final layer norm and projection of text tokens, or of their mean (TSL)."""
+        return self.ln_final(mean) @ self.text_projection
+
+    def scale(self) -> Float[Tensor, ""]:
+        """The factor of cosines in the contrastive losses, at most 100 (paper, section 3.2)."""
+        scale = self.logit_scale.exp()
+        # Taken off as a constant: a clamp would cut the gradient, and OpenAI's scale starts a hair above 100.
+        return scale - (scale.detach() - MAX_SCALE).clamp(min=0)
+
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
+        """open_clip's name, for code written for it."""
+        return self.encode_images(image, normalize)
+
+    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+        """open_clip's name, for code written for it."""
+        return self.encode_texts(text, normalize)

@@ -1,0 +1,179 @@
+"""What the record says of one training or evaluation: its inputs, parameters, code, data and machine."""
+
+import getpass
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from goal import config, layout, presets, weights
+from goal.config import Params
+from goal.errors import UserError
+from goal.evaluation import plots
+from goal.record import provenance
+from goal.record.journal import Record
+from goal.record.recorder import EVALUATION, FAILED, FINISHED, KILLED, TRAINING
+from goal.training import finished, recipe
+from goal.training.recipe import Recipe
+
+log = logging.getLogger("goal.tracking")
+
+UNFINISHED = ["RUNNING", KILLED, FAILED]
+ANY = [FINISHED, *UNFINISHED]
+SHOWN_PACKAGES = ("torch", "torchvision", "open_clip_torch", "dvc")
+
+
+def training(params: Params, name: str, place: str) -> Record:
+    """The header of a training's run; its `key` is the digest of all that decides the result.
+
+    place: names this project folder. The run is the unfinished one of this work here, else the finished one.
+    """
+    plan = recipe.plan(params, name)
+    data = layout.data_dir(params.data.name)
+    header = _header(params, name, TRAINING, _work(params, plan))
+    inputs = [data, plan.start, *([layout.pairs_dir("train").parent] if plan.local else [])]
+    digests = {str(path): provenance.md5(path) for path in inputs}
+    same = {"goal.work": header["key"], "goal.place": place}
+    header["tags"] |= same | {"goal.deps": json.dumps(digests)}
+    header["find"] = [{"tags": same, "statuses": UNFINISHED}, {"tags": same, "statuses": [FINISHED]}]
+    header["data"]["digest"] = digests[str(data)]
+    return header
+
+
+def _work(params: Params, plan: Recipe) -> str:
+    """What a checkpoint hangs on too, so that the steps after a kill are those of the same run."""
+    files = [layout.manifest(params.data.name, split) for split in ("train", "val")]
+    files += sorted(layout.pairs_dir("train").glob("shard-*.parquet")) if plan.local else []
+    versions = provenance.packages()
+    return provenance.fingerprint(
+        {
+            "name": plan.name,
+            "params": plan.decisive(params),
+            "files": {str(file): provenance.sha256(file) for file in (*files, weights.file_of(plan.start))},
+            "code": code_digest(),
+            "torch": versions.get("torch"),
+        }
+    )
+
+
+def figures(name: str, folder: Path) -> list[Path]:
+    """Pictures for a training's run: its loss curve, drawn into `folder`, and the pairs that taught it."""
+    found = []
+    curve = plots.read_curve(layout.metrics_dir(name) / finished.CURVE)
+    if any(curve.values()):
+        found.append(folder / "loss.png")
+        plots.png(plots.loss_curves({name: curve}), found[0])
+    sheet = layout.pairs_dir("train").parent / "contact-sheet.png"
+    return [*found, *([sheet] if name != "stage1" and sheet.exists() else [])]
+
+
+def evaluation(params: Params, name: str, place: str) -> Record:
+    """The header of an evaluation: its run is the newest of this name and model, else one of its own."""
+    model = weights.digest(layout.model_dir(name))
+    header = _header(params, name, EVALUATION, provenance.fingerprint([name, model]))
+    same = {"goal.name": name, "goal.model": model}
+    header["tags"] |= same | {"goal.place": place}
+    header["find"] = [{"tags": same, "statuses": ANY}]
+    header["data"]["digest"] = provenance.md5(Path(header["data"]["path"]))
+    return header
+
+
+def _header(params: Params, name: str, kind: str, key: str) -> Record:
+    code = provenance.code()
+    values = params.model_dump(by_alias=True, mode="json")
+    packages = provenance.packages()
+    return {
+        "kind": kind,
+        "key": key,
+        "name": name,
+        "experiment": params.tracking.experiment,
+        "started": time.time_ns() // 1_000_000,
+        "params": {key: _text(value) for key, value in provenance.flatten(values).items()},
+        "data": {"name": params.data.name, "path": str(layout.data_dir(params.data.name))},
+        "tags": {
+            "goal.name": name,
+            "goal.commit": code.commit,
+            "goal.uncommitted": ", ".join(code.changed) or "none",
+            "goal.code": code_digest(),
+            "goal.command": f"goal {'train' if kind == TRAINING else 'evaluate'} {name}",
+            "goal.user": user(),
+            "goal.data": params.data.name,
+            "goal.preset": preset(params),
+            "goal.seed": str(params.seed),
+            **{f"goal.machine.{key}": value for key, value in provenance.hardware().items()},
+            **{f"goal.package.{key}": packages.get(key, "absent") for key in SHOWN_PACKAGES},
+        },
+        "texts": {
+            "params.yaml": yaml.safe_dump(values, sort_keys=False),
+            "packages.txt": "".join(f"{package}=={version}\n" for package, version in packages.items()),
+        },
+    }
+
+
+def made(name: str) -> dict[str, provenance.Locked]:
+    """The stages of dvc.lock that lead to a trained model and its metrics.
+
+    Empty where dvc.lock knows another model than the one in the folder, or none (no `dvc repro`).
+    """
+    folder = layout.model_dir(name)
+    try:
+        stages = provenance.upstream(provenance.lock(), [folder, layout.metrics_dir(name)])
+    except UserError as error:
+        log.warning("tracking: %s", error)
+        return {}
+    locked = {md5 for stage in stages.values() for path, md5 in stage.outs.items() if Path(path) == folder}
+    return stages if locked == {provenance.md5(folder)} else {}
+
+
+def outcome(name: str) -> dict[str, str]:
+    """What dvc.lock says of a model's training once that is in it, as tags."""
+    folder = str(layout.model_dir(name))
+    for stage in made(name).values():
+        if folder in stage.outs:
+            return {
+                "goal.outs": json.dumps({folder: stage.outs[folder]}),
+                "goal.deps": json.dumps(dict(stage.deps)),
+            }
+    return {}
+
+
+def measurements(name: str) -> list[tuple[Path, str]]:
+    """The files of an evaluation and the folders of the record that they belong to."""
+    folder = layout.metrics_dir(name)
+    parts = {"": "evaluation", "details": "evaluation/details", "ranks": "evaluation/ranks"}
+    return [(path, parts[part]) for part in parts for path in sorted((folder / part).glob("*.*"))]
+
+
+def preset(params: Params) -> str:
+    """The preset that params.yaml equals, or `custom`."""
+    for name in presets.names():
+        try:
+            if config.load(presets.path_of(name)) == params:
+                return name
+        except UserError:
+            continue
+    return "custom"
+
+
+def code_digest() -> str:
+    """One digest of all of this package's code."""
+    root = Path(__file__).parents[1]
+    files = sorted(str(path.relative_to(root)) for path in root.rglob("*.py"))
+    return provenance.fingerprint({name: provenance.sha256(root / name) for name in files})
+
+
+def user() -> str:
+    """Who runs this process."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A container's user without a name.
+        return str(os.getuid())
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

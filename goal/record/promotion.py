@@ -1,0 +1,106 @@
+"""Which version may become the champion: gates on its numbers, and what must be known of it. Pure decisions.
+
+Letters: Q queries.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from goal.config import Gate
+from goal.evaluation import statistics
+
+# What a version's tags must say, so that its numbers can be traced to data, parameters, code and run.
+LINEAGE = {
+    "goal.model": "the digest of its weights",
+    "goal.name": "which model it is",
+    "goal.data": "its data set",
+    "goal.preset": "its parameters",
+    "goal.deps": "the md5 of what its training read",
+    "goal.outs": "the md5 of what its training wrote",
+    "goal.lock": "its way through dvc.lock",
+    "goal.commit": "its git commit",
+    "goal.uncommitted": "whether its code was committed",
+}
+BENCHMARK = "goal.benchmark."
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One metric of one version, in percent: each query's value, and which queries belong together."""
+
+    queries: tuple[tuple[str, ...], ...]
+    groups: Shaped[np.ndarray, " Q"]
+    values: Float[np.ndarray, " Q"]
+
+    @property
+    def mean(self) -> float:
+        return float(self.values.mean())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a gate said: the numbers that it looked at, in percent, and why."""
+
+    gate: Gate
+    candidate: float | None
+    champion: float | None
+    passed: bool
+    reason: str
+
+
+def check(
+    gate: Gate, candidate: Answers | None, champion: Answers | None, first: bool, resamples: int, seed: int
+) -> Outcome:
+    """Judge one gate. first: there is no champion yet, and what compares with one passes.
+
+    `improves` asks that the lower end of the paired bootstrap's 95 % interval of candidate - champion lies
+    above the gate's value, so that with 0 the interval excludes zero.
+    """
+    if candidate is None:
+        return Outcome(gate, None, None, False, "not measured")
+    mean = candidate.mean
+    if gate.rule == "minimum":
+        passed = mean >= gate.value
+        return Outcome(gate, mean, None, passed, f"{mean:.2f} {'>=' if passed else '<'} {gate.value:g}")
+    if first:
+        return Outcome(gate, mean, None, True, "no champion to compare with")
+    if champion is None or champion.queries != candidate.queries:
+        return Outcome(gate, mean, None, False, "the champion did not answer the same queries")
+    if gate.rule == "max_drop":
+        drop = champion.mean - mean
+        passed = drop <= gate.value
+        sign = "<=" if passed else ">"
+        return Outcome(gate, mean, champion.mean, passed, f"drop {drop:.2f} {sign} {gate.value:g}")
+    (found,) = statistics.differences(
+        candidate.values[:, None], champion.values[:, None], candidate.groups, resamples, seed
+    )
+    passed = found.low > gate.value
+    interval = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    reason = f"{interval} {'above' if passed else 'not above'} {gate.value:g}"
+    return Outcome(gate, mean, champion.mean, passed, reason)
+
+
+def missing(tags: Mapping[str, str], run_status: str | None) -> list[str]:
+    """What is not known of a version's making, in words; empty for a whole lineage.
+
+    run_status: of the MLflow run that it came from, None where there is none.
+    """
+    faults = [
+        f"{what} is not recorded" for tag, what in LINEAGE.items() if tags.get(tag) in (None, "", "unknown")
+    ]
+    if tags.get("goal.uncommitted", "none") != "none":
+        faults.append(f"its code was not committed: {tags['goal.uncommitted']}")
+    if run_status is None:
+        faults.append("it has no run")
+    elif run_status != "FINISHED":
+        faults.append(f"its run is {run_status}")
+    return faults
+
+
+def other_data(gates: Sequence[Gate], candidate: Mapping[str, str], champion: Mapping[str, str]) -> list[str]:
+    """The benchmarks of the gates, and `test`, whose pictures or texts differ between two versions' tags."""
+    names = dict.fromkeys(["test", *(gate.benchmark for gate in gates)])
+    return [name for name in names if candidate.get(BENCHMARK + name) != champion.get(BENCHMARK + name)]

@@ -1,0 +1,1 @@
+"""What the report stands on: its facts, examples, pictures and page."""

@@ -1,0 +1,60 @@
+"""What the page says of the data, of mining, and of where everything comes from."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from goal import layout
+from goal.config import PARAMS_FILE
+from goal.evaluation.results import Results
+from goal.record import provenance
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "nltk", "dvc", "mlflow")
+
+
+def data(data_set: str) -> dict[str, Any]:
+    """data/<set>/summary.json; empty where there is none."""
+    return _json(layout.data_dir(data_set) / "summary.json")
+
+
+def mining(splits: tuple[str, ...] = ("train", "val", "test")) -> dict[str, dict[str, Any]]:
+    """The summaries of regions and pairs of every split that was mined."""
+    found = {}
+    for split in splits:
+        pairs = _json(layout.pairs_dir(split) / "summary.json")
+        if pairs:
+            found[split] = {"regions": _json(layout.regions_dir(split) / "summary.json"), "pairs": pairs}
+    return found
+
+
+def origin(results: Results) -> dict[str, Any]:
+    """Commit, digests of data and models, versions, parameters, and how to find the runs in MLflow."""
+    code = provenance.code()
+    digests = {result.model: result.digest for found in results.benchmarks.values() for result in found}
+    inputs = provenance.upstream(provenance.lock(), [layout.metrics_dir(name) for name in digests])
+    outs = {path: md5 for stage in inputs.values() for path, md5 in stage.outs.items()}
+    versions = provenance.packages()
+    return {
+        "commit": code.commit,
+        "changed": code.changed,
+        "models": digests,
+        "outs": dict(sorted(outs.items())),
+        "versions": {name: versions[name] for name in PACKAGES if name in versions},
+        "params": PARAMS_FILE.read_text(encoding="utf-8") if PARAMS_FILE.exists() else "",
+        "mlflow": _server(os.environ.get("MLFLOW_TRACKING_URI", "")),
+    }
+
+
+def _server(address: str) -> str:
+    """The tracking server's address without user and password; empty where there is no server."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return ""
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -1,0 +1,114 @@
+"""The page of the report: results and figures put into one HTML file that needs no network."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from goal.evaluation import plots, table
+from goal.evaluation.compare import Line
+from goal.evaluation.results import Results
+from goal.reporting.examples import Duel
+
+SECTIONS = {
+    "benchmarks": "Benchmarks",
+    "lengths": "Recall by length",
+    "training": "Training",
+    "mining": "Data and mining",
+    "pairs": "Mined pairs",
+    "queries": "Won and lost",
+    "grounding": "Grounding",
+    "origin": "Provenance",
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of a section of the page; `name` is also that of its picture file."""
+
+    section: str
+    name: str
+    caption: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the page shows beside the figures; empty parts are left out."""
+
+    comparisons: list[tuple[str, str, list[Line]]]
+    data: dict[str, Any]
+    mining: dict[str, dict[str, Any]]
+    pairs: list[dict[str, Any]]
+    duel: Duel | None
+    before: str
+    after: str
+    grounded: list[dict[str, Any]]
+    origin: dict[str, Any]
+
+
+def render(data_set: str, results: Results, charts: Sequence[Chart], content: Content) -> str:
+    """The page; every text from data, file names and captions is escaped."""
+    figures: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for chart in charts:
+        figures[chart.section].append({"svg": Markup(plots.svg(chart.figure)), "caption": chart.caption})
+    present = {"benchmarks", "origin", *figures}
+    present |= {"mining"} if content.data or content.mining else set()
+    present |= {"pairs"} if content.pairs else set()
+    present |= {"queries"} if content.duel else set()
+    present |= {"grounding"} if content.grounded else set()
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = resources.files("goal").joinpath("assets/report.html").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        data_set=data_set,
+        sections={name: title for name, title in SECTIONS.items() if name in present},
+        titles=[title for *_, title in table.columns(results)],
+        rows=_rows(results),
+        notes=table.notes(results),
+        others=table.peers(results)[1],
+        figures={name: figures[name] for name in SECTIONS},
+        content=content,
+    )
+
+
+def _rows(results: Results) -> list[dict]:
+    columns = table.columns(results)
+    values = {
+        (result.model, benchmark, metric): result
+        for benchmark, metric, _ in columns
+        for result in results.benchmarks[benchmark]
+    }
+    best = {
+        column: max(one.metrics[column[1]]["mean"] for one in results.benchmarks[column[0]])
+        for column in columns
+    }
+    rows = []
+    for model in results.models:
+        cells = []
+        for column in columns:
+            result = values.get((model, *column[:2]))
+            found = result.metrics[column[1]] if result else None
+            cells.append(_cell(found, bool(result and result.differs), best[column]))
+        rows.append({"name": model, "published": False, "cells": cells})
+    for label, peer in table.peers(results)[0]:
+        numbers = table.peer_cells(results, label, peer)
+        plain = [{"mean": number, "interval": "", "best": False} for number in numbers]
+        rows.append({"name": f"{peer.setting} ({peer.source})", "published": True, "cells": plain})
+    return rows
+
+
+def _cell(found: dict[str, float] | None, differs: bool, best: float) -> dict:
+    if found is None:
+        return {"mean": "-", "interval": "", "best": False}
+    return {
+        "mean": f"{found['mean']:.1f}{table.MARK if differs else ''}",
+        "interval": f"{found['low']:.1f} to {found['high']:.1f}",
+        "best": found["mean"] == best,
+    }

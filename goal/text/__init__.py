@@ -1,0 +1,100 @@
+"""Captions as CLIP's tokens, with the token span of every sentence.
+
+Letters: B texts in a batch, T tokens of a text, BOS and EOS included.
+"""
+
+import functools
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from goal.errors import UserError
+from goal.text.cleaning import clean
+from goal.text.sentences import Sentence, split_sentences
+
+__all__ = ["Sentence", "Tokens", "pad", "split_sentences", "tokenize"]
+
+# BOS, one token and EOS.
+SHORTEST_CONTEXT = 3
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenised text: ids (T,) from BOS to EOS without padding, and a half-open token span a sentence.
+
+    BOS is token 0. A span is None when the sentence has no token in ids.
+    """
+
+    ids: Int[Tensor, "T"]
+    spans: list[tuple[int, int] | None]
+
+
+def tokenize(caption: str, sentences: Sequence[Sentence], context_length: int) -> Tokens:
+    """Tokenise the whole caption with CLIP's BPE and give every sentence its span of tokens (TSL, text side).
+
+    The ids are open_clip's (T <= context_length; what does not fit is cut and EOS kept). Sentences may come
+    in any order, overlap and leave gaps; their offsets refer to the caption as given, also where its cleaning
+    (ftfy, html entities, lower case) changes it. A token belongs to the sentence in which its first character
+    lies. A span is clipped where the context ends, and None when no token of the sentence is left.
+
+    Raises UserError for offsets outside the caption and a context that cannot hold BOS, a token and EOS.
+    """
+    if context_length < SHORTEST_CONTEXT:
+        raise UserError(f"context_length {context_length}: must be at least {SHORTEST_CONTEXT} tokens")
+    _check(caption, sentences)
+    text, origin = clean(caption)
+    bpe = _bpe()
+    ids, starts = [bpe.sot_token_id], []
+    for word in bpe.pat.finditer(text):
+        tokens, places = _encode(word.group())
+        ids += tokens
+        first = word.start()
+        starts += [origin[first + place] for place in places]
+    last = min(len(ids), context_length - 1)
+    ids[last:] = [bpe.eot_token_id]
+    spans = []
+    for sentence in sentences:
+        # + 1: BOS is token 0.
+        first, end = (bisect_left(starts, border) + 1 for border in (sentence.start, sentence.end))
+        spans.append((first, min(end, last)) if first < min(end, last) else None)
+    return Tokens(torch.tensor(ids), spans)
+
+
+def pad(ids: Sequence[Int[Tensor, "_"]]) -> Int[Tensor, "B T"]:
+    """Texts of different length as one batch, zero padded to its longest; ValueError for an empty batch."""
+    if not ids:
+        raise ValueError("pad: no texts")
+    return torch.nn.utils.rnn.pad_sequence(list(ids), batch_first=True)
+
+
+def _check(caption: str, sentences: Sequence[Sentence]) -> None:
+    for row, sentence in enumerate(sentences):
+        if not 0 <= sentence.start <= sentence.end <= len(caption):
+            raise UserError(
+                f"sentence {row}: offsets {sentence.start}:{sentence.end} do not lie in the caption of "
+                f"{len(caption)} characters ({caption[:40]!r}); were they made for another caption?"
+            )
+
+
+@functools.cache
+def _bpe():
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _encode(word: str) -> tuple[list[int], list[int]]:
+    """The token ids of a cleaned word, and the character in which each begins (a token is some bytes)."""
+    bpe = _bpe()
+    character = [place for place, char in enumerate(word) for _ in char.encode()]
+    ids, places, byte = [], [], 0
+    for part in bpe.bpe("".join(bpe.byte_encoder[value] for value in word.encode())).split(" "):
+        ids.append(bpe.encoder[part])
+        places.append(character[byte])
+        byte += len(part.removesuffix("</w>"))
+    return ids, places

@@ -1,0 +1,147 @@
+"""The order of the training pictures, and batches of them as tensors.
+
+Letters: B pairs of a chunk, P of them with a usable pair, S side of the view, N patches of the view.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from goal import interrupts
+from goal.errors import UserError
+from goal.model.network import Spec
+from goal.model.packing import Packed, pack
+from goal.training.examples import Examples, Fault, Key, Sample
+
+
+class Batch(NamedTuple):
+    """B pairs ready for one forward of each tower; whatever belongs to pair i keeps the number i."""
+
+    images: Float[Tensor, "B+P 3 S S"]  # the whole views, then the crops
+    texts: Packed  # the captions, then the sentences, then the short captions
+    rows: Int[Tensor, " P"]  # the pair that each crop and sentence belongs to
+    patches: Bool[Tensor, "B N"]  # what the box touches in the whole view
+    spans: Int[Tensor, "B 2"]  # the sentence's tokens in the caption, half open
+    has_pair: Bool[Tensor, " B"]
+    in_view: Bool[Tensor, " B"]  # TSL's image side counts
+    in_context: Bool[Tensor, " B"]  # TSL's text side counts
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(part.to(device, non_blocking=True) for part in self))
+
+    def pin_memory(self) -> "Batch":
+        return Batch(*(part.pin_memory() for part in self))
+
+
+class Order(Sampler):
+    """Keys of this process's part of every batch from `step` on, over all epochs.
+
+    Each epoch is a permutation of its own, drawn from the seed. A batch that would not be full is left out:
+    its pictures come in other epochs, and a contrastive loss over fewer pairs is another loss.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, epochs: int, seed: int, step: int, rank: int, world: int
+    ) -> None:
+        self._size = size
+        self._batch_size = batch_size
+        self._epochs = epochs
+        self._seed = seed
+        self._step = step
+        self._rank = rank
+        self._world = world
+
+    @property
+    def steps_an_epoch(self) -> int:
+        return self._size // self._batch_size
+
+    def batch(self, step: int) -> list[Key]:
+        """Keys of the whole batch of `step`, the processes' parts one after the other."""
+        epoch, place = divmod(step, self.steps_an_epoch)
+        order = np.random.default_rng([self._seed, epoch]).permutation(self._size)
+        first = place * self._batch_size
+        return [Key(epoch, int(index)) for index in order[first : first + self._batch_size]]
+
+    def __len__(self) -> int:
+        return self._epochs * self.steps_an_epoch - self._step
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        own = self._batch_size // self._world
+        for step in range(self._step, self._epochs * self.steps_an_epoch):
+            yield self.batch(step)[self._rank * own : (self._rank + 1) * own]
+
+
+def check(section: str, batch_size: int, pictures: int, world: int, source: object) -> None:
+    """Refuse a batch that the pictures or the processes do not make up; `section` names the parameter."""
+    if batch_size > pictures:
+        raise UserError(
+            f"{section}.batch_size {batch_size}: {source} has only {pictures} pictures; at most that many fit"
+        )
+    if batch_size % world:
+        raise UserError(
+            f"{section}.batch_size {batch_size}: does not divide among train.processes {world}; "
+            f"{max(batch_size // world, 1) * world} would"
+        )
+
+
+class Collate:
+    """Samples as Batches of at most `chunk_size` pairs (0: all in one); plain, for loader processes."""
+
+    def __init__(self, spec: Spec, chunk_size: int) -> None:
+        self._patches = (spec.image_size // spec.patch_size) ** 2
+        self._chunk_size = chunk_size
+
+    def __call__(self, samples: Sequence[Sample | Fault]) -> list[Batch] | Fault:
+        """The first Fault among the samples, else their chunks in order."""
+        for sample in samples:
+            if isinstance(sample, Fault):
+                return sample
+        size = self._chunk_size or len(samples)
+        return [self._batch(samples[first : first + size]) for first in range(0, len(samples), size)]
+
+    def _batch(self, samples: Sequence[Sample]) -> Batch:
+        crops = [sample.crop for sample in samples if sample.crop is not None]
+        sentences = [sample.sentence for sample in samples if sample.sentence is not None]
+        shorts = [sample.short for sample in samples if sample.short is not None]
+        has_pair = torch.tensor(
+            [sample.crop is not None or sample.sentence is not None for sample in samples]
+        )
+        nothing = torch.zeros(self._patches, dtype=torch.bool)
+        return Batch(
+            images=torch.stack([sample.whole for sample in samples] + crops),
+            texts=pack([sample.caption for sample in samples] + sentences + shorts),
+            rows=has_pair.nonzero()[:, 0],
+            patches=torch.stack(
+                [nothing if sample.patches is None else sample.patches for sample in samples]
+            ),
+            spans=torch.tensor([sample.span or (0, 0) for sample in samples]),
+            has_pair=has_pair,
+            in_view=torch.tensor([sample.patches is not None for sample in samples]),
+            in_context=torch.tensor([sample.span is not None for sample in samples]),
+        )
+
+
+def load(
+    examples: Examples, order: Order, collate: Collate, workers: int, device: torch.device
+) -> DataLoader:
+    """Batches in `order`, read ahead by `workers` processes (0: by this one, when asked)."""
+    return DataLoader(
+        examples,
+        batch_sampler=order,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_quiet if workers else None,
+        prefetch_factor=4 if workers else None,
+        # Its own, so that starting workers takes nothing from the training's random numbers.
+        generator=torch.Generator(),
+    )
+
+
+def _quiet(worker: int) -> None:
+    interrupts.ignored()

@@ -1,0 +1,264 @@
+"""What one picture gives a training step: its views, its tokenised texts, and a mined pair where it has one.
+
+Letters: S side of the view in pixels, N patches of the view, T tokens of a text.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from goal import boxes, clip, images, text
+from goal.boxes import BoxTuple, View
+from goal.config import PairChoice
+from goal.datasets import manifest
+from goal.datasets.manifest import Row
+from goal.errors import UserError
+from goal.mining.mined import PAIRS, SIDES
+from goal.model.network import Spec
+from goal.training.packed import Pictures
+
+# Longer than any caption: the short caption is built from sentences beyond the context too.
+UNCUT = 1 << 20
+
+
+class Key(NamedTuple):
+    """Which picture, in which epoch: all that decides a sample, so that it is the same after a restart."""
+
+    epoch: int
+    index: int
+
+
+class Sample(NamedTuple):
+    """One picture in one epoch; None where it has no usable pair or no term asks for the part."""
+
+    whole: Tensor  # (3, S, S)
+    caption: Tensor  # (T,)
+    crop: Tensor | None  # (3, S, S)
+    sentence: Tensor | None  # (T,)
+    patches: (
+        Tensor | None
+    )  # (N,) bool, those the box touches; None also where too little of it is in the view
+    span: tuple[int, int] | None  # the sentence's tokens in the caption; None also beyond the context
+    short: Tensor | None  # (T,), a part of the caption
+
+
+class Fault(NamedTuple):
+    """A sample that could not be made; as a value it survives the way between processes."""
+
+    message: str
+
+
+class Needs(NamedTuple):
+    """Which parts the terms with a weight ask for."""
+
+    crops: bool
+    sentences: bool
+    short: bool
+
+    @classmethod
+    def of(cls, weights: Mapping[str, float]) -> "Needs":
+        local = weights.get("local", 0) > 0
+        return cls(
+            crops=local or weights.get("tsl_image", 0) > 0,
+            sentences=local or weights.get("tsl_text", 0) > 0,
+            short=weights.get("short_caption", 0) > 0,
+        )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A mined pair of a picture: the sentence captions[caption][start:end] and its box (image frame)."""
+
+    caption: int
+    sentence: int
+    start: int
+    end: int
+    box: BoxTuple
+    similarity: float
+
+
+def read_pairs(folder: Path, choice: PairChoice) -> dict[str, list[Pair]]:
+    """The pairs that training may use, by picture id, best first; of equal ones the first sentence's.
+
+    Raises UserError where `folder` holds no mined pairs at all.
+    """
+    shards = sorted(folder.glob("shard-*.parquet"))
+    if not shards:
+        raise UserError(f"{folder}: no mined pairs; `dvc repro pairs` writes them")
+    found: dict[str, list[Pair]] = defaultdict(list)
+    for shard in shards:
+        for row in manifest.read_table(shard, PAIRS).to_pylist():
+            if not row["dropped"] and row["similarity"] >= choice.min_similarity:
+                box = tuple(row[side] for side in SIDES)
+                found[row["id"]].append(
+                    Pair(row["caption"], row["sentence"], row["start"], row["end"], box, row["similarity"])
+                )
+    limit = 1 if choice.pick == "best" else choice.top
+    return {
+        name: sorted(pairs, key=lambda pair: (-pair.similarity, pair.caption, pair.sentence))[:limit]
+        for name, pairs in found.items()
+    }
+
+
+class Examples(Dataset):
+    """The training pictures, texts tokenised once. `pairs` None: a stage without local terms."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        pairs: Mapping[str, Sequence[Pair]] | None,
+        spec: Spec,
+        needs: Needs,
+        seed: int,
+        max_megapixels: float,
+        min_visible: float,
+        packed: Pictures | None = None,
+    ) -> None:
+        self.rows = rows
+        self._packed = packed
+        self._spec = spec
+        self._needs = needs
+        self._seed = seed
+        self._max_megapixels = max_megapixels
+        self._min_visible = min_visible
+        self._prepare = clip.preprocess(spec)
+        self._pairs = [list(pairs.get(row.id, [])) if pairs else [] for row in rows]
+        self._texts = [self._tokens(row, own) for row, own in zip(rows, self._pairs, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Key) -> Sample | Fault:
+        """The sample of `key`; a Fault names the picture that cannot be read."""
+        row, texts, number = self.rows[key.index], self._texts[key.index], self._choose(key)
+        pair = None if number is None else self._pairs[key.index][number]
+        crops, sentences = pair and self._needs.crops, pair and self._needs.sentences
+        try:
+            whole, crop = self._views(key.index, number if crops else None)
+        except UserError as error:
+            return Fault(f"{row.id}: {error}")
+        caption = pair.caption if pair else (key.index + key.epoch) % len(row.captions)
+        return Sample(
+            whole=whole,
+            caption=texts.captions[caption],
+            crop=crop,
+            sentence=texts.sentences[number] if sentences else None,
+            patches=self._patches(row, pair) if crops else None,
+            span=texts.spans[number] if sentences else None,
+            short=self._short(key, texts.parts[caption]) if self._needs.short else None,
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Pictures, the pairs that may be drawn, and what the local terms must do without, by reason."""
+        pairs = [(row, pair) for row, own in zip(self.rows, self._pairs, strict=True) for pair in own]
+        views = [_view(row, self._spec).visible(pair.box) for row, pair in pairs]
+        return {
+            "pictures": len(self.rows),
+            "captions": sum(len(row.captions) for row in self.rows),
+            "pairs": len(pairs),
+            "pictures_without_pair": sum(not own for own in self._pairs),
+            "pairs_out_of_view": sum(share < self._min_visible for share in views),
+            "pairs_beyond_context": sum(span is None for texts in self._texts for span in texts.spans),
+        }
+
+    def _choose(self, key: Key) -> int | None:
+        own = self._pairs[key.index]
+        return int(self._draw(key, "pair").integers(len(own))) if own else None
+
+    def _views(self, index: int, number: int | None) -> tuple[Tensor, Tensor | None]:
+        """The whole view, and the crop of pair `number`; UserError for a picture that cannot be used."""
+        if self._packed:
+            crop = None if number is None else self._prepare(self._packed.crop(index, number))
+            return self._prepare(self._packed.whole(index)), crop
+        row = self.rows[index]
+        image = images.open_image(row.image, self._max_megapixels)
+        if image.size != (row.width, row.height):
+            raise UserError(
+                f"{row.image} is {image.size[0]} x {image.size[1]} pixels, in the manifest {row.width} x "
+                f"{row.height}; the picture was changed, `dvc repro` reads it anew"
+            )
+        if number is None:
+            return self._prepare(image), None
+        box = boxes.pixels(self._pairs[index][number].box, image.size)
+        return self._prepare(image), self._prepare(image.crop(box))
+
+    def _patches(self, row: Row, pair: Pair) -> Tensor | None:
+        view = _view(row, self._spec)
+        if view.visible(pair.box) < max(self._min_visible, np.finfo(float).tiny):
+            return None
+        return boxes.patch_mask(view.box_to_view(pair.box), self._spec.image_size, self._spec.patch_size)
+
+    def _short(self, key: Key, parts: "Parts") -> Tensor:
+        """DeBias-CLIP's short caption: some of the sentences after the first, in their order."""
+        rest = parts.spans[1:] or parts.spans
+        draw = self._draw(key, "short")
+        count = int(draw.integers(1, len(rest) + 1))
+        kept = [rest[number] for number in sorted(draw.permutation(len(rest))[:count])]
+        tokens = torch.cat([parts.ids[start:end] for start, end in kept])[: self._spec.context_length - 2]
+        return torch.cat([parts.ids[:1], tokens, parts.ids[-1:]])
+
+    def _draw(self, key: Key, purpose: str) -> np.random.Generator:
+        return np.random.default_rng([self._seed, *key, *purpose.encode()])
+
+    def _tokens(self, row: Row, pairs: Sequence[Pair]) -> "Texts":
+        length = self._spec.context_length
+        captions, spans = [], {}
+        for number, caption in enumerate(row.captions):
+            own = [pair for pair in pairs if pair.caption == number]
+            sentences = [text.Sentence(pair.start, pair.end, caption[pair.start : pair.end]) for pair in own]
+            tokens = text.tokenize(caption, sentences, length)
+            captions.append(tokens.ids)
+            spans.update(zip(own, tokens.spans, strict=True))
+        sentences = [row.captions[pair.caption][pair.start : pair.end] for pair in pairs]
+        return Texts(
+            captions=captions,
+            sentences=[text.tokenize(sentence, [], length).ids for sentence in sentences],
+            spans=[spans[pair] for pair in pairs],
+            parts=[_parts(caption) for caption in row.captions] if self._needs.short else [],
+        )
+
+
+class Parts(NamedTuple):
+    """A caption that no context cuts: its token ids and the token span of each sentence."""
+
+    ids: Tensor
+    spans: list[tuple[int, int]]
+
+
+class Texts(NamedTuple):
+    """Tokenised texts of one picture: by caption, and by pair."""
+
+    captions: list[Tensor]
+    sentences: list[Tensor]
+    spans: list[tuple[int, int] | None]
+    parts: list[Parts]
+
+
+def _parts(caption: str) -> Parts:
+    tokens = text.tokenize(caption, text.split_sentences(caption), UNCUT)
+    whole = (1, len(tokens.ids) - 1)
+    return Parts(tokens.ids, [span for span in tokens.spans if span] or [whole])
+
+
+def _view(row: Row, spec: Spec) -> View:
+    return View((row.width, row.height), spec.image_size, spec.view)
+
+
+def check_pairs(rows: Iterable[Row], pairs: Mapping[str, Sequence[Pair]], folder: Path) -> None:
+    """Refuse pairs that were mined from other data: unknown pictures, captions or offsets."""
+    known = {row.id: row for row in rows}
+    for name, own in pairs.items():
+        row = known.get(name)
+        if row is None:
+            raise UserError(f"{folder}: {name!r} is no training picture; `dvc repro pairs` mines anew")
+        for pair in own:
+            captions = row.captions
+            if pair.caption >= len(captions) or pair.end > len(captions[pair.caption]):
+                raise UserError(f"{folder}: {name!r} has other captions now; `dvc repro pairs` mines anew")

@@ -1,0 +1,52 @@
+"""What a finished training leaves: its numbers, its loss curve, and the model with its card."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from goal import layout, tensorfiles, weights
+from goal.config import Params
+from goal.training.learner import Learner
+from goal.training.recipe import Recipe
+
+NUMBERS = "train.json"
+CURVE = "loss.csv"
+
+
+def write(params: Params, recipe: Recipe, learner: Learner, counts: Mapping[str, int]) -> None:
+    """Write metrics/<name>/ and, last, models/<name>/: the same bytes in every run of the same work."""
+    folder = layout.metrics_dir(recipe.name)
+    numbers = {
+        "steps": learner.step,
+        "stopped_early": learner.step < learner.steps,
+        "data": dict(counts),
+        "loss": learner.curve()[-1] if learner.step else {},
+        "validation": learner.validations[-1] if learner.validations else {},
+        "best_validation": learner.best or {},
+    }
+    tensorfiles.write_text(folder / NUMBERS, json.dumps(numbers, indent=2) + "\n")
+    tensorfiles.write_text(folder / CURVE, _table(learner))
+    card = {
+        "name": recipe.name,
+        "data": params.data.name,
+        "parent": {"path": str(recipe.start), "sha256": weights.digest(recipe.start)},
+        "seed": params.seed,
+        "params": {recipe.section: recipe.stage.model_dump(by_alias=True) | {"loss": recipe.weights}},
+        "steps": learner.step,
+    }
+    weights.publish(learner.model, layout.model_dir(recipe.name), card)
+
+
+def records(name: str) -> list[Path]:
+    """The files of a training that belong into its record."""
+    return [layout.metrics_dir(name) / NUMBERS, layout.metrics_dir(name) / CURVE]
+
+
+def _table(learner: Learner) -> str:
+    text = io.StringIO()
+    table = csv.DictWriter(text, ["step", "lr", *learner.names], lineterminator="\n")
+    table.writeheader()
+    table.writerows(learner.curve())
+    return text.getvalue()

@@ -1,0 +1,102 @@
+"""What the training of one model is, read off the parameters and checked before anything is loaded."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from goal import devices, layout
+from goal.config import Params, Stage
+from goal.errors import UserError
+from goal.training import distributed
+
+# Of `train`: what a result hangs on. The rest only changes the pace and may differ when a run goes on.
+DECISIVE = ("precision", "processes", "compile", "checkpoint_activations", "chunk_size")
+# The baselines are stage 2 with these terms only.
+BASELINES = {"global": ("global",), "global+local": ("global", "local")}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training: where it starts, its section of the parameters, the weight of each term, the hardware."""
+
+    name: str
+    section: str  # stage1 | stage2
+    stage: Stage
+    weights: dict[str, float]
+    start: Path
+    local: bool  # whether mined pairs are read
+    device: torch.device
+    bf16: bool
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """bf16 arithmetic over fp32 weights where that is wanted."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def decisive(self, params: Params) -> dict[str, Any]:
+        """The parameters that decide the result, by their names in params.yaml."""
+        values = {f"train.{name}": getattr(params.train, name) for name in DECISIVE}
+        values |= {"seed": params.seed, "device": self.device.type, "bf16": self.bf16}
+        stage = self.stage.model_dump(by_alias=True) | {"loss": self.weights}
+        return values | _flat(self.section, stage)
+
+
+def plan(params: Params, name: str) -> Recipe:
+    """The recipe of one of layout.TRAINED; UserError for missing hardware, and weights that are all 0."""
+    if name not in layout.TRAINED:
+        raise UserError(f"train {name}: no such model; one of {', '.join(layout.TRAINED)}")
+    section = "stage1" if name == "stage1" else "stage2"
+    stage: Stage = getattr(params, section)
+    weights = stage.loss.model_dump(by_alias=True)
+    if name in BASELINES:
+        kept = (*BASELINES[name], "hard_negative", "short_caption")
+        weights = {term: weight if term in kept else 0.0 for term, weight in weights.items()}
+    if stage.epochs and not any(weight for term, weight in weights.items() if term != "hard_negative"):
+        raise UserError(f"{section}.loss: every term of {name} has the weight 0; give one a weight")
+    device = devices.resolve(params.train.device, "train.device")
+    _check_count(device, params.train.processes)
+    return Recipe(
+        name=name,
+        section=section,
+        stage=stage,
+        weights=weights,
+        start=layout.model_dir("zero-shot" if section == "stage1" else "stage1"),
+        local=section == "stage2",
+        device=device,
+        bf16=_bf16(params.train.precision, device),
+    )
+
+
+def check_steps(recipe: Recipe, steps: int) -> None:
+    """Refuse a warm-up that takes all steps."""
+    if steps and recipe.stage.warmup_steps >= steps:
+        raise UserError(
+            f"{recipe.section}.warmup_steps {recipe.stage.warmup_steps}: the training has only {steps} "
+            "steps; lower it, or give it more epochs"
+        )
+
+
+def _check_count(device: torch.device, processes: int) -> None:
+    if device.type == "cuda" and not distributed.started() and processes > torch.cuda.device_count():
+        raise UserError(
+            f"train.processes {processes}: this machine has {torch.cuda.device_count()} GPUs; one a process"
+        )
+
+
+def _bf16(wanted: str, device: torch.device) -> bool:
+    has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if wanted == "bf16" and device.type == "cuda" and not has:
+        raise UserError("train.precision bf16: this GPU has no bf16 arithmetic; set auto or fp32")
+    return wanted == "bf16" or (wanted == "auto" and has)
+
+
+def _flat(prefix: str, values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {
+        key: value
+        for name, inner in values.items()
+        for key, value in _flat(f"{prefix}.{name}", inner).items()
+    }

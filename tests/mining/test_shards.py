@@ -1,0 +1,289 @@
+"""Shards under fire: kills, full disks, faults and clusters end in the same bytes, or in one clear line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from goal import files
+from goal.errors import Interrupted, UserError
+from goal.mining import engines, shards
+
+ROWS, SIZE = 23, 4
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Work whose calls leave a trace in `log`, and which `pause`s (seconds) at each row."""
+
+    log: str
+    pause: float = 0.0
+
+    def __call__(self, start: int, stop: int) -> pa.Table:
+        Path(self.log, f"{start}-{os.getpid()}-{time.monotonic_ns()}").touch()
+        for _ in range(start, stop):
+            time.sleep(self.pause)
+            engines.advance(1)
+        rows = [{"row": row, "square": row * row} for row in range(start, stop)]
+        return shards.with_notes(pa.Table.from_pylist(rows), {"rows": len(rows)})
+
+
+@dataclass(frozen=True)
+class Fails:
+    """Work that fails on one shard: by a user's fault, a bug, or the end of its process (so many times)."""
+
+    log: str
+    how: str
+    times: int = 1000
+
+    def __call__(self, start: int, stop: int) -> pa.Table:
+        made = Squares(self.log)(start, stop)
+        if start == 8 and len(list(Path(self.log).glob("8-*"))) <= self.times:
+            if self.how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "bug":
+                raise ZeroDivisionError("a bug")
+            raise UserError("p8.png: its fault")
+        return made
+
+
+def run(work, folder: Path, workers: int = 1) -> list[Path]:
+    return shards.run(work, ROWS, SIZE, folder, workers, "squares")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def calls(log: Path) -> list[int]:
+    return sorted(int(path.name.partition("-")[0]) for path in log.iterdir())
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    (tmp_path / "log").mkdir()
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def expected(tmp_path: Path) -> dict[str, bytes]:
+    (tmp_path / "reference").mkdir()
+    run(Squares(str(tmp_path / "reference")), tmp_path / "expected")
+    return content(tmp_path / "expected")
+
+
+def test_every_row_lands_in_its_shard_once(tmp_path, log):
+    paths = run(Squares(str(log)), tmp_path / "out")
+    assert [path.name for path in paths] == [f"shard-{number:05d}.parquet" for number in range(6)]
+    assert [row for path in paths for row in pq.read_table(path)["row"].to_pylist()] == list(range(ROWS))
+    assert [shards.read_notes(path)["rows"] for path in paths] == [4, 4, 4, 4, 4, 3]
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_any_number_of_workers_writes_the_same_bytes(tmp_path, log, expected, workers):
+    run(Squares(str(log)), tmp_path / "out", workers)
+    assert content(tmp_path / "out") == expected
+    assert calls(log) == [0, 4, 8, 12, 16, 20]
+
+
+def test_no_rows_make_no_shards(tmp_path, log):
+    assert shards.run(Squares(str(log)), 0, SIZE, tmp_path / "out", 2, "squares") == []
+
+
+def test_finished_shards_are_not_made_again_and_damaged_ones_are(tmp_path, log, expected):
+    paths = run(Squares(str(log)), tmp_path / "out")
+    paths[1].write_bytes(paths[1].read_bytes()[:-9])
+    paths[4].unlink()
+    run(Squares(str(log)), tmp_path / "out")
+    assert content(tmp_path / "out") == expected
+    assert calls(log) == [0, 4, 4, 8, 12, 16, 16, 20]
+
+
+def test_a_users_fault_in_a_worker_is_its_line_and_keeps_what_is_done(tmp_path, log, expected):
+    with pytest.raises(UserError, match=r"^p8\.png: its fault$"):
+        run(Fails(str(log), "fault"), tmp_path / "out", workers=2)
+    assert content(tmp_path / "out").items() <= expected.items()
+
+
+def test_a_bug_in_a_worker_is_not_hidden(tmp_path, log):
+    with pytest.raises(RuntimeError, match="a worker failed"):
+        run(Fails(str(log), "bug"), tmp_path / "out", workers=2)
+
+
+def test_a_killed_workers_shard_is_made_anew(tmp_path, log, expected):
+    run(Fails(str(log), "killed", times=2), tmp_path / "out", workers=2)
+    assert content(tmp_path / "out") == expected
+    assert calls(log) == [0, 4, 8, 8, 8, 12, 16, 20]
+
+
+def test_a_shard_that_keeps_killing_its_workers_stops_the_run(tmp_path, log):
+    with pytest.raises(UserError, match=r"shard-00002\.parquet, rows 8 to 11: its worker was killed 3 times"):
+        run(Fails(str(log), "killed"), tmp_path / "out", workers=2)
+
+
+PROGRAM = """
+import resource, sys
+from pathlib import Path
+from goal.mining import shards
+from goal.errors import UserError, Interrupted
+from tests.mining.test_shards import ROWS, SIZE, Squares
+out, log, workers, pause, limit = sys.argv[1:]
+if __name__ == "__main__":
+    if int(limit):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+    try:
+        shards.run(Squares(log, float(pause)), ROWS, SIZE, Path(out), int(workers), "squares")
+    except (UserError, Interrupted) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def start(tmp_path: Path, log: Path, workers: int, pause: float = 0.0, limit: int = 0) -> subprocess.Popen:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    arguments = [tmp_path / "out", log, workers, pause, limit]
+    return subprocess.Popen(
+        [sys.executable, program, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(true) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def finished(tmp_path: Path) -> int:
+    return len(list((tmp_path / "out").glob("shard-*.parquet")))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_kill_9_redoes_at_most_one_shard_a_worker(tmp_path, log, expected, workers):
+    process = start(tmp_path, log, workers, pause=0.05)
+    wait_until(lambda: finished(tmp_path) >= 2)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    psutil.wait_procs(family, timeout=20)
+    assert not [one for one in family if one.is_running()]
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("shard-*.parquet")}
+    # What a kill in the middle of writing leaves.
+    (tmp_path / "out" / ".shard-00005.parquet.0123.tmp").write_bytes(b"half")
+    run(Squares(str(log)), tmp_path / "out")
+    assert content(tmp_path / "out") == expected
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept} == kept
+    assert len(calls(log)) <= 6 + workers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_stops_at_once_and_says_how_to_go_on(tmp_path, log, expected, workers):
+    process = start(tmp_path, log, workers, pause=0.05)
+    wait_until(lambda: finished(tmp_path) >= 1)
+    process.terminate()
+    _, error = process.communicate(timeout=20)
+    assert error.splitlines()[-1].startswith("Interrupted: squares: stopped;")
+    assert content(tmp_path / "out").items() <= expected.items()
+    run(Squares(str(log)), tmp_path / "out")
+    assert content(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_line_and_a_rerun_completes(tmp_path, log, expected, workers):
+    """The limit of a file's size stands for the disk's: the write is refused half-way in the same manner."""
+    _, error = start(tmp_path, log, workers, limit=600).communicate(timeout=60)
+    (line,) = [line for line in error.splitlines() if line.startswith("UserError")]
+    assert "shard-0000" in line
+    assert "cannot be written: File too large" in line
+    assert content(tmp_path / "out").items() <= expected.items()
+    run(Squares(str(log)), tmp_path / "out")
+    assert content(tmp_path / "out") == expected
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A disk of four pages, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no small disk to fill: mounting one is not allowed here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_fills_up_keeps_the_finished_shards(small_disk, log, expected, workers):
+    out = small_disk / "out"
+    with pytest.raises(UserError, match=r"shard-0000\d\.parquet: cannot be written: No space left on device"):
+        run(Squares(str(log)), out, workers)
+    kept = content(out)
+    assert 1 <= len(kept) < 6
+    assert kept.items() <= expected.items()
+    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    run(Squares(str(log)), out, workers)
+    assert content(out) == expected
+
+
+def test_working_folders_are_named_by_their_inputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    one = shards.working_folder("regions", "train", "a", "b")
+    assert one == shards.working_folder("regions", "train", "a", "b")
+    assert len({one, shards.working_folder("regions", "train", "ab", ""), one.with_name("x")}) == 3
+
+
+def test_only_published_runs_of_the_split_are_forgotten(tmp_path):
+    this, published, running, other = (
+        tmp_path / name for name in ("train-1", "train-2", "train-3", "test-1")
+    )
+    for folder in (this, published, running, other):
+        folder.mkdir()
+    (published / shards.PUBLISHED).touch()
+    (other / shards.PUBLISHED).touch()
+    shards.forget_others(this)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["test-1", "train-1", "train-3"]
+
+
+def test_publishing_replaces_the_whole_folder(tmp_path, log):
+    target = tmp_path / "regions" / "train"
+    target.mkdir(parents=True)
+    (target / "shard-00099.parquet").touch()
+    paths = run(Squares(str(log)), tmp_path / "out")
+    shards.publish(paths, {"rows": ROWS}, target)
+    assert sorted(path.name for path in target.iterdir()) == [*(path.name for path in paths), "summary.json"]
+    assert [path.name for path in target.parent.iterdir()] == ["train"]
+    assert paths[0].read_bytes() == (target / paths[0].name).read_bytes()
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, log):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/out: cannot be written: Not a directory; "):
+        run(Squares(str(log)), tmp_path / "file" / "out")
+
+
+def test_an_interrupt_in_this_process_is_told_as_such(tmp_path, log):
+    def stop(start: int, stop: int) -> pa.Table:
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="run the command again"):
+        run(stop, tmp_path / "out")
+
+
+def test_the_code_decides_the_digest(tmp_path):
+    assert files.source_digest() == files.source_digest()
+    assert len(files.source_digest()) == 64

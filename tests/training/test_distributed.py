@@ -1,0 +1,254 @@
+"""Two real processes (gloo) against one: gradients term by term, weights after 20 steps, deaths, signals."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
+
+from goal import config, interrupts, layout, losses, train
+from goal.config import Params
+from goal.errors import EXIT_RESUMABLE, Interrupted, UserError
+from goal.training import distributed, step
+from goal.training.batches import Collate
+from goal.training.distributed import Group
+from goal.training.examples import Examples, Key, Needs, read_pairs
+from goal.training.progress import Silent
+from tests import trainings
+from tests.trainings import SPEC
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+ALONE = Group(0, 1, CPU)
+WEIGHTS = {"global": 1.0, "local": 0.5, "tsl_image": 1.0, "tsl_text": 1.0, "short_caption": 0.5}
+NEEDS = Needs(crops=True, sentences=True, short=True)
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # The first of two ranks has no usable pair at all, the second has uneven ones.
+    trainings.project(without={0, 1, 2, 3, 6})
+
+
+def together(work: Callable[..., None], *arguments: Any) -> None:
+    """Run work(group, *arguments) in two processes of one gloo group; their failures are this test's."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    args = [(str(Path.cwd()), rank, port, work, arguments) for rank in range(2)]
+    children = [trainings.forks().Process(target=_rank, args=one) for one in args]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(240)
+    told = [path.read_text() for path in sorted(Path.cwd().glob("error-*"))]
+    assert [child.exitcode for child in children] == [0, 0], "\n".join(told)
+
+
+def _rank(folder: str, rank: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    try:
+        work(*arguments)
+    except BaseException:
+        Path(f"error-{rank}").write_text(traceback.format_exc())
+        raise
+
+
+def samples() -> list[Any]:
+    rows = train.manifest.read(layout.manifest("tiny", "train"))[:8]
+    pairs = read_pairs(layout.pairs_dir("train"), trainings.params().stage2.pairs)
+    data = Examples(rows, pairs, SPEC, NEEDS, 0, 200.0, 0.25)
+    return [data[Key(0, index)] for index in range(8)]
+
+
+def gradient(
+    wrapped: torch.nn.Module, chunks: list[Any], weights: dict[str, float], group: Group
+) -> dict[str, Any]:
+    wrapped.zero_grad()
+    values = step.backward(wrapped, chunks, weights, group, nullcontext)
+    found = {name: value.grad.clone() for name, value in step.bare(wrapped).named_parameters()}
+    return found | {f"loss {name}": group.mean(value) for name, value in values.items()}
+
+
+def _gradients(chunk: int) -> None:
+    with distributed.group(CPU, 2) as group:
+        # In double precision, where rounding does not hide what is wrong.
+        wrapped = DistributedDataParallel(trainings.model().double())
+        alone = trainings.model().double()
+        mine = samples()[group.rank * 4 : group.rank * 4 + 4]
+        for term in losses.TERMS:
+            weights = {term: WEIGHTS[term], "hard_negative": 0.4}
+            found = gradient(wrapped, _needed(mine, chunk, weights), weights, group)
+            expected = gradient(alone, _needed(samples(), 0, weights), weights, ALONE)
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                torch.testing.assert_close(
+                    found[name], value, rtol=1e-9, atol=1e-12, msg=lambda m, n=name, t=term: f"{t}, {n}: {m}"
+                )
+
+
+def _needed(own: list[Any], chunk: int, weights: dict[str, float]) -> list[Any]:
+    """The samples without the parts that no term asks for, as Examples would leave them out."""
+    needs = Needs.of(weights)
+    nothing: dict[str, Any] = {}
+    if not needs.crops:
+        nothing |= {"crop": None, "patches": None}
+    if not needs.sentences:
+        nothing |= {"sentence": None, "span": None}
+    if not needs.short:
+        nothing |= {"short": None}
+    chunks = Collate(SPEC, chunk)([sample._replace(**nothing) for sample in own])
+    return [part._replace(images=part.images.double()) for part in chunks]
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_two_processes_give_the_gradient_of_one_for_every_term(chunk: int) -> None:
+    together(_gradients, chunk)
+
+
+def _exchanges() -> None:
+    with distributed.group(CPU, 2) as group:
+        own = torch.tensor([[1.0, 2.0], [3.0, 4.0]]) + 10 * group.rank
+        own.requires_grad_()
+        everyone = group.gather(own)
+        assert everyone.tolist() == [[1, 2], [3, 4], [11, 12], [13, 14]]
+        (everyone * (group.rank + 1)).sum().backward()
+        assert own.grad.tolist() == [[3, 3], [3, 3]]
+        assert group.mean(torch.tensor([2.0 * group.rank])).tolist() == [1.0]
+        assert group.any(group.rank == 1) is True
+        assert group.any(False) is False
+        assert group.told({"from": group.rank}) == {"from": 0}
+        assert group.first is (group.rank == 0)
+        assert distributed.is_first() is group.first
+
+
+def test_exchanges_mean_what_they_say() -> None:
+    together(_exchanges)
+
+
+def _train(values: dict[str, Any]) -> None:
+    train.run(config.parse(values, "tests"), "stage2", Silent())
+
+
+def values(params: Params) -> dict[str, Any]:
+    return params.model_dump(by_alias=True, mode="json")
+
+
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_two_processes_train_the_weights_of_one(chunk: int) -> None:
+    """20 steps; only the first process writes."""
+    settings = {"stage2__epochs": 10, "stage2__lr": 3e-4, "train__chunk_size": chunk}
+    train.run(trainings.params(**settings), "stage2", Silent())
+    alone = load_file("models/stage2/model.safetensors")
+    together(_train, values(trainings.params(train__processes=2, **settings)))
+    both = load_file("models/stage2/model.safetensors")
+    for name, value in alone.items():
+        if name.endswith("in_proj_bias"):
+            # A bias of the keys moves no attention: its gradient is rounding alone, which Adam scales up.
+            keys = slice(len(value) // 3, 2 * len(value) // 3)
+            both[name][keys] = value[keys]
+        torch.testing.assert_close(both[name], value, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def _other_world() -> None:
+    with pytest.raises(UserError, match="train.processes 4: torchrun started 2"), distributed.group(CPU, 4):
+        pass
+
+
+def test_a_world_of_another_size_is_refused() -> None:
+    together(_other_world)
+
+
+def _orphan(parent: int) -> None:
+    try:
+        interrupts.die_with_parent(parent)
+    except Interrupted:
+        sys.exit(EXIT_RESUMABLE)
+
+
+def test_a_process_whose_parent_is_gone_does_not_start() -> None:
+    child = trainings.forks().Process(target=_orphan, args=(1 << 22,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == EXIT_RESUMABLE
+
+
+class Job:
+    """`goal train stage2` in two processes, as a user starts it."""
+
+    def __init__(self, epochs: int) -> None:
+        changes = {"train__processes": 2, "train__checkpoint_minutes": 1e-9, "stage2__epochs": epochs}
+        Path("params.yaml").write_text(yaml.safe_dump(values(trainings.params(**changes))))
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "goal", "train", "stage2"],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for_steps(self, count: int) -> None:
+        while self.process.poll() is None:
+            if any(int(path.name[5:]) >= count for path in Path("work/train-stage2").glob("*/step-*")):
+                return
+            time.sleep(0.02)
+        pytest.fail(self.process.communicate()[1])
+
+    def ranks(self) -> list[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(child) for child in children]
+
+    def end(self) -> tuple[int, str]:
+        _, said = self.process.communicate(timeout=300)
+        return self.process.returncode, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("death", ["rank", "launcher", "term"])
+def test_a_dead_job_ends_whole_and_goes_on_to_the_same_bytes(death: str) -> None:
+    assert Job(8).end()[0] == 0
+    whole = trainings.outputs("stage2")
+    for path in trainings.OUTPUTS:
+        Path(path.format("stage2")).unlink()
+    job = Job(8)
+    job.wait_for_steps(3)
+    ranks = job.ranks()
+    if death == "term":
+        os.kill(job.process.pid, signal.SIGTERM)
+    else:
+        os.kill(ranks[-1] if death == "rank" else job.process.pid, signal.SIGKILL)
+    code, said = job.end()
+    for _ in range(600):
+        if not any(Path(f"/proc/{rank}").exists() for rank in ranks):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("a process outlived its job")
+    if death == "rank":
+        assert "was ended by SIGKILL" in said
+        assert "the same command goes on" in said
+    if death != "launcher":
+        assert code == EXIT_RESUMABLE
+    assert Job(8).end()[0] == 0
+    assert trainings.outputs("stage2") == whole

@@ -1,0 +1,155 @@
+"""Trainings killed and started again by the same command end with the same bytes; a signal saves first.
+
+A child trains in the folder it is given; `die` names the place of its death.
+"""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goal import config, train
+from goal.config import Params
+from goal.errors import Interrupted
+from goal.training import checkpoint, finished, learner
+from goal.training.progress import Silent
+from tests import trainings
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainings.project(without={1, 4})
+
+
+def _child(folder: str, values: dict[str, Any], die: str, status: str) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    _mine(die)
+    try:
+        train.run(config.parse(values, "tests"), "stage2", Silent())
+        Path(status).write_text("done")
+    except Interrupted as error:
+        Path(status).write_text(f"interrupted {error}")
+
+
+def _mine(die: str) -> None:
+    """Lay a kill -9 of this very process into the place named."""
+    place, _, count = die.partition(":")
+    targets = {"update": (learner.Learner, "update"), "rename": (checkpoint.os, "rename")}
+    targets |= {"sync": (checkpoint, "_sync"), "publish": (finished.weights, "publish")}
+    targets |= {"clear": (checkpoint.Checkpoints, "clear")}
+    if place not in targets:
+        return
+    owner, name = targets[place]
+    real, left = getattr(owner, name), [int(count or 1)]
+
+    def deadly(*arguments: Any, **named: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **named)
+
+    setattr(owner, name, deadly)
+
+
+def _start(params: Params, die: str = "") -> Any:
+    values = params.model_dump(by_alias=True, mode="json")
+    child = trainings.forks().Process(target=_child, args=(str(Path.cwd()), values, die, "status"))
+    child.start()
+    return child
+
+
+def _finish(params: Params) -> dict[str, bytes]:
+    child = _start(params)
+    child.join(120)
+    assert child.exitcode == 0
+    assert Path("status").read_text() == "done"
+    return trainings.outputs("stage2")
+
+
+def often(**changes: Any) -> Params:
+    """A training that saves after every step."""
+    return trainings.params(train__checkpoint_minutes=1e-9, stage2__epochs=4, **changes)
+
+
+@pytest.mark.parametrize("die", ["update:6", "rename:3"])
+def test_a_killed_training_ends_with_the_same_bytes(die: str) -> None:
+    whole = _finish(often())
+    _forget()
+    child = _start(often(), die)
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    assert list(Path("work/train-stage2").glob("*/step-*"))
+    assert _finish(often()) == whole
+    assert not list(Path("work/train-stage2").glob("*/step-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("die", ["update:1", "sync:2", "sync:4", "rename:1", "publish", "clear"])
+def test_a_kill_in_every_delicate_place_changes_nothing(die: str) -> None:
+    params = often(stage2__keep="best", train__loader_workers=1)
+    whole = _finish(params)
+    _forget()
+    child = _start(params, die)
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    assert _finish(params) == whole
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_points_give_the_same_bytes() -> None:
+    params = often(train__loader_workers=1)
+    began = time.monotonic()
+    whole = _finish(params)
+    lasted = time.monotonic() - began
+    draw = random.Random(0)
+    killed = 0
+    while killed < 20:
+        _forget()
+        child = _start(params)
+        child.join(draw.uniform(0.05, 0.95) * lasted)
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+            killed += 1
+        assert _finish(params) == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals) -> None:
+    params = trainings.params(stage2__epochs=60)
+    whole = _finish(params)
+    _forget()
+    child = _start(params)
+    while child.is_alive() and not list(Path("work/train-stage2").glob("*/lock")):
+        time.sleep(0.01)
+    time.sleep(0.1)
+    os.kill(child.pid, number)
+    child.join(60)
+    assert Path("status").read_text().startswith("interrupted stage2: saved after step")
+    assert len(list(Path("work/train-stage2").glob("*/step-*"))) == 1
+    assert _finish(params) == whole
+
+
+def _forget() -> None:
+    for name in trainings.OUTPUTS:
+        Path(name.format("stage2")).unlink()
+    Path("status").unlink()
+
+
+def test_other_parameters_do_not_go_on_from_an_old_state() -> None:
+    child = _start(often(), "update:6")
+    child.join(120)
+    other = often(stage2__lr=0.001)
+    resumed = _finish(other)
+    _forget()
+    for folder in Path("work/train-stage2").iterdir():
+        os.rename(folder, folder.with_name("aside"))
+    assert _finish(other) == resumed
