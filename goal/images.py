@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
@@ -53,7 +54,7 @@ def open_image(path: Path | str, max_megapixels: float) -> Image.Image:
     Raises ImageError for a missing, empty, damaged or too large file (seen in the header, before decoding).
     """
     with _opened(path, max_megapixels) as image:
-        return _rgb(ImageOps.exif_transpose(image))
+        return _rgb(ImageOps.exif_transpose(_jpeg(image) or image))
 
 
 def probe(path: Path | str, max_megapixels: float) -> tuple[int, int]:
@@ -109,6 +110,24 @@ def _opened(path: Path | str, max_megapixels: float) -> Iterator[Image.Image]:
         raise ImageError(path, "empty file (0 bytes)" if empty else "not a picture") from error
     except DAMAGE as error:
         raise ImageError(path, "damaged picture", str(error)) from error
+
+
+def _jpeg(image: Image.Image) -> Image.Image | None:
+    """A colour JPEG decoded by libjpeg-turbo's own interface: Pillow's pixels in less time.
+
+    None for any other picture, and for a damaged one, where Pillow decides and says what is wrong.
+    """
+    if image.format != "JPEG" or image.mode != "RGB":
+        return None
+    image.fp.seek(0)
+    try:
+        pixels = simplejpeg.decode_jpeg(image.fp.read())
+    except ValueError:
+        return None
+    decoded = Image.fromarray(pixels)
+    # Where exif_transpose finds the orientation.
+    decoded.info = image.info
+    return decoded
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -74,6 +74,29 @@ def test_truncated(tmp_path: Path, suffix: str) -> None:
         assert reason(path) in ("damaged picture", "not a picture")
 
 
+JPEGS = [
+    {},
+    {"quality": 30, "progressive": True},
+    {"subsampling": "4:4:4"},
+    {"subsampling": "4:2:2", "optimize": True},
+    {"keep_rgb": True},
+    {"restart_marker_rows": 1},
+]
+
+
+@pytest.mark.parametrize("options", JPEGS, ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (17, 9), (300, 200)])
+def test_a_jpeg_has_pillow_s_pixels(tmp_path: Path, size: tuple[int, int], options: dict) -> None:
+    """Also one with bytes behind its end, and one whose stream libjpeg complains about but reads."""
+    path = tmp_path / "x.jpg"
+    photo(*size).save(path, **options)
+    whole = path.read_bytes()
+    for content in (whole, whole + b"more", whole[:-2] + b"\x12\x34" + whole[-2:]):
+        path.write_bytes(content)
+        with Image.open(path) as theirs:
+            assert np.array_equal(np.asarray(open_image(path, LIMIT)), np.asarray(theirs.convert("RGB")))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
 def test_exif_orientation(tmp_path: Path, suffix: str, orientation: int) -> None:
