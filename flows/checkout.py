@@ -69,7 +69,7 @@ def prepare(home: Path, preset: str | None, overrides: list[str]) -> Path:
         _git(home, "worktree", "prune")
         _git(home, "worktree", "add", *(() if known else ("-b", branch)), str(root), *start)
     # Each time: an earlier start may have been killed between the two.
-    _share_cache(home, root)
+    _configure(home, root)
     (root / "params.yaml").write_text(content, encoding="utf-8")
     return root
 
@@ -102,11 +102,13 @@ def _git(folder: Path, *words: str) -> str:
     return _run(folder, "git", *words)
 
 
-def _share_cache(home: Path, root: Path) -> None:
+def _configure(home: Path, root: Path) -> None:
+    """One cache for all; and no word from DVC on what to add to git, since `keep` does."""
     with Repo(str(home)) as repo:
         place = repo.cache.local_cache_dir
     with Repo(str(root)) as repo, repo.config.edit("local") as own:
         own["cache"] = {"dir": place}
+        own["core"] = {"autostage": True}
 
 
 def _run(folder: Path, *command: str) -> str:

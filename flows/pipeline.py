@@ -1,20 +1,19 @@
-"""Walk DVC's graph, one Prefect task a stage, and put what came out on the run's page."""
+"""Walk DVC's graph, one Prefect task a stage; promote behind the gates."""
 
-import json
-import os
 from pathlib import Path
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 from prefect.states import Completed, State
 
-from flows import checkout, graph, stage
+from flows import checkout, graph, page, stage
+from flows.pool import GPU
+from goal import interrupts
 
 HOME = Path(__file__).parents[1]
-GPU = "gpu"
-# Stages that hold the accelerator; the others may run beside them.
+# Stages that hold the limit GPU; the others may run beside them.
 ON_GPU = {"regions", "pairs", "train", "evaluate"}
 RETRIES = 3
 BACK_OFF_SECONDS = [10, 60, 300]
@@ -49,13 +48,18 @@ def walk(targets: list[str], preset: str | None, overrides: list[str], stage_hou
 
     A run that fails or is cancelled leaves its checkout, where the next one with the same parameters goes on.
     """
+    # Nobody but its worker could cancel this run: without it, the run saves and ends too.
+    interrupts.die_with_parent()
     root = checkout.prepare(HOME, preset, overrides)
     get_run_logger().info("checkout %s of %s", root.name, HOME.name)
     with checkout.held(root):
-        for name in graph.stages(root, targets):
+        names = graph.stages(root, targets)
+        progress = create_progress_artifact(0.0, key="stages", description=f"Of {len(names)} stages")
+        for done, name in enumerate(names, 1):
             run_stage(name, root, stage_hours * 3600)
+            update_progress_artifact(progress, 100.0 * done / len(names))
         branch = checkout.keep(root, f"goal: {', '.join(targets)} ({root.name})")
-        show(root, branch)
+        page.show(root, branch)
         checkout.drop(HOME, root)
     return branch
 
@@ -73,35 +77,4 @@ def promote(version: int | None, dry_run: bool, reason: str) -> None:
     try:
         stage.command(HOME, "promote", words, log, PROMOTE_SECONDS)
     finally:
-        table = "\n".join(lines)
-        create_markdown_artifact(f"```\n{table}\n```", key="gates", description="Every gate of the promotion")
-
-
-def show(root: Path, branch: str) -> None:
-    """Artefacts of the run's page: the benchmark table, what was mined, and where the record lies."""
-    table = root / "reports" / "table.md"
-    if table.exists():
-        text = f"Result: branch `{branch}`\n\n{table.read_text(encoding='utf-8')}"
-        create_markdown_artifact(text, key="benchmark-table", description="Every model on every benchmark")
-    mined = sorted((root / "pairs").glob("*/summary.json"))
-    if mined:
-        text = f"Result: branch `{branch}`\n\n" + "\n\n".join(_facts(file) for file in mined)
-        create_markdown_artifact(text, key="mined-pairs", description="Sentence-region pairs of each split")
-    tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
-    registered = root / "metrics" / "registered.json"
-    if tracking.startswith("http"):
-        create_link_artifact(f"{tracking}/#/experiments", key="mlflow-runs", link_text="Runs in MLflow")
-        if registered.exists():
-            name = json.loads(registered.read_text(encoding="utf-8"))["name"]
-            create_link_artifact(
-                f"{tracking}/#/models/{name}",
-                key="mlflow-model",
-                link_text=f"Registered model {name} in MLflow",
-            )
-
-
-def _facts(file: Path) -> str:
-    """The counts of a split as a table."""
-    facts = json.loads(file.read_text(encoding="utf-8"))
-    rows = [f"| {name} | {value} |" for name, value in facts.items() if isinstance(value, int | float | str)]
-    return "\n".join([f"| {file.parent.name} | |", "|---|---|", *rows])
+        page.gates(lines)

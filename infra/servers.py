@@ -10,7 +10,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +17,14 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
+MLFLOW_PORT, PREFECT_PORT = 5000, 4200  # or free ones, where these are taken
+SERVERS = ("mlflow", "prefect", "worker")
 POOL = "goal"
+ADDRESSES = "addresses.json"
 START_SECONDS = 120
 STOP_SECONDS = 35  # a cancelled flow run has 30 s to save its checkpoint
 
-# Carried by all that `up` starts, so that `down` finds a flow run whose worker was killed.
+# Carried by all that a server starts, so that what a killed one left is found.
 MARK = "GOAL_SERVERS"
 # Nothing that the project starts reports to anybody; MLflow's job runner would cost 8 processes for nothing.
 QUIET = {
@@ -57,67 +59,73 @@ def run_dir() -> Path:
 
 def running() -> Addresses | None:
     """The addresses, if both servers and the worker are alive."""
-    file = run_dir() / "addresses.json"
-    if not file.exists() or not all(_process(name) for name in ("mlflow", "prefect", "worker")):
-        return None
-    return Addresses(**json.loads(file.read_text()))
+    return None if any(_process(name) is None for name in SERVERS) else _recorded()
 
 
 def up() -> Addresses:
     """Start what is not running; a second call changes nothing. Raises ServerError after START_SECONDS."""
-    addresses = running()
-    if addresses is not None:
-        return addresses
-    down()
-    run_dir().mkdir(exist_ok=True)
-    addresses = Addresses(f"http://{HOST}:{_port(5000)}", f"http://{HOST}:{_port(4200)}")
-    _start("mlflow", [*_mlflow(), "--host", HOST, "--port", addresses.mlflow.rsplit(":", 1)[1]], {})
+    missing = [name for name in SERVERS if _process(name) is None]
+    for name in missing:
+        # A killed worker's flow runs are saving; a killed server's children hold its port.
+        _end(name, STOP_SECONDS if name == "worker" else 0)
+    if set(missing) == set(SERVERS):
+        addresses = Addresses(f"http://{HOST}:{_port(MLFLOW_PORT)}", f"http://{HOST}:{_port(PREFECT_PORT)}")
+        run_dir().mkdir(exist_ok=True)
+        (run_dir() / ADDRESSES).write_text(json.dumps(vars(addresses)))
+    addresses = _recorded()
     prefect = {
         **addresses.environment(),
         "GOAL_HOME": str(ROOT),  # prefect.yaml reads it
         "PYTHONPATH": str(ROOT),
         "PREFECT_HOME": str(run_dir() / "prefect"),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_WORKER_QUERY_SECONDS": "3",
     }
-    port = addresses.prefect.rsplit(":", 1)[1]
-    _start("prefect", _prefect("server", "start", "--host", HOST, "--port", port), prefect)
+    starts = {
+        "mlflow": ([*_mlflow(), *_listen(addresses.mlflow)], {}),
+        "prefect": (_prefect("server", "start", *_listen(addresses.prefect)), prefect),
+        "worker": (_prefect("worker", "start", "--pool", POOL, "--name", "local"), prefect),
+    }
+    for name in ("mlflow", "prefect"):
+        if name in missing:
+            _start(name, *starts[name])
     _wait("mlflow", f"{addresses.mlflow}/health")
     _wait("prefect", f"{addresses.prefect}/api/health")
-    _once(("work-pool", "create", POOL, "--type", "process", "--overwrite"), prefect)
-    _start("worker", _prefect("worker", "start", "--pool", POOL, "--name", "local"), prefect)
-    rest = (("global-concurrency-limit", "create", "gpu", "--limit", "1"), ("--no-prompt", "deploy", "--all"))
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda command: _once(command, prefect), rest))
-    (run_dir() / "addresses.json").write_text(json.dumps(vars(addresses)))
+    if "worker" in missing:
+        _prepare(prefect)
+        _start("worker", *starts["worker"])
     return addresses
+
+
+def _recorded() -> Addresses:
+    return Addresses(**json.loads((run_dir() / ADDRESSES).read_text()))
 
 
 def down() -> None:
     """Stop the worker first, so that its runs can save, then the servers; harmless when nothing runs."""
-    for name in ("worker", "prefect", "mlflow"):
+    for name in reversed(SERVERS):
         process = _process(name)
         if process is not None:
-            family = [process, *process.children(recursive=True)]
             process.send_signal(signal.SIGINT if name == "worker" else signal.SIGTERM)
-            _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
-            _kill(alive)
+        _end(name, STOP_SECONDS if process else 0)
         (run_dir() / f"{name}.pid").unlink(missing_ok=True)
-    _kill(_marked())
-    (run_dir() / "addresses.json").unlink(missing_ok=True)
+    (run_dir() / ADDRESSES).unlink(missing_ok=True)
 
 
-def _kill(processes: list[psutil.Process]) -> None:
-    for process in processes:
+def _end(name: str, seconds: float) -> None:
+    """Give all that a server started so long to end, then kill the rest."""
+    _, alive = psutil.wait_procs(_marked(name), timeout=seconds)
+    for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
-def _marked() -> list[psutil.Process]:
-    """What `up` of this folder started, directly or not, and is still alive."""
+def _marked(name: str) -> list[psutil.Process]:
+    """What a server of this folder started, directly or not, and is still alive."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == str(run_dir()):
+            if process.environ().get(MARK) == str(run_dir() / name):
                 found.append(process)
     return found
 
@@ -125,6 +133,10 @@ def _marked() -> list[psutil.Process]:
 def _mlflow() -> list[str]:
     store = [f"sqlite:///{ROOT / 'mlflow.db'}", "--artifacts-destination", str(ROOT / "mlartifacts")]
     return [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", *store]
+
+
+def _listen(address: str) -> list[str]:
+    return ["--host", HOST, "--port", address.rsplit(":", 1)[1]]
 
 
 def _prefect(*words: str) -> list[str]:
@@ -136,7 +148,7 @@ def _start(name: str, command: list[str], environment: dict[str, str]) -> None:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **QUIET, **environment, MARK: str(run_dir())},
+            env={**os.environ, **QUIET, **environment, MARK: str(run_dir() / name)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -159,9 +171,10 @@ def _process(name: str) -> psutil.Process | None:
     return process if alive else None
 
 
-def _once(words: tuple[str, ...], environment: dict[str, str]) -> None:
+def _prepare(environment: dict[str, str]) -> None:
+    """Pool, limit, automation and deployments, as the worker expects them."""
     result = subprocess.run(
-        _prefect(*words),
+        [sys.executable, "-m", "flows.pool"],
         cwd=ROOT,
         env={**os.environ, **QUIET, **environment},
         capture_output=True,
@@ -169,9 +182,9 @@ def _once(words: tuple[str, ...], environment: dict[str, str]) -> None:
         timeout=START_SECONDS,
         check=False,
     )
-    # A limit that an earlier start made is as good as a new one.
-    if result.returncode and "already exists" not in result.stdout + result.stderr:
-        raise ServerError(f"prefect {' '.join(words)} failed: {(result.stderr or result.stdout).strip()}")
+    if result.returncode:
+        said = (result.stderr or result.stdout).strip().splitlines()
+        raise ServerError(f"the deployments could not be made: {said[-1] if said else 'no output'}")
 
 
 def _wait(name: str, address: str) -> None:

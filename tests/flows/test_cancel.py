@@ -1,0 +1,54 @@
+"""A training that is cancelled, or loses its worker: it saves, all is tidy, and the next run goes on."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.flows.live import Project, serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+TIMES = 10
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    with serving(tmp_path_factory.mktemp("cancel")) as made:
+        yield made
+
+
+def tidy(project: Project) -> None:
+    """The user's files are as they were, and DVC has no lock in the project or in the run's checkout."""
+    assert project.git("status", "--porcelain") == ""
+    for root in (project.root, *(project.root / ".dvc" / "tmp" / "flows").glob("*/")):
+        project.say("dvc", "checkout", "--cd", str(root), "--allow-missing")
+
+
+@pytest.mark.parametrize("number", range(TIMES))
+def test_a_cancelled_training_saves_and_the_next_one_goes_on(project: Project, number: int) -> None:
+    run = project.training()
+    if number:
+        assert "goes on after step" in project.logged(run)
+    project.cancelled(run)
+    assert project.ended(run) == "CANCELLED"
+    tidy(project)
+
+
+def test_a_worker_killed_with_9_is_noticed_and_the_next_run_goes_on(project: Project) -> None:
+    run = project.training()
+    os.kill(project.pid("worker"), signal.SIGKILL)
+    assert project.ended(run) == "CRASHED"
+    project.until(project.idle, "the stage outlived its worker")
+    tidy(project)
+    project.up()
+    assert "goes on after step" in project.logged(project.training())
+
+
+def test_a_whole_family_killed_with_9_is_noticed(project: Project) -> None:
+    """As where the machine is lost: only the missing heartbeats tell."""
+    run = project.training()
+    for process in project.processes(of="worker"):
+        process.kill()
+    assert project.ended(run) == "CRASHED"
+    assert "no heartbeat" in project.state(run)["message"]

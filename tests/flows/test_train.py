@@ -1,0 +1,106 @@
+"""`prefect deployment run goal/train` to a registered version; its pages in a real browser."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from tests.flows.live import TINY, Project, serving
+from tests.imports import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+PICTURES = ROOT / "run" / "screenshots"  # git-ignored; to be looked at
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    with serving(tmp_path_factory.mktemp("train")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def run(project: Project) -> str:
+    """A flow run of the whole pipeline."""
+    started = project.start("goal/train", overrides=TINY)
+    assert project.ended(started) == "COMPLETED", project.logged(started)[-3000:]
+    return started
+
+
+@pytest.fixture(scope="module")
+def version(project: Project, run: str) -> ModelVersion:
+    address = project.environment["MLFLOW_TRACKING_URI"]
+    return MlflowClient(address, address).get_model_version_by_alias("goal", "challenger")
+
+
+def test_the_page_of_the_run_shows_the_result_and_leads_to_it(
+    project: Project, run: str, version: ModelVersion
+) -> None:
+    shown = project.artifacts(run)
+    assert "| stage2 |" in shown["benchmark-table"]
+    assert all(shown[key].startswith("data:image/png;base64,") for key in ("loss-curve", "contact-sheet"))
+    assert shown["stages"] == "100.0"
+    mlflow = project.environment["MLFLOW_TRACKING_URI"]
+    assert f"{mlflow}/#/models/goal/versions/{version.version}" in shown["mlflow-version"]
+    assert f"/runs/{version.run_id})" in shown["mlflow-run"]
+
+
+def test_the_version_comes_from_the_branch_of_the_run(project: Project, version: ModelVersion) -> None:
+    branch = project.git("for-each-ref", "--format=%(refname:short)", "refs/heads/runs").strip()
+    assert version.tags["goal.model"] in project.git("show", f"{branch}:metrics/registered.json")
+    assert project.git("status", "--porcelain") == ""
+    assert not list((project.root / ".dvc" / "tmp" / "flows").glob("*/"))
+
+
+def test_the_same_again_skips_every_stage_and_makes_no_version(
+    project: Project, run: str, version: ModelVersion
+) -> None:
+    again = project.start("goal/train", overrides=TINY)
+    assert project.ended(again) == "COMPLETED"
+    tasks = project.api("task_runs/filter", flow_runs={"id": {"any_": [again]}})
+    assert {task["state"]["name"] for task in tasks} == {"Skipped"}
+    assert project.artifacts(again)["mlflow-version"] == project.artifacts(run)["mlflow-version"]
+
+
+def test_promotion_shows_its_gates_and_says_why_not(project: Project, run: str) -> None:
+    dry = project.start("goal/promote")
+    assert project.ended(dry) in {"COMPLETED", "FAILED"}
+    shown = project.artifacts(dry)["gates"]
+    assert "minimum 40" in shown
+    assert ("would become the champion" in shown) == (project.state(dry)["type"] == "COMPLETED")
+
+
+def test_the_pages_in_a_browser(project: Project, run: str, version: ModelVersion) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium (Debian: apt install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api")
+    prefect = project.environment["PREFECT_API_URL"].removesuffix("/api")
+    mlflow = project.environment["MLFLOW_TRACKING_URI"]
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1800})
+        page.set_default_timeout(120_000)
+
+        page.goto(f"{prefect}/runs/flow-run/{run}?tab=Artifacts")
+        for words in ("benchmark-table", "contact-sheet", "loss-curve", "mlflow-version"):
+            page.get_by_text(words, exact=False).first.wait_for()
+        _keep(page, "prefect-run")
+
+        page.goto(f"{mlflow}/#/models/goal")
+        page.get_by_text("challenger").first.wait_for()
+        _keep(page, "mlflow-model")
+        page.goto(f"{mlflow}/#/models/goal/versions/{version.version}")
+        page.get_by_text("goal.model").first.wait_for()
+        _keep(page, "mlflow-version")
+        browser.close()
+
+
+def _keep(page: object, name: str) -> Path:
+    file = PICTURES / f"{name}.png"
+    page.screenshot(path=file, full_page=True)
+    assert file.stat().st_size > 20_000, "an empty page"
+    return file
