@@ -3,13 +3,13 @@
 import logging
 import sys
 from contextlib import nullcontext
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from goal import config
+from goal.commands import models, search
 from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT, EXIT_USER_ERROR, Interrupted, Unavailable, UserError
 
 if TYPE_CHECKING:
@@ -24,13 +24,6 @@ app = typer.Typer(
 PIPELINE = "Stages of the pipeline (dvc.yaml runs these)"
 DAILY = "Daily use"
 UPKEEP = "Upkeep of the package"
-
-
-class Reader(StrEnum):
-    """Programs that `goal export` writes for."""
-
-    open_clip = "open_clip"
-    transformers = "transformers"
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -161,20 +154,6 @@ def fit_batch(name: Annotated[str, typer.Argument(help="stage1, stage2, global o
 
 
 @app.command(rich_help_panel=DAILY)
-def embed(
-    output: Annotated[Path, typer.Argument(help="a .parquet file: input, kind, embedding")],
-    model: Annotated[Path, typer.Option(help="a model's folder or weights file")] = Path("models/stage2"),
-    image: Annotated[list[Path] | None, typer.Option(help="a picture, or a folder of pictures")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="a text of any length")] = None,
-) -> None:
-    """Embed pictures and texts with a model; rows are L2-normalised, so that their product is the cosine."""
-    params = config.load()
-    from goal import predict
-
-    predict.run(params, model, image or [], text or [], output)
-
-
-@app.command(rich_help_panel=DAILY)
 def table(
     mixed: Annotated[bool, typer.Option(help="Also show results of different protocols, marked.")] = False,
 ) -> None:
@@ -198,17 +177,8 @@ def compare(
     _print(comparison.rich(first, second, lines))
 
 
-@app.command(rich_help_panel=DAILY)
-def export(
-    model: Annotated[Path, typer.Argument(help="a model's folder or weights file, as models/stage2")],
-    folder: Annotated[Path, typer.Argument(help="where to; made if need be")],
-    reader: Annotated[Reader, typer.Option("--for", help="what is to read it")] = Reader.open_clip,
-) -> None:
-    """Write a model as plain open_clip or Hugging Face transformers load it, without this project."""
-    from goal import exports, weights
-
-    writers = {Reader.open_clip: exports.open_clip, Reader.transformers: exports.transformers}
-    writers[reader](weights.load(model), folder)
+for verb in (models.embed, models.export, search.index, search.search, search.app):
+    app.command(rich_help_panel=DAILY)(verb)
 
 
 @app.command(rich_help_panel=UPKEEP)

@@ -265,12 +265,12 @@ def run_status(client: "MlflowClient", version: "ModelVersion") -> str | None:
     return None
 
 
-def fetch(client: "MlflowClient", version: "ModelVersion", folder: Path) -> Path:
-    """Download a version's evaluation (details/ and ranks/) below `folder`."""
+def fetch(client: "MlflowClient", version: "ModelVersion", folder: Path, what: str = EVALUATION) -> Path:
+    """Download a part of a version, else its evaluation (details/ and ranks/), below `folder`."""
     from mlflow.artifacts import download_artifacts
 
     folder.mkdir(parents=True, exist_ok=True)
-    where = f"{version.source}/{EVALUATION}"
+    where = f"{version.source}/{what}"
     return Path(download_artifacts(where, dst_path=str(folder), tracking_uri=client.tracking_uri))
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -38,6 +39,8 @@ ENCODERS = (boxes, cleaning, clip, images, network, text)
 # Longer than any caption: tokens are counted before the context cuts them.
 UNCUT = 1 << 20
 PRECISION = "fp32"
+Item = TypeVar("Item")
+View = TypeVar("View")
 
 
 @dataclass(frozen=True)
@@ -132,11 +135,14 @@ def encode_pictures(
     """
     read = partial(_view, clip.preprocess(models[0].spec), settings.max_megapixels)
     embedded: list[list[Tensor]] = [[] for _ in models]
-    for views in _prefetched(read, tqdm(pictures, "pictures", unit=""), settings.batch_size):
+    for views in prefetched(read, tqdm(pictures, "pictures", unit=""), settings.batch_size):
         batch = torch.stack(views).to(settings.device)
         for model, found in zip(models, embedded, strict=True):
             found.append(model.encode_images(batch).float().cpu())
-    return [torch.cat(found) for found in embedded]
+    return [
+        torch.cat([torch.empty(0, model.spec.embed_dim), *found])
+        for model, found in zip(models, embedded, strict=True)
+    ]
 
 
 @torch.inference_mode()
@@ -179,13 +185,11 @@ def _view(prepare: Callable[[Image.Image], Tensor], max_megapixels: float, pictu
         raise UserError(f"{picture.path}: {error}; mend the table that names the crop") from error
 
 
-def _prefetched(
-    read: Callable[[Picture], Tensor], pictures: Iterable[Picture], size: int
-) -> Iterator[list[Tensor]]:
-    """Batches of views; while one is used, the next is read."""
+def prefetched(read: Callable[[Item], View], items: Iterable[Item], size: int) -> Iterator[list[View]]:
+    """Batches of what `read` makes of each item, in order; while one is used, threads read the next."""
     # Pillow registers its formats at the first picture, and two threads at once would trip over it.
     Image.init()
-    remaining = iter(pictures)
+    remaining = iter(items)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         coming = [pool.submit(read, picture) for picture in islice(remaining, size)]
         while coming:

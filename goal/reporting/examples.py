@@ -8,9 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 
-from goal import clip, layout, weights
+from goal import layout, weights
 from goal.boxes import View
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
@@ -18,7 +17,6 @@ from goal.evaluation import compare, grounding
 from goal.evaluation.galleries import SIDES
 from goal.evaluation.grounding import Grounding
 from goal.images import open_image
-from goal.model.network import Spec
 from goal.reporting import pictures
 
 Item = TypeVar("Item")
@@ -97,7 +95,7 @@ def grounded(
         view = View(image.size, models[0].spec.image_size, models[0].spec.view)
         yield {
             "id": row.id,
-            "view": pictures.small(_seen(models[0].spec, image)),
+            "view": pictures.viewed(image, models[0].spec.view),
             "size": view.view_size,
             "tokens": found[0].tokens,
             "read": found[0].read,
@@ -165,13 +163,6 @@ def _truth(data_set: str) -> dict[tuple[str, int, int], tuple[float, ...]]:
         for one in lines
         if one["caption"] == 0
     }
-
-
-def _seen(spec: Spec, image: Image.Image) -> Image.Image:
-    """The view as a picture again."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
-    pixels = (clip.preprocess(spec)(image) * std + mean).clamp(0, 1) * 255
-    return Image.fromarray(pixels.round().byte().permute(1, 2, 0).numpy())
 
 
 def _box(sides: Sequence[float]) -> dict[str, float]:

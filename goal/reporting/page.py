@@ -3,16 +3,15 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from goal.evaluation import plots, table
 from goal.evaluation.compare import Line
 from goal.evaluation.results import Results
+from goal.reporting import templates
 from goal.reporting.examples import Duel
 
 SECTIONS = {
@@ -62,11 +61,8 @@ def render(data_set: str, results: Results, charts: Sequence[Chart], content: Co
     present |= {"pairs"} if content.pairs else set()
     present |= {"queries"} if content.duel else set()
     present |= {"grounding"} if content.grounded else set()
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = resources.files("goal").joinpath("assets/report.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return templates.render(
+        "report.html",
         data_set=data_set,
         sections={name: title for name, title in SECTIONS.items() if name in present},
         titles=[title for *_, title in table.columns(results)],

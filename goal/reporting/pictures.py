@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from goal.boxes import View
 from goal.images import open_image
 
 # Pixels, the longer side of a copy.
@@ -30,6 +31,16 @@ def small(image: Image.Image, side: int = SIDE) -> str:
 def small_file(path: str | Path, max_megapixels: float) -> str:
     """The same of a file; raises ImageError where it cannot be opened."""
     return small(open_image(path, max_megapixels))
+
+
+def viewed(image: Image.Image, mode: str) -> str:
+    """The part of a picture that a network sees by `mode` (goal.boxes.View), sharper than it sees it."""
+    view = View(image.size, min(SIDE, *image.size), mode)
+    left, top = view.offset
+    square = (left, top, left + view.view_size, top + view.view_size)
+    return _address(
+        image.resize(view.resized, Image.Resampling.LANCZOS).crop(square), "JPEG", quality=QUALITY
+    )
 
 
 def heat(values: torch.Tensor) -> str:

@@ -1,0 +1,44 @@
+"""The model that a command line names: a path, one of the pipeline, or an alias of the registry."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from goal import config, layout, registry, weights
+from goal.errors import UserError
+from goal.files import atomic
+
+ALIASES = (registry.CHAMPION, registry.CHALLENGER)
+
+
+def find(name: str) -> Path:
+    """Where the weights of the model called `name` lie; those of an alias are fetched once and kept.
+
+    Raises UserError where there is no such model, Unavailable where the registry does not answer.
+    """
+    if name in ALIASES:
+        return _registered(name)
+    path = layout.model_dir(name) if name in layout.MODELS else Path(name)
+    if not weights.file_of(path).is_file():
+        known = ", ".join((*ALIASES, *layout.MODELS))
+        raise UserError(f"{name}: no weights at {weights.file_of(path)}; name a path, or one of {known}")
+    return path
+
+
+def _registered(alias: str) -> Path:
+    registered = config.load().register_.name
+    with registry.answering():
+        client = registry.connect()
+        version = registry.by_alias(client, registered, alias)
+        if version is None:
+            raise UserError(f"{registered}: no {alias} yet; `goal register`, then `goal promote`, make one")
+        digest = version.tags["goal.model"]
+        file = layout.work_dir("registered") / digest / weights.FILE
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=file.parent) as folder, atomic(file) as draft:
+                fetched = registry.fetch(client, version, Path(folder), f"artifacts/{weights.FILE}")
+                if weights.digest(fetched) != digest:
+                    raise UserError(f"{registered} version {version.version}: its weights are not its own")
+                os.replace(fetched, draft)
+    return file

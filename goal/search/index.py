@@ -1,0 +1,125 @@
+"""Bring an index up to date with its folder: new and changed pictures are embedded, vanished ones dropped.
+
+Every batch is committed by itself, so the same command goes on after a kill.
+"""
+
+import logging
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from goal import clip, devices, images, interrupts, weights
+from goal.clip import Preprocess
+from goal.errors import Interrupted, UserError
+from goal.evaluation.embed import prefetched
+from goal.images import ImageError
+from goal.search import ann, store
+from goal.search.store import Card, Entry, Stamp
+
+if TYPE_CHECKING:
+    from goal.config import Params
+
+log = logging.getLogger(__name__)
+
+
+class Read(NamedTuple):
+    """A file that was tried: its view, or why there is none."""
+
+    path: bytes
+    view: Tensor | ImageError
+
+
+def run(params: "Params", folder: Path, place: Path, model: Path, name: str) -> None:
+    """Index the pictures below `folder` at `place` with the model that the user called `name`.
+
+    Files that are no usable pictures are counted by reason; each run tries them again. Raises UserError for
+    a folder without a file (a disk that is not mounted looks like that: nothing is dropped) and for an index
+    of another model or folder; Interrupted after a signal, when what was embedded is saved.
+    """
+    root = os.fsencode(folder.resolve())
+    found = _files(root, os.fsencode(place.resolve()))
+    if not found:
+        raise UserError(f"{folder}: holds no file; nothing was indexed or dropped")
+    network = weights.load(model)
+    spec = network.spec
+    index = store.create(
+        place, Card(os.fsdecode(root), name, weights.digest(model), spec.name, spec.embed_dim)
+    )
+    known = index.stamps()
+    gone = known.keys() - found.keys()
+    index.change([], gone)
+    todo = sorted(path for path, stamp in found.items() if known.get(path) != stamp)
+    device = devices.resolve(params.train.device, "train.device")
+    network.to(device).eval()
+    read = partial(_read, root, clip.preprocess(spec), params.data.max_megapixels)
+    left_out: dict[bytes, ImageError] = {}
+    with interrupts.taken_down() as asked, tqdm(total=len(todo), unit=" files") as progress:
+        for batch in prefetched(read, todo, params.evaluate.batch_size):
+            refused = {one.path: one.view for one in batch if isinstance(one.view, ImageError)}
+            views = {one.path: one.view for one in batch if isinstance(one.view, Tensor)}
+            vectors = _embed(network, views, device)
+            index.change([Entry(path, found[path], vector) for path, vector in vectors], refused)
+            left_out |= refused
+            progress.update(len(batch))
+            if asked() and progress.n < len(todo):
+                raise Interrupted(f"{place}: {len(index)} pictures are in; the same command goes on")
+    ann.prepare(index)
+    embedded = len(todo) - len(left_out)
+    log.info(
+        "%s: %d pictures: %d embedded, %d as before; %d dropped, their files are gone",
+        *(place, len(index), embedded, len(found) - len(todo), len(gone)),
+    )
+    for reason, count in Counter(error.reason for error in left_out.values()).most_common():
+        example = next(path for path, error in left_out.items() if error.reason == reason)
+        log.warning("left out: %d x %s, such as %s", count, reason, store.shown(example))
+
+
+def _files(root: bytes, place: bytes) -> dict[bytes, Stamp]:
+    """Every file below `root` but the index's own, by its path below it."""
+
+    def fail(error: OSError) -> None:
+        # Unread is not vanished: its pictures must not be dropped.
+        raise UserError(
+            f"{store.shown(os.fsencode(error.filename))}: {error.strerror}; nothing was indexed"
+        ) from error
+
+    found = {}
+    for folder, folders, names in os.walk(root, onerror=fail):
+        folders[:] = [name for name in folders if os.path.join(folder, name) != place]
+        for name in names:
+            path = os.path.join(folder, name)
+            try:
+                status = os.stat(path)
+            except OSError:
+                # It vanished, or is a link to nothing.
+                continue
+            # A pipe would be waited for.
+            if stat.S_ISREG(status.st_mode):
+                found[os.path.relpath(path, root)] = Stamp(status.st_size, status.st_mtime_ns)
+    return found
+
+
+def _read(root: bytes, prepare: Preprocess, max_megapixels: float, path: bytes) -> Read:
+    try:
+        return Read(path, prepare(images.open_image(os.fsdecode(os.path.join(root, path)), max_megapixels)))
+    except ImageError as error:
+        return Read(path, error)
+
+
+@torch.inference_mode()
+def _embed(
+    network: clip.GoalClip, views: dict[bytes, Tensor], device: torch.device
+) -> Iterator[tuple[bytes, np.ndarray]]:
+    if not views:
+        return iter(())
+    found = network.encode_images(torch.stack(list(views.values())).to(device), normalize=True)
+    return zip(views, found.float().cpu().numpy(), strict=True)

@@ -1,0 +1,95 @@
+"""Queries to an index: a text of any length, or a picture, to the nearest pictures."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from goal import clip, devices, text, weights
+from goal.errors import UserError
+from goal.search import ann, store
+from goal.text.sentences import Sentence
+
+if TYPE_CHECKING:
+    from goal.config import Params
+
+# Longer than any text: tokens are counted before the context cuts them.
+UNCUT = 1 << 20
+_WORD = re.compile(r"\S+")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A picture that was found: its file (which may be gone since) and its cosine with the query."""
+
+    path: bytes
+    score: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model reads of a text: `read` of its `tokens`, up to the character `end`."""
+
+    tokens: int
+    read: int
+    end: int
+
+
+class Search:
+    """An index with its model, both loaded."""
+
+    def __init__(self, params: "Params", place: Path, model: Path, name: str) -> None:
+        """The index at `place` and the model that the user calls `name`; UserError where they do not fit."""
+        self.index = store.opened(place)
+        store.check_model(place, self.index.card, name, weights.digest(model))
+        if not len(self.index):
+            raise UserError(f"{place}: holds no picture; `goal index` says why")
+        self.model = model
+        self._device = devices.resolve(params.train.device, "train.device")
+        self.network = weights.load(model).to(self._device).eval()
+        self._prepare = clip.preprocess(self.network.spec)
+        self._nearest = ann.load(self.index)
+
+    @torch.inference_mode()
+    def by_text(self, words: str, count: int) -> list[Hit]:
+        """The pictures nearest to a text, of which the model reads what its context holds."""
+        if not words.strip():
+            raise UserError("the text is empty; describe a picture")
+        ids = text.tokenize(words, [], self.network.spec.context_length).ids
+        return self._hits(self.network.encode_texts(ids[None].to(self._device), normalize=True), count)
+
+    def by_picture(self, image: Image.Image, count: int) -> list[Hit]:
+        """The pictures nearest to one (RGB, image frame)."""
+        return self._hits(self.of_picture(image), count)
+
+    @torch.inference_mode()
+    def of_picture(self, image: Image.Image) -> Float[Tensor, "1 D"]:
+        """The L2-normalised vector of a picture."""
+        return self.network.encode_images(self._prepare(image)[None].to(self._device), normalize=True)
+
+    def reading(self, words: str) -> Reading:
+        """How much of a text the model reads."""
+        return reading(words, self.network.spec.context_length)
+
+    def _hits(self, query: Float[Tensor, "1 D"], count: int) -> list[Hit]:
+        scores, ids = (found[0].tolist() for found in self._nearest(query.float().cpu().numpy(), count))
+        paths = self.index.paths(ids)
+        return [
+            Hit(os.path.join(self.index.root, paths[one]), score)
+            for one, score in zip(ids, scores, strict=True)
+            if one in paths
+        ]
+
+
+def reading(words: str, context_length: int) -> Reading:
+    """How much of a text a context holds; a word that is cut counts as read."""
+    found = [Sentence(one.start(), one.end(), one.group()) for one in _WORD.finditer(words)]
+    cut = text.tokenize(words, found, context_length)
+    read = [word.end for word, span in zip(found, cut.spans, strict=True) if span]
+    return Reading(len(text.tokenize(words, [], UNCUT).ids), len(cut.ids), max(read, default=0))

@@ -1,0 +1,188 @@
+"""An index on disk: the vector of every picture of a folder, made by one model.
+
+card.json names the model and the pictures' folder, pictures.sqlite has a row a picture. SQLite makes each
+change whole or not at all, also under kill -9. Letters: P pictures, D embedding width.
+"""
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from goal import files
+from goal.errors import UserError
+
+CARD = "card.json"
+DATABASE = "pictures.sqlite"
+# Paths are bytes, below the pictures' folder: a file's name need not be text.
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS pictures (
+    id INTEGER PRIMARY KEY,
+    path BLOB NOT NULL UNIQUE,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    vector BLOB NOT NULL
+)
+"""
+INSERT = """
+INSERT INTO pictures (path, size, mtime_ns, vector) VALUES (?, ?, ?, ?)
+ON CONFLICT (path) DO UPDATE SET size = excluded.size, mtime_ns = excluded.mtime_ns, vector = excluded.vector
+"""
+# Seconds that a writer waits for a reader, and a reader for a commit.
+PATIENCE = 60.0
+ROWS = 4096
+
+
+class Stamp(NamedTuple):
+    """What tells that a file changed."""
+
+    size: int  # bytes
+    mtime_ns: int
+
+
+class Entry(NamedTuple):
+    """A picture as the index knows it."""
+
+    path: bytes  # relative to the card's folder
+    stamp: Stamp
+    vector: Float32[np.ndarray, " D"]  # L2-normalised
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an index hangs on; bytes of `folder` that are no text are kept as surrogates."""
+
+    folder: str  # absolute
+    model: str  # as the user named it
+    digest: str  # sha256 of the model's weights
+    network: str
+    width: int  # D
+
+
+class Store:
+    """The index in the folder `place`; make it with `create` or `opened`."""
+
+    def __init__(self, place: Path, card: Card) -> None:
+        self.place, self.card = place, card
+        self._file = place / DATABASE
+        with self._answering():
+            # A page answers from several threads, one at a time.
+            self._database = sqlite3.connect(self._file, timeout=PATIENCE, check_same_thread=False)
+            self._database.execute(SCHEMA)
+
+    @property
+    def root(self) -> bytes:
+        """The pictures' folder."""
+        return os.fsencode(self.card.folder)
+
+    def version(self) -> int:
+        """Grows with every change."""
+        with self._answering():
+            return self._database.execute("PRAGMA user_version").fetchone()[0]
+
+    def __len__(self) -> int:
+        with self._answering():
+            return self._database.execute("SELECT count(*) FROM pictures").fetchone()[0]
+
+    def stamps(self) -> dict[bytes, Stamp]:
+        """Every picture's file as it was when it was embedded."""
+        with self._answering():
+            rows = self._database.execute("SELECT path, size, mtime_ns FROM pictures")
+            return {path: Stamp(size, mtime_ns) for path, size, mtime_ns in rows}
+
+    def change(self, entries: Sequence[Entry], dropped: Iterable[bytes]) -> None:
+        """Add or renew pictures and drop others, all of it or nothing."""
+        rows = [(path, *stamp, vector.astype("<f4").tobytes()) for path, stamp, vector in entries]
+        gone = [(path,) for path in dropped]
+        if not rows and not gone:
+            return
+        with self._answering(), self._database as transaction:
+            transaction.executemany("DELETE FROM pictures WHERE path = ?", gone)
+            transaction.executemany(INSERT, rows)
+            # A pragma takes no parameters.
+            transaction.execute(f"PRAGMA user_version = {self.version() + 1}")
+
+    def vectors(self, every: int = 1) -> Iterator[tuple[Int64[np.ndarray, " P"], Float32[np.ndarray, "P D"]]]:
+        """Ids and vectors in blocks, sorted by id; `every` n-th picture alone, for a sample."""
+        with self._answering():
+            rows = self._database.execute(
+                "SELECT id, vector FROM pictures WHERE id % ? = 0 ORDER BY id", (every,)
+            )
+            while block := rows.fetchmany(ROWS):
+                ids, vectors = zip(*block, strict=True)
+                values = np.frombuffer(b"".join(vectors), "<f4").reshape(len(ids), self.card.width)
+                yield np.array(ids, np.int64), values
+
+    def paths(self, ids: Iterable[int]) -> dict[int, bytes]:
+        """Where the pictures of these ids lie, below `root`."""
+        wanted = list(ids)
+        marks = ", ".join("?" * len(wanted))
+        with self._answering():
+            return dict(
+                self._database.execute(f"SELECT id, path FROM pictures WHERE id IN ({marks})", wanted)
+            )
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise UserError(
+                f"{self._file}: {error}; make room or mend it, or remove {self.place} to index anew"
+            ) from error
+
+
+def create(place: Path, card: Card) -> Store:
+    """The index at `place`, made if need be; UserError where it is another model's or another folder's."""
+    if not (place / CARD).exists():
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise files.unwritable(place, error) from error
+        files.write_json(asdict(card), place / CARD)
+    found = read_card(place)
+    check_model(place, found, card.model, card.digest)
+    if found.folder != card.folder:
+        raise UserError(
+            f"{place}: is the index of {shown(os.fsencode(found.folder))}; give another one with --index"
+        )
+    return Store(place, found)
+
+
+def opened(place: Path) -> Store:
+    """The index at `place`; UserError where there is none."""
+    return Store(place, read_card(place))
+
+
+def read_card(place: Path) -> Card:
+    """What the index at `place` says of itself."""
+    path = place / CARD
+    try:
+        content: Mapping = json.loads(path.read_text(encoding="utf-8"))
+        return Card(**content)
+    except FileNotFoundError as error:
+        raise UserError(f"{place}: no index; `goal index FOLDER --index {place}` makes it") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; remove {place} to index anew") from error
+
+
+def check_model(place: Path, card: Card, model: str, digest: str) -> None:
+    """Refuse a model whose vectors cannot be compared with those of the index."""
+    if card.digest != digest:
+        raise UserError(
+            f"{place}: made by {card.model} ({card.network}, sha256 {card.digest[:12]}), not by {model}"
+            f" ({digest[:12]}); give that model, or index anew with another --index"
+        )
+
+
+def shown(path: bytes) -> str:
+    """A path for people: on one line, bytes that are no text as \\xNN."""
+    text = path.decode("utf-8", "backslashreplace")
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
