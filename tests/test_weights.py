@@ -9,8 +9,9 @@ import open_clip
 import pytest
 import torch
 
-from goal import clip, exports, weights
+from goal import clip, weights
 from goal.errors import UserError
+from goal.exports import folders
 from goal.model.network import GoalClip, Spec
 from tests import networks
 from tests.networks import equal, tiny
@@ -66,7 +67,7 @@ def test_plain_open_clip_reads_the_file(registered: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("view", ["center_crop", "squash"])
 def test_plain_open_clip_reads_the_folder(view: str, model: GoalClip, tmp_path: Path) -> None:
     model.spec = replace(SPEC, view=view, std=(0.5, 0.5, 0.5))
-    exports.open_clip(model, tmp_path)
+    folders.open_clip(model, tmp_path)
     theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in theirs.state_dict().items())
     picture = torch.randint(0, 256, (40, 57, 3), dtype=torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""A model for other programs: folders that plain open_clip and Hugging Face transformers load as they are."""
+"""Folders that plain open_clip and Hugging Face transformers load as they are."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def transformers(model: GoalClip, folder: Path) -> None:
     crop may lie one pixel beside open_clip's and ours. Raises UserError where the disk refuses.
     """
     _write(folder / "config.json", _huggingface_config(model.spec))
-    _write(folder / "preprocessor_config.json", _huggingface_preprocessing(model.spec))
+    preprocessor(model.spec, folder)
     tensorfiles.write(folder / weights.FILE, weights.to_huggingface(model), {"format": "pt"})
 
 
@@ -72,11 +72,12 @@ def _huggingface_config(spec: Spec) -> dict[str, Any]:
     }
 
 
-def _huggingface_preprocessing(spec: Spec) -> dict[str, Any]:
+def preprocessor(spec: Spec, folder: Path) -> None:
+    """Write preprocessor_config.json: how a picture becomes a view, in the words of transformers."""
     side = spec.image_size
     square = {"height": side, "width": side}
     bicubic = 3
-    return {
+    content = {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
         "size": square if spec.view == "squash" else {"shortest_edge": side},
@@ -89,6 +90,7 @@ def _huggingface_preprocessing(spec: Spec) -> dict[str, Any]:
         "image_mean": spec.mean,
         "image_std": spec.std,
     }
+    _write(folder / "preprocessor_config.json", content)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

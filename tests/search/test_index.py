@@ -1,0 +1,249 @@
+"""An index keeps up with its folder, says what it leaves out, and survives a kill at any moment."""
+
+import json
+import logging
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from goal import clip, images, weights
+from goal.config import Params
+from goal.errors import UserError
+from goal.search import index, store
+from tests import tiny
+
+PLACE = Path("index")
+MODEL = Path("models/base")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with a random network and a folder `photos` of four pictures."""
+    tiny.make(tmp_path, monkeypatch, ("zero-shot", "stage1"))
+    photos = tmp_path / "photos"
+    (photos / "deep").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.jpg", "deep/c.png", "deep/d.webp")):
+        picture(photos / name, number)
+    return photos
+
+
+def picture(path: Path | bytes, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 255, (40, 50, 3), np.uint8)
+    kind = os.fsdecode(path).rpartition(".")[2].replace("jpg", "jpeg")
+    with open(path, "wb") as file:
+        Image.fromarray(pixels).save(file, kind)
+
+
+def run(folder: Path, place: Path = PLACE, model: Path = MODEL) -> dict[bytes, np.ndarray]:
+    """Index; the vectors of the index by path."""
+    index.run(params(), folder, place, model, str(model))
+    return vectors(place)
+
+
+def params() -> Params:
+    return tiny.params()
+
+
+def vectors(place: Path = PLACE) -> dict[bytes, np.ndarray]:
+    found = store.opened(place)
+    ids, values = zip(*found.vectors(), strict=True)
+    paths = found.paths(np.concatenate(ids).tolist())
+    return dict(zip(paths.values(), np.concatenate(values), strict=True))
+
+
+def embedded(file: Path) -> np.ndarray:
+    """What the network says of one picture, without the index."""
+    network = weights.load(MODEL).eval()
+    view = clip.preprocess(network.spec)(images.open_image(file, 200))
+    with torch.inference_mode():
+        return F.normalize(network.encode_images(view[None]), dim=1)[0].numpy()
+
+
+def test_every_picture_has_its_vector(project: Path) -> None:
+    found = run(project)
+    assert sorted(found) == [b"a.png", b"b.jpg", b"deep/c.png", b"deep/d.webp"]
+    for path, vector in found.items():
+        np.testing.assert_allclose(vector, embedded(project / os.fsdecode(path)), atol=1e-5)
+
+
+def test_only_new_and_changed_files_are_read_again(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    before = run(project)
+    picture(project / "deep/e.png", 5)
+    picture(project / "a.png", 6)
+    (project / "b.jpg").unlink()
+    after = run(project)
+    assert "4 pictures: 2 embedded, 2 as before; 1 dropped" in caplog.text
+    assert sorted(after) == [b"a.png", b"deep/c.png", b"deep/d.webp", b"deep/e.png"]
+    assert np.array_equal(after[b"deep/c.png"], before[b"deep/c.png"])
+    assert not np.allclose(after[b"a.png"], before[b"a.png"])
+    version = store.opened(PLACE).version()
+    run(project)
+    assert "4 pictures: 0 embedded, 4 as before; 0 dropped" in caplog.text
+    assert store.opened(PLACE).version() == version
+
+
+def test_a_picture_that_is_none_any_more_leaves_the_index(project: Path) -> None:
+    run(project)
+    (project / "a.png").write_text("no longer")
+    assert b"a.png" not in run(project)
+
+
+def test_a_third_of_the_files_are_no_pictures(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(20):
+        (project / f"note-{number}.txt").write_text("not a picture")
+        (project / f"empty-{number}.jpg").touch()
+    cut = (project / "a.png").read_bytes()[:200]
+    (project / "cut.png").write_bytes(cut)
+    (project / "archive.jpg").write_bytes(b"PK\x03\x04" + bytes(100))
+    os.mkfifo(project / "pipe.jpg")
+    (project / "nowhere.png").symlink_to("missing.png")
+    assert len(run(project)) == 4
+    counted = dict(
+        reversed(record.getMessage().removeprefix("left out: ").split(", ")[0].split(" x "))
+        for record in caplog.records
+        if record.getMessage().startswith("left out")
+    )
+    assert counted == {"not a picture": "21", "empty file (0 bytes)": "20", "damaged picture": "1"}
+
+
+def test_names_are_bytes(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = os.fsencode(project)
+    odd = [
+        b"a b.png",
+        b'it\'s "so".png',
+        b"two\nlines.png",
+        b"caf\xe9.png",
+        "日本.png".encode(),
+        b"[red].png",
+    ]
+    for seed, name in enumerate(odd):
+        picture(os.path.join(root, name), 10 + seed)
+    Path(os.fsdecode(os.path.join(root, b"bad\xff\n.txt"))).write_text("x")
+    found = run(project)
+    assert set(odd) < set(found)
+    assert "such as bad\\xff\\n.txt" in caplog.text
+    assert len(run(project)) == 10
+
+
+def test_a_folder_without_a_file_drops_nothing(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match="nothing: holds no file; nothing was indexed or dropped"):
+        run(tmp_path / "nothing")
+    before = run(project)
+    project.rename(tmp_path / "elsewhere")
+    project.mkdir()
+    with pytest.raises(UserError, match="holds no file"):
+        run(project)
+    assert vectors().keys() == before.keys()
+
+
+def test_an_index_of_another_model_or_folder_is_refused_by_name(project: Path, tmp_path: Path) -> None:
+    run(project)
+    with pytest.raises(UserError, match=r"index: made by models/base \(custom, .*not by models/stage1 \("):
+        run(project, model=Path("models/stage1"))
+    with pytest.raises(UserError, match=r"is the index of .*photos; give another one with --index"):
+        run(tmp_path / "data/tiny")
+
+
+def test_files_that_vanish_meanwhile_are_counted(
+    project: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is read first; then a file goes and another changes."""
+    listed = index._files
+
+    def then_change(root: bytes, place: bytes) -> dict:
+        found = listed(root, place)
+        (project / "a.png").unlink()
+        picture(project / "b.jpg", 99)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "_files", then_change)
+        assert len(run(project)) == 3
+    assert "1 x not found, such as a.png" in caplog.text
+    # Its stamp is that of before the change, so the next run reads it again.
+    np.testing.assert_allclose(run(project)[b"b.jpg"], embedded(project / "b.jpg"), atol=1e-5)
+
+
+def test_the_index_does_not_index_itself(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert len(run(project, project / "index")) == 4
+    assert "left out" not in caplog.text
+
+
+def test_a_broken_index_is_one_line(project: Path) -> None:
+    run(project)
+    (PLACE / store.DATABASE).write_text("not a database" * 100)
+    with pytest.raises(UserError, match=r"pictures.sqlite: file is not a database; .*remove index"):
+        run(project)
+    (PLACE / store.CARD).write_text("{")
+    with pytest.raises(UserError, match=r"card.json: cannot be read"):
+        run(project)
+
+
+@pytest.fixture
+def command(project: Path) -> Iterator[subprocess.Popen]:
+    """`goal index` on 200 pictures in a process of its own."""
+    for number in range(200):
+        picture(project / f"{number:03d}.png", number)
+    values = params().model_dump(by_alias=True)
+    Path("params.yaml").write_text(json.dumps(values))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "goal", "index", "photos", "--index", "index", "--model", str(MODEL)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGKILL, id="kill -9"),
+        pytest.param(signal.SIGTERM, id="terminate", marks=pytest.mark.slow),
+    ],
+)
+def test_a_kill_loses_at_most_a_batch(command: subprocess.Popen, project: Path, number: int) -> None:
+    while command.poll() is None and _count() < 40:
+        time.sleep(0.02)
+    command.send_signal(number)
+    said = command.communicate()[1]
+    kept = _count()
+    assert 40 <= kept < 204, said
+    if number == signal.SIGTERM:
+        assert command.returncode == 75
+        assert f"index: {kept} pictures are in; the same command goes on" in said
+    database = sqlite3.connect(PLACE / store.DATABASE)
+    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    version = store.opened(PLACE).version()
+    found = run(project)
+    assert len(found) == 204
+    # Each batch is one change: what was in is not done again.
+    assert store.opened(PLACE).version() - version == -(-(204 - kept) // params().evaluate.batch_size)
+    for name in ("000.png", "199.png"):
+        np.testing.assert_allclose(found[name.encode()], embedded(project / name), atol=1e-5)
+
+
+def _count() -> int:
+    path = PLACE / store.DATABASE
+    if not path.exists():
+        return 0
+    try:
+        return sqlite3.connect(path, timeout=5).execute("SELECT count(*) FROM pictures").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0

@@ -1,0 +1,104 @@
+"""What `goal export` writes, read by the programs that it is for."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import yaml
+
+from goal import evaluate, exports, text, weights
+from goal.errors import UserError
+from goal.exports import onnx_files
+from tests import tiny
+
+MODEL = Path("models/base")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return tiny.make(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX export of a random network."""
+    root = tmp_path_factory.mktemp("written")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.make(root, patch)
+        exports.run(MODEL, root / "out", "onnx")
+    return root
+
+
+def answer(file: Path, name: str, inputs: torch.Tensor) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return session.run(["embeddings"], {name: inputs.numpy()})[0]
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_onnx_answers_as_the_network_for_any_batch(written: Path, batch: int) -> None:
+    model = weights.load(written / MODEL).eval()
+    views = torch.randn(batch, 3, 32, 32)
+    captions = [tiny.CAPTIONS[number % len(tiny.CAPTIONS)] for number in range(batch)]
+    ids = torch.zeros(batch, model.spec.context_length, dtype=torch.long)
+    for row, caption in zip(ids, captions, strict=True):
+        tokens = text.tokenize(caption, [], model.spec.context_length).ids
+        row[: len(tokens)] = tokens
+    with torch.inference_mode():
+        seen, told = model.encode_images(views, normalize=True), model.encode_texts(ids, normalize=True)
+    assert np.abs(answer(written / "out/images.onnx", "views", views) - seen.numpy()).max() < 1e-4
+    assert np.abs(answer(written / "out/texts.onnx", "ids", ids) - told.numpy()).max() < 1e-4
+    prepared = json.loads((written / "out/preprocessor_config.json").read_text())
+    assert (prepared["crop_size"], prepared["image_mean"]) == (
+        {"height": 32, "width": 32},
+        list(model.spec.mean),
+    )
+
+
+def test_a_program_that_answers_otherwise_is_not_left_behind(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_files, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match=r"images.onnx: not written: its embeddings differ .* by"):
+        exports.run(MODEL, Path("out"), "onnx")
+    assert [path.name for path in Path("out").iterdir()] == ["preprocessor_config.json"]
+
+
+def test_the_card_says_what_was_measured_on_these_weights(project: Path) -> None:
+    evaluate.run(tiny.params(), "zero-shot")
+    exports.run(MODEL, Path("out"), "open_clip")
+    card = Path("out/README.md").read_text()
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front)["library_name"] == "open_clip"
+    measured = json.loads(Path("metrics/zero-shot/details/test.json").read_text())["metrics"]
+    found = re.search(r"\| tiny/test \| 6 / 12 \| text_to_image_r1 \| ([\d.]+) \| ([\d.]+) to", body)
+    expected = measured["text_to_image_r1"]
+    assert (float(found[1]), float(found[2])) == pytest.approx((expected["mean"], expected["low"]), abs=0.006)
+    assert f"| sha256 of the weights | {weights.digest(MODEL)} |" in body
+    for heading in ("Use", "Intended use", "Limits", "Data and licence", "Metrics", "Lineage"):
+        assert f"## {heading}\n" in body
+
+
+def test_the_card_of_other_weights_claims_nothing(project: Path) -> None:
+    evaluate.run(tiny.params(), "zero-shot")
+    torch.manual_seed(7)
+    weights.save(weights.GoalClip(tiny.SPEC), Path("other"))
+    exports.run(Path("other"), Path("out"), "transformers")
+    card = Path("out/README.md").read_text()
+    assert "None: no evaluation of these weights" in card
+    assert "Training data: not known here" in card
+
+
+def test_the_card_names_the_data_and_its_licence(project: Path) -> None:
+    card = {"name": "stage2", "data": "docci", "seed": 3, "steps": 10, "params": {"stage2": {"lr": 1e-5}}}
+    parent = {"path": "models/stage1", "sha256": "abc"}
+    weights.publish(weights.load(MODEL), Path("models/stage2"), card | {"parent": parent})
+    exports.run(Path("models/stage2"), Path("out"), "open_clip")
+    text = Path("out/README.md").read_text()
+    assert "Training data: docci, CC BY 4.0, pictures and descriptions: name the authors" in text
+    assert yaml.safe_load(text.split("---\n")[1])["license"] == "other"
+    assert "| started from | models/stage1, sha256 abc |" in text
+    assert "| parameters | stage2.lr 1e-05 |" in text
