@@ -195,7 +195,9 @@ def test_sigterm_stops_at_once_and_says_how_to_go_on(tmp_path, log, expected, wo
     process.terminate()
     _, error = process.communicate(timeout=20)
     assert error.splitlines()[-1].startswith("Interrupted: squares: stopped;")
-    assert content(tmp_path / "out").items() <= expected.items()
+    # A worker may have been stopped in the middle of a draft, whose name starts with a dot; the next run clears it.
+    whole = {name: data for name, data in content(tmp_path / "out").items() if not name.startswith(".")}
+    assert whole.items() <= expected.items()
     run(Squares(str(log)), tmp_path / "out")
     assert content(tmp_path / "out") == expected
 
@@ -223,7 +225,8 @@ def small_disk(tmp_path: Path):
     if mounted.returncode:
         pytest.skip("no small disk to fill: mounting one is not allowed here")
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    # Lazily: a worker that was just ended may still hold it.
+    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
