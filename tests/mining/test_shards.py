@@ -195,7 +195,7 @@ def test_sigterm_stops_at_once_and_says_how_to_go_on(tmp_path, log, expected, wo
     process.terminate()
     _, error = process.communicate(timeout=20)
     assert error.splitlines()[-1].startswith("Interrupted: squares: stopped;")
-    # A worker may have been stopped in the middle of a draft, whose name starts with a dot; the next run clears it.
+    # Stopped in the middle of a draft, whose name starts with a dot; the next run clears it.
     whole = {name: data for name, data in content(tmp_path / "out").items() if not name.startswith(".")}
     assert whole.items() <= expected.items()
     run(Squares(str(log)), tmp_path / "out")
