@@ -4,11 +4,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from goal import config, layout, registry, weights
+from goal import config, layout, weights
 from goal.errors import UserError
 from goal.files import atomic
 
-ALIASES = (registry.CHAMPION, registry.CHALLENGER)
+ALIASES = ("champion", "challenger")
 
 
 def find(name: str) -> Path:
@@ -26,6 +26,9 @@ def find(name: str) -> Path:
 
 
 def _registered(alias: str) -> Path:
+    # Only now: it brings all of the record with it.
+    from goal import registry
+
     registered = config.load().register_.name
     with registry.answering():
         client = registry.connect()

@@ -1,0 +1,146 @@
+"""Search at scale: time to build an index and to answer a query, and what the approximate one finds.
+
+    python -m benchmarks.search                 # all sizes and vectors, as a Markdown table
+    python -m benchmarks.search --sizes 10000   # some of them
+    python -m benchmarks.search --hnsw          # faiss's graph beside the inverted file, up to 100,000
+
+| vectors | what they are |
+|---|---|
+| clustered | unit vectors, 512 wide, 100 around each centre at a cosine near 0.8: as embeddings lie |
+| random | independent unit vectors: the worst case for an approximate index, nothing is near anything |
+
+A query is a vector of the index with noise, cosine near 0.9; its time is the median of 100. recall@10: the
+share of the ten nearest (all vectors compared) that the index finds. Each row is a process of its own, whose
+peak memory is read at its end.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from goal.search import ann, store
+from goal.search.store import Card, Entry, Stamp
+
+WIDTH, QUERIES, NEAREST = 512, 100, 10
+BLOCK = 10_000
+SIZES = (10_000, 100_000, 1_000_000)
+A_CLUSTER = 100
+GRAPH = 32  # links a vector in HNSW
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="vectors")
+    parser.add_argument("--kinds", nargs="+", default=("clustered", "random"))
+    parser.add_argument("--hnsw", action="store_true")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        index, kind, size = arguments.one
+        print(json.dumps(measure(index, kind, int(size))))
+        return
+    columns = ("index", "vectors", "size", "build s", "load s", "ms a query", "recall@10", "peak GiB")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for size in arguments.sizes:
+        for kind in arguments.kinds:
+            # Comparing with all takes the same time whatever the vectors.
+            indexes = ["exact"] if kind == arguments.kinds[0] else []
+            indexes += ["cells"] if size > BLOCK else []
+            indexes += ["graph"] if arguments.hnsw and BLOCK < size <= 100_000 else []
+            for index in indexes:
+                row = _in_its_process(index, kind, size)
+                print(f"| {index} | {kind} | {size:,} | {' | '.join(row)} |", flush=True)
+
+
+def measure(index: str, kind: str, size: int) -> list[str]:
+    """A row of the table from `build s` on."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = store.create(Path(folder), Card("/pictures", "random", "0" * 64, "none", WIDTH))
+        for start in range(0, size, BLOCK):
+            block = vectors(kind, start)
+            names = (f"{number:07d}.jpg".encode() for number in range(start, start + BLOCK))
+            kept.change([Entry(name, Stamp(1, 1), row) for name, row in zip(names, block, strict=True)], [])
+        start = time.perf_counter()
+        if index == "exact":
+            built, build = None, 0.0
+        else:
+            built = ann.approximate(kept) if index == "cells" else graph(kept)
+            build = time.perf_counter() - start
+            faiss.write_index(built, f"{folder}/built")
+            del built
+        start = time.perf_counter()
+        nearest = ann.Nearest(ann.exact(kept) if index == "exact" else faiss.read_index(f"{folder}/built"))
+        load = time.perf_counter() - start
+        queries = asked(kind, size)
+        nearest(queries[:1], NEAREST)
+        found, times = [], []
+        for query in queries:
+            start = time.perf_counter()
+            found.append(nearest(query[None], NEAREST)[1][0])
+            times.append(time.perf_counter() - start)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        hits = np.mean([len(np.intersect1d(*pair)) for pair in zip(found, truth(kept, queries), strict=True)])
+    share = f"{hits / NEAREST:.3f}"
+    return [f"{build:.0f}", f"{load:.1f}", f"{1000 * np.median(times):.1f}", share, f"{peak:.1f}"]
+
+
+def vectors(kind: str, start: int) -> np.ndarray:
+    """Rows start to start + BLOCK of the vectors."""
+    draw = np.random.default_rng([1, start])
+    rows = draw.standard_normal((BLOCK, WIDTH), np.float32)
+    if kind == "clustered":
+        # Centre and noise of like length would lie at a cosine of 0.7.
+        centres = np.random.default_rng([2, start]).standard_normal((BLOCK // A_CLUSTER, WIDTH), np.float32)
+        rows = 0.75 * rows + np.repeat(centres, A_CLUSTER, axis=0)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def asked(kind: str, size: int) -> np.ndarray:
+    """Queries: vectors of blocks all over the index, with noise."""
+    draw = np.random.default_rng(3)
+    starts = np.linspace(0, size - BLOCK, 10).astype(int) // BLOCK * BLOCK
+    rows = np.concatenate([vectors(kind, start)[:: BLOCK // (QUERIES // 10)] for start in starts])[:QUERIES]
+    noise = draw.standard_normal(rows.shape, np.float32)
+    rows = rows + 0.48 * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def truth(kept: store.Store, queries: np.ndarray) -> np.ndarray:
+    """Ids of the nearest by comparing with all, block by block."""
+    best = np.full((QUERIES, NEAREST), -np.inf, np.float32)
+    ids = np.zeros((QUERIES, NEAREST), np.int64)
+    for numbers, block in kept.vectors():
+        scores = np.concatenate([best, queries @ block.T], axis=1)
+        both = np.concatenate([ids, np.broadcast_to(numbers, (QUERIES, len(numbers)))], axis=1)
+        order = np.argpartition(-scores, NEAREST, axis=1)[:, :NEAREST]
+        best, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(both, order, 1)
+    return ids
+
+
+def graph(kept: store.Store) -> faiss.Index:
+    """faiss's HNSW, for comparison."""
+    index = faiss.IndexHNSWFlat(WIDTH, GRAPH, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction, index.hnsw.efSearch = 80, 128
+    index = faiss.IndexIDMap(index)
+    for ids, block in kept.vectors():
+        index.add_with_ids(block, ids)
+    return index
+
+
+def _in_its_process(*one: object) -> list[str]:
+    command = [sys.executable, "-m", "benchmarks.search", "--one", *map(str, one)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The page of `goal app` in a real browser: its own server, chromium, drawn scenes, the embedded network."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from playwright.sync_api import Browser, Page, expect
+
+from goal import clip, config, images, weights
+from goal.config import Params
+from goal.datasets import manifest, scenes
+from goal.evaluation import grounding
+from goal.search import index
+from goal.search.query import Search
+from tests import browser as browsers
+from tests import tiny
+
+PICTURES = 24
+HOSTILE = '<script>alert(1)</script> {{ 7 * 7 }} ${7 * 7} & "quoted".'
+TAIL = " And one sentence more." * 60
+WAIT = 60_000  # milliseconds; a machine may be busy
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Drawn scenes with their captions, indexed by the embedded network."""
+    root = tmp_path_factory.mktemp("app")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.delenv("DVC_ROOT", raising=False)
+        params = config.load(tiny.ROOT / "params.yaml")
+        folder = Path("data/scenes")
+        (folder / "images").mkdir(parents=True)
+        drawn = [
+            scenes.draw(params, folder, scenes.Order("test", number, False)) for number in range(PICTURES)
+        ]
+        manifest.write([one.row for one in drawn], folder / "test.parquet")
+        weights.save(clip.load("scenes-vit/embedded"), Path("models/stage2"))
+        index.run(params, folder / "images", Path("work/index"), Path("models/stage2"), "stage2")
+        Path("params.yaml").write_text((tiny.ROOT / "params.yaml").read_text())
+        yield root
+
+
+@pytest.fixture(scope="module")
+def params(project: Path) -> Params:
+    return config.load()
+
+
+@pytest.fixture(scope="module")
+def search(project: Path, params: Params) -> Search:
+    return Search(params, Path("work/index"), Path("models/stage2"), "stage2")
+
+
+@pytest.fixture(scope="module")
+def caption(project: Path) -> str:
+    return manifest.read(Path("data/scenes/test.parquet"))[7].captions[0]
+
+
+@pytest.fixture(scope="module")
+def server(project: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """`goal app` as a user starts it: its address and process."""
+    environment = os.environ | {"PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "goal", "app"], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("open http"):
+            break
+    else:
+        pytest.fail(f"the page did not start: {''.join(said)}")
+    yield line.split()[1], psutil.Process(process.pid)
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with browsers.chromium() as found:
+        yield found
+
+
+def ask(page: Page, words: str) -> None:
+    page.locator("#words textarea").fill(words)
+    page.locator("#search").click()
+
+
+@pytest.mark.parametrize(
+    ("size", "scheme"),
+    [(browsers.DESK, "light"), (browsers.PHONE, "dark")],
+    ids=["desk, light", "phone, dark"],
+)
+def test_a_long_text_finds_pictures_and_each_sentence_its_place(
+    server: tuple,
+    browser: Browser,
+    search: Search,
+    caption: str,
+    tmp_path: Path,
+    size: dict,
+    scheme: str,
+) -> None:
+    address, _ = server
+    words = f"{caption} {HOSTILE}{TAIL}"
+    with browsers.page(browser, address, viewport=size, color_scheme=scheme) as (page, seen):
+        page.goto(address)
+        ask(page, words)
+        pictures = page.locator("#pictures .thumbnail-item")
+        expect(pictures).to_have_count(12, timeout=WAIT)
+        hits = search.by_text(words, 12)
+        expect(pictures).to_have_text([f"{hit.score:.3f}" for hit in hits])
+        reading = search.reading(words)
+        expect(page.locator("#reading")).to_contain_text(
+            f"{reading.tokens} tokens, the model reads {search.network.spec.context_length}."
+        )
+        expect(page.locator("#reading mark")).to_have_text(words[reading.end :])
+        page.screenshot(path=tmp_path / "found.png", full_page=True)
+
+        pictures.nth(1).locator("img").click()
+        panel = page.locator("#grounded")
+        expect(panel.locator("h3")).to_have_text(os.fsdecode(hits[1].path), timeout=WAIT)
+        found = grounding.ground(search.network, images.open_image(os.fsdecode(hits[1].path), 200), words)
+        told = [
+            (sentence.text, f"{score:.2f}")
+            for sentence, score in zip(found.sentences, found.scores.tolist(), strict=True)
+            if score == score
+        ]
+        assert any("<script>" in sentence for sentence, _ in told)
+        expect(panel.locator("figcaption")).to_have_text([score + sentence for sentence, score in told])
+        expect(panel.locator("svg image.heat")).to_have_count(len(told))
+        unread = len(found.sentences) - len(told)
+        expect(panel).to_contain_text(f"Beyond the context, not read: {unread} sentences.")
+        page.screenshot(path=tmp_path / "grounded.png", full_page=True)
+        assert browsers.overflow(page) == 0
+    assert seen.faults == []
+    assert seen.fetched == []
+
+
+def test_a_dropped_picture_finds_pictures_and_captions(
+    server: tuple, browser: Browser, project: Path, tmp_path: Path
+) -> None:
+    address, _ = server
+    rows = manifest.read(Path("data/scenes/test.parquet"))
+    with browsers.page(browser, address, viewport=browsers.DESK) as (page, seen):
+        page.goto(address)
+        page.locator("#dropped input[type=file]").set_input_files(rows[3].image)
+        captions = page.locator("#captions li")
+        expect(captions).to_have_count(5, timeout=WAIT)
+        # The picture itself is the nearest; a gallery shows no names.
+        expect(page.locator("#pictures .thumbnail-item").first).to_have_text("1.000")
+        shown = [text[len("0.000") :] for text in captions.all_inner_texts()]
+        assert {text.strip() for text in shown} <= {row.captions[0] for row in rows}
+        page.screenshot(path=tmp_path / "dropped.png", full_page=True)
+    assert seen.faults == []
+
+
+def test_what_cannot_be_done_is_said(server: tuple, browser: Browser, tmp_path: Path) -> None:
+    address, _ = server
+    (tmp_path / "archive.jpg").write_bytes(b"PK\x03\x04" + bytes(1000))
+    with browsers.page(browser, address, viewport=browsers.DESK) as (page, _):
+        page.goto(address)
+        ask(page, "   ")
+        expect(page.get_by_text("the text is empty; describe a picture")).to_be_visible(timeout=WAIT)
+        page.locator("#dropped input[type=file]").set_input_files(tmp_path / "archive.jpg")
+        expect(page.get_by_text("archive.jpg: not a picture")).to_be_visible(timeout=WAIT)
+
+
+def test_it_listens_on_loopback_alone_and_takes_no_large_file(server: tuple) -> None:
+    address, process = server
+    listening = [one.laddr.ip for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    assert listening == ["127.0.0.1"]
+    large = {"files": ("large.jpg", bytes(21 * 2**20), "image/jpeg")}
+    try:
+        answer = requests.post(f"{address}gradio_api/upload", files=large, timeout=60)
+    except requests.ConnectionError:
+        # It hangs up before all of it was sent.
+        return
+    assert answer.status_code == 413
+    assert json.loads(answer.text)["detail"]

@@ -1,0 +1,149 @@
+"""Queries: the nearest pictures, exactly or nearly; what is read of a text; the command line."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from goal import images, text, weights
+from goal.commands import named
+from goal.errors import UserError
+from goal.search import ann, index, store
+from goal.search.query import Search, reading
+from goal.search.store import Card, Entry, Stamp
+from tests import tiny
+
+PLACE = Path("index")
+MODEL = Path("models/base")
+WIDTH = 16
+
+
+@pytest.fixture
+def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
+    """The six pictures of the tiny project, and their index."""
+    tiny.make(tmp_path, monkeypatch, ("zero-shot", "stage1"))
+    index.run(tiny.params(), Path("data/tiny/images"), PLACE, MODEL, "zero-shot")
+    return Search(tiny.params(), PLACE, MODEL, "zero-shot")
+
+
+def test_a_picture_finds_itself(search: Search) -> None:
+    hits = search.by_picture(images.open_image("data/tiny/images/3.png", 200), 3)
+    assert Path(os.fsdecode(hits[0].path)) == Path("data/tiny/images/3.png").resolve()
+    assert hits[0].score == pytest.approx(1.0, abs=1e-5)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_a_text_finds_the_pictures_of_the_largest_cosine(search: Search) -> None:
+    words = tiny.CAPTIONS[1]
+    ids = text.tokenize(words, [], search.network.spec.context_length).ids
+    told = search.network.encode_texts(ids[None], normalize=True)[0].detach().numpy()
+    expected = {}
+    for ids, vectors in search.index.vectors():
+        paths = search.index.paths(ids.tolist())
+        expected |= {
+            paths[one]: float(vector @ told) for one, vector in zip(ids.tolist(), vectors, strict=True)
+        }
+    hits = search.by_text(words, 100)
+    assert {os.path.basename(hit.path): hit.score for hit in hits} == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_empty_text_and_an_empty_index_are_refused(search: Search, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the text is empty"):
+        search.by_text(" \n", 3)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("a")
+    index.run(tiny.params(), tmp_path / "texts", Path("empty"), MODEL, "zero-shot")
+    with pytest.raises(UserError, match="empty: holds no picture"):
+        Search(tiny.params(), Path("empty"), MODEL, "zero-shot")
+    with pytest.raises(UserError, match=r"nowhere: no index; `goal index FOLDER --index nowhere` makes it"):
+        Search(tiny.params(), Path("nowhere"), MODEL, "zero-shot")
+    with pytest.raises(UserError, match=r"index: made by zero-shot \(custom, .*, not by stage1 \("):
+        Search(tiny.params(), PLACE, Path("models/stage1"), "stage1")
+
+
+def test_ten_thousand_words_are_cut_where_the_context_ends(search: Search) -> None:
+    words = "The tree is green. " * 2500
+    assert len(search.by_text(words, 3)) == 3
+    found = reading(words, 77)
+    assert (found.tokens, found.read) == (2500 * 5 + 2, 77)
+    # 75 tokens of five a sentence, the full stop among them.
+    assert words[: found.end] == ("The tree is green. " * 15).strip()
+
+
+def test_a_short_text_is_read_to_its_end() -> None:
+    found = reading(" A cat. ", 77)
+    assert (found.tokens, found.read, found.end) == (5, 5, 7)
+
+
+def fill(place: Path, count: int) -> tuple[store.Store, np.ndarray]:
+    """An index of vectors around fifty centres."""
+    draw = np.random.default_rng(0)
+    centres = draw.standard_normal((50, WIDTH))
+    vectors = np.repeat(centres, count // 50, axis=0) + 0.3 * draw.standard_normal((count, WIDTH))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    kept = store.create(place, Card("/pictures", "any", "0" * 64, "none", WIDTH))
+    kept.change([Entry(b"%d" % row, Stamp(1, 1), vector) for row, vector in enumerate(vectors)], [])
+    return kept, vectors
+
+
+def test_a_large_index_finds_nearly_all_of_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, vectors = fill(tmp_path, 5000)
+    queries = vectors[::100]
+    _, exact = ann.load(kept)(queries, 10)
+    expected = np.argsort(-queries @ vectors.T, axis=1)[:, :10]
+    paths = kept.paths(set(exact.flatten().tolist()))
+    assert [{int(paths[one]) for one in row} for row in exact.tolist()] == [
+        set(row) for row in expected.tolist()
+    ]
+    monkeypatch.setattr(ann, "EXACT_UP_TO", 1000)
+    _, cells = ann.load(kept)(queries, 10)
+    shared = [len(set(one) & set(other)) for one, other in zip(exact.tolist(), cells.tolist(), strict=True)]
+    assert np.mean(shared) / 10 >= 0.95
+
+
+def test_a_changed_index_sorts_its_cells_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ann, "EXACT_UP_TO", 1000)
+    kept, vectors = fill(tmp_path, 2000)
+    first = ann.prepare(kept)
+    written = first.stat().st_mtime_ns
+    assert ann.prepare(kept) == first
+    assert first.stat().st_mtime_ns == written
+    kept.change([Entry(b"new", Stamp(1, 1), -vectors[0])], [b"0"])
+    scores, ids = ann.load(kept)(-vectors[:1], 1)
+    assert kept.paths(ids[0].tolist()) == {ids[0, 0]: b"new"}
+    assert scores[0, 0] == pytest.approx(1.0, abs=1e-3)
+    assert [path.name for path in tmp_path.glob("*.faiss")] == [f"cells-{kept.version()}.faiss"]
+
+
+def test_models_have_names(search: Search) -> None:
+    assert named.find("zero-shot") == MODEL
+    assert named.find("models/stage1") == Path("models/stage1")
+    with pytest.raises(
+        UserError, match=r"stage2: no weights at models/stage2/.*; name a path, or one of champion"
+    ):
+        named.find("stage2")
+
+
+def test_the_command_line_prints_scores_and_paths(search: Search) -> None:
+    Path("params.yaml").write_text((tiny.ROOT / "params.yaml").read_text())
+    os.rename("data/tiny/images/2.png", b"data/tiny/images/two\nli\xffnes.png")
+    index.run(tiny.params(), Path("data/tiny/images"), PLACE, MODEL, "zero-shot")
+    done = subprocess.run(
+        [sys.executable, "-m", "goal", "search", "A man reads. " * 90, "--index", "index", "--count", "6"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6
+    assert all(re.fullmatch(r"-?\d\.\d{3}  /.*/data/tiny/images/.*\.png", line) for line in lines)
+    assert any(line.endswith("two\\nli\\xffnes.png") for line in lines)
+    assert "362 tokens, of which 77 are read" in done.stderr
+    assert weights.digest(MODEL)[:12] in store.read_card(PLACE).digest
