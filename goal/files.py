@@ -32,10 +32,24 @@ def atomic(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def write_json(value: Any, path: Path) -> None:
-    """Write a value as indented JSON, atomically; raises UserError where the disk refuses."""
+def write_text(path: Path, text: str) -> None:
+    """Write a text file and the folders on its way; raises UserError where the disk refuses."""
+    make_folder(path.parent)
     with atomic(path) as draft:
-        draft.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        draft.write_text(text, encoding="utf-8")
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write a value as indented JSON, as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those on its way; raises UserError where the disk refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def replace_folder(draft: Path, target: Path) -> None:

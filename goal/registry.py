@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from goal import layout, tensorfiles, tracking, weights
+from goal import files, layout, tracking, weights
 from goal.config import Params
 from goal.errors import Unavailable, UserError
 from goal.record import lineage, provenance
@@ -62,7 +62,7 @@ def run(params: Params) -> None:
     facts = {"name": params.register_.name, "model": name, "digest": digest}
     content = {**facts, "registered": params.tracking.enabled, "metrics": numbers}
     path = Path("metrics") / "registered.json"
-    tensorfiles.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    files.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def headline(name: str) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from goal import layout, tensorfiles
+from goal import files, layout
 from goal.evaluation import compare, plots, results, table
 from goal.evaluation.results import Results
 from goal.reporting import examples, facts
@@ -28,16 +28,16 @@ def run(params: "Params") -> None:
     """
     found = results.load(results.evaluated())
     folder = layout.reports_dir()
-    tensorfiles.write_text(folder / "table.md", table.markdown(found))
-    tensorfiles.write_text(folder / "table.csv", table.as_csv(found))
-    tensorfiles.write_text(folder / "recall.csv", table.recall_csv(found))
+    files.write_text(folder / "table.md", table.markdown(found))
+    files.write_text(folder / "table.csv", table.as_csv(found))
+    files.write_text(folder / "recall.csv", table.recall_csv(found))
     mined = facts.mining()
     charts = [*_benchmarks(found), *_lengths(found), *_training(found), *_similarities(mined)]
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     for chart in charts:
         plots.png(chart.figure, folder / "pictures" / f"{chart.name}.png")
     page = render(params.data.name, found, charts, _content(params, found, mined))
-    tensorfiles.write_text(folder / "index.html", page)
+    files.write_text(folder / "index.html", page)
     log.info("open %s", folder / "index.html")
 
 
@@ -90,8 +90,8 @@ def _lengths(found: Results) -> Iterator[Chart]:
 
 
 def _training(found: Results) -> Iterator[Chart]:
-    files = {model: layout.metrics_dir(model) / "loss.csv" for model in found.models}
-    curves = {model: plots.read_curve(path) for model, path in files.items() if path.exists()}
+    written = {model: layout.metrics_dir(model) / "loss.csv" for model in found.models}
+    curves = {model: plots.read_curve(path) for model, path in written.items() if path.exists()}
     trained = {model: curve for model, curve in curves.items() if curve["step"]}
     if trained:
         yield Chart(

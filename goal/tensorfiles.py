@@ -15,7 +15,7 @@ from goal import files
 from goal.errors import UserError
 from goal.files import digest
 
-__all__ = ["digest", "read", "write", "write_text"]
+__all__ = ["digest", "read", "write"]
 
 # Under these names training scripts keep the weights beside their own state.
 _NESTED = ("state_dict", "model_state_dict", "model")
@@ -97,24 +97,14 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -
     bytes.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    _make_folder(path)
+    files.make_folder(path.parent)
     with files.atomic(path) as draft:
+        # safetensors gives its files to their owner alone; this one is as others may read it.
+        draft.touch()
+        mode = draft.stat().st_mode
         try:
             save_file(state, draft, metadata)
+            draft.chmod(mode)
         except SafetensorError as error:
             # Its own class for a full disk and the like.
             raise OSError(_short(error)) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file and the folders on its way; UserError where the disk refuses."""
-    _make_folder(path)
-    with files.atomic(path) as draft:
-        draft.write_text(text, encoding="utf-8")
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise files.unwritable(path, error) from error

@@ -1,18 +1,16 @@
 """The training of one model, from its start weights to the finished one, over any number of processes."""
 
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from goal import interrupts, layout, tensorfiles, weights
+from goal import files, interrupts, layout, tensorfiles, weights
 from goal.config import Params
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
@@ -168,23 +166,18 @@ def _validation(params: Params, plan: Recipe, spec: Spec) -> Validation | None:
 
 def _identity(params: Params, plan: Recipe) -> dict[str, Any]:
     """All that decides the result, by name; a run goes on only where all of it is the same."""
-    files = [layout.manifest(params.data.name, split) for split in ("train", "val")]
+    inputs = [layout.manifest(params.data.name, split) for split in ("train", "val")]
     if plan.local:
-        files += sorted(layout.pairs_dir("train").glob("shard-*.parquet"))
+        inputs += sorted(layout.pairs_dir("train").glob("shard-*.parquet"))
     return {
         "name": plan.name,
         **plan.decisive(params),
-        **{str(file): tensorfiles.digest(file) for file in files},
+        **{str(file): tensorfiles.digest(file) for file in inputs},
         str(plan.start): weights.digest(plan.start),
-        "code": _code(),
+        # Of the whole package: which files decide a result is not for a list to get wrong.
+        "code": files.source_digest(),
         "torch": torch.__version__,
     }
-
-
-def _code() -> str:
-    # Of the whole package: which files decide a result is not for a list to get wrong.
-    files = sorted(Path(__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _wrapped(model: nn.Module, params: Params, group: Group) -> nn.Module:

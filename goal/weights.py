@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goal import tensorfiles
+from goal import files, tensorfiles
 from goal.errors import UserError
 from goal.model import layouts
 from goal.model.network import GoalClip, Spec
@@ -39,7 +39,7 @@ def publish(model: GoalClip, folder: Path, card: Mapping[str, Any]) -> Path:
     """Write a finished model: its weights, and `card` as card.json with the file's sha256 and the network."""
     file = save(model, folder)
     content = {**card, "sha256": digest(file), "network": asdict(model.spec)}
-    tensorfiles.write_text(folder / CARD, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    files.write_text(folder / CARD, json.dumps(content, indent=2, sort_keys=True) + "\n")
     return file
 
 

@@ -34,9 +34,10 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_a_folder_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"b\.json: cannot be written: No such file or directory; "):
-        files.write_json({}, tmp_path / "none" / "b.json")
+def test_folders_on_the_way_are_made_and_a_file_in_their_place_is_one_line(tmp_path):
+    files.write_json({}, tmp_path / "new" / "deep" / "b.json")
+    with pytest.raises(UserError, match=r"b\.json/c: cannot be written: .*; make room or mend it"):
+        files.write_json({}, tmp_path / "new" / "deep" / "b.json" / "c" / "d.json")
 
 
 def test_json_refuses_what_json_does_not_know(tmp_path):

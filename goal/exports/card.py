@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-from goal import config, tensorfiles, weights
+from goal import config, files, weights
 from goal.errors import UserError
 from goal.evaluation import results
 from goal.evaluation.results import Result
@@ -38,7 +38,7 @@ def write(path: Path, spec: Spec, library: str, folder: Path) -> None:
         lineage=_lineage(made, digest),
         tolerance="1e-4",
     )
-    tensorfiles.write_text(folder / FILE, content)
+    files.write_text(folder / FILE, content)
 
 
 def _made(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from goal import tensorfiles, weights
+from goal import files, tensorfiles, weights
 from goal.model.network import GoalClip, Spec
 
 
@@ -94,4 +94,4 @@ def preprocessor(spec: Spec, folder: Path) -> None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    tensorfiles.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    files.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from goal import config, layout, presets, weights
+from goal import config, files, layout, presets, weights
 from goal.config import Params
 from goal.errors import UserError
 from goal.evaluation import plots
@@ -46,15 +46,15 @@ def training(params: Params, name: str, place: str) -> Record:
 
 def _work(params: Params, plan: Recipe) -> str:
     """What a checkpoint hangs on too, so that the steps after a kill are those of the same run."""
-    files = [layout.manifest(params.data.name, split) for split in ("train", "val")]
-    files += sorted(layout.pairs_dir("train").glob("shard-*.parquet")) if plan.local else []
+    inputs = [layout.manifest(params.data.name, split) for split in ("train", "val")]
+    inputs += sorted(layout.pairs_dir("train").glob("shard-*.parquet")) if plan.local else []
     versions = provenance.packages()
     return provenance.fingerprint(
         {
             "name": plan.name,
             "params": plan.decisive(params),
-            "files": {str(file): provenance.sha256(file) for file in (*files, weights.file_of(plan.start))},
-            "code": code_digest(),
+            "files": {str(file): provenance.sha256(file) for file in (*inputs, weights.file_of(plan.start))},
+            "code": files.source_digest(),
             "torch": versions.get("torch"),
         }
     )
@@ -98,7 +98,7 @@ def _header(params: Params, name: str, kind: str, key: str) -> Record:
             "goal.name": name,
             "goal.commit": code.commit,
             "goal.uncommitted": ", ".join(code.changed) or "none",
-            "goal.code": code_digest(),
+            "goal.code": files.source_digest(),
             "goal.command": f"goal {'train' if kind == TRAINING else 'evaluate'} {name}",
             "goal.user": user(),
             "goal.data": params.data.name,
@@ -157,13 +157,6 @@ def preset(params: Params) -> str:
         except UserError:
             continue
     return "custom"
-
-
-def code_digest() -> str:
-    """One digest of all of this package's code."""
-    root = Path(__file__).parents[1]
-    files = sorted(str(path.relative_to(root)) for path in root.rglob("*.py"))
-    return provenance.fingerprint({name: provenance.sha256(root / name) for name in files})
 
 
 def user() -> str:

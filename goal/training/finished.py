@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from goal import layout, tensorfiles, weights
+from goal import files, layout, weights
 from goal.config import Params
 from goal.training.learner import Learner
 from goal.training.recipe import Recipe
@@ -26,8 +26,8 @@ def write(params: Params, recipe: Recipe, learner: Learner, counts: Mapping[str,
         "validation": learner.validations[-1] if learner.validations else {},
         "best_validation": learner.best or {},
     }
-    tensorfiles.write_text(folder / NUMBERS, json.dumps(numbers, indent=2) + "\n")
-    tensorfiles.write_text(folder / CURVE, _table(learner))
+    files.write_text(folder / NUMBERS, json.dumps(numbers, indent=2) + "\n")
+    files.write_text(folder / CURVE, _table(learner))
     card = {
         "name": recipe.name,
         "data": params.data.name,
