@@ -59,6 +59,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2, help="timed ones; the fastest counts")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_step.json"))
+    parser.add_argument("--chunk", type=int, default=0, help="ours: pairs a forward pass; 0: all at once")
+    parser.add_argument("--checkpoint", action="store_true", help="ours: compute activations again")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.way:
@@ -96,14 +98,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     spec = Spec(**{**vars(spec), "context_length": CONTEXT})
     torch.manual_seed(0)
     model = GoalClip(spec)
-    pairs = _pairs(arguments.captions, arguments.batch, spec)
+    pairs = random_pairs(arguments.captions, arguments.batch, spec)
     bf16 = arguments.precision == "bf16"
 
     def autocast():
         return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 
     if arguments.way == "ours":
-        take = _ours(model.to(device), pairs, spec, device, autocast)
+        model.set_grad_checkpointing(arguments.checkpoint)
+        take = _ours(model.to(device), samples(pairs, spec), arguments.chunk, device, autocast)
     else:
         torch.autograd.set_detect_anomaly(arguments.way == "plain, anomaly")
         take = _plain(model, pairs, spec, device, autocast)
@@ -122,7 +125,8 @@ def _resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _pairs(file: Path, count: int, spec: Spec) -> list[dict[str, Any]]:
+def random_pairs(file: Path, count: int, spec: Spec) -> list[dict[str, Any]]:
+    """Captions of a file, the second sentence of each, and random pictures, crops and boxes."""
     records = json.loads(file.read_text())
     captions = [record if isinstance(record, str) else record["caption"] for record in records]
     long = [caption for caption in captions if len(split_sentences(caption)) > 2][:count]
@@ -143,21 +147,26 @@ def _pairs(file: Path, count: int, spec: Spec) -> list[dict[str, Any]]:
     return pairs
 
 
-def _ours(
-    model: GoalClip, pairs: list[dict[str, Any]], spec: Spec, device: torch.device, autocast: Callable
-) -> Callable[[], list[float]]:
-    samples = []
+def samples(pairs: list[dict[str, Any]], spec: Spec) -> list[Sample]:
+    """The pairs as training takes them, tokenised once."""
+    found = []
     for pair in pairs:
         tokens = tokenize(pair["caption"], [pair["sentence"]], CONTEXT)
         patches = boxes.patch_mask(pair["box"], spec.image_size, spec.patch_size)
         sentence = tokenize(pair["sentence"].text, [], CONTEXT).ids
-        samples.append(
+        found.append(
             Sample(pair["whole"], tokens.ids, pair["crop"], sentence, patches, tokens.spans[0], None)
         )
-    collate, adamw, group = Collate(spec, 0), optimizer(model, 5e-6, 0.05), Group(0, 1, device)
+    return found
+
+
+def _ours(
+    model: GoalClip, data: list[Sample], chunk: int, device: torch.device, autocast: Callable
+) -> Callable[[], list[float]]:
+    collate, adamw, group = Collate(model.spec, chunk), optimizer(model, 5e-6, 0.05), Group(0, 1, device)
 
     def take() -> list[float]:
-        chunks = [chunk.to(device) for chunk in collate(samples)]
+        chunks = [chunk.to(device) for chunk in collate(data)]
         values = step.backward(model, chunks, WEIGHTS, group, autocast)
         adamw.step()
         adamw.zero_grad()
