@@ -98,8 +98,9 @@ def report() -> None:
     """Gather all results into tables, pictures and one page."""
     params = config.load()
     from goal import report as stage
+    from goal import tracking
 
-    stage.run(params)
+    tracking.report(params, stage.run(params))
 
 
 @app.command(rich_help_panel=PIPELINE)

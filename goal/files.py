@@ -1,5 +1,6 @@
 """Files written wholly or not at all, under names that others may be reading."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -61,6 +62,15 @@ def replace_folder(draft: Path, target: Path) -> None:
         os.replace(target, old)
     os.replace(draft, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, made if need be; another process that wants it waits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def digest(path: Path) -> str:

@@ -21,10 +21,11 @@ log = logging.getLogger(__name__)
 OURS, BASELINE, BEFORE = "stage2", "global", "zero-shot"
 
 
-def run(params: "Params") -> None:
+def run(params: "Params") -> str:
     """Write reports/: table.md, table.csv, recall.csv, pictures/*.png and index.html.
 
-    Raises UserError where a result is missing, or the models were not measured alike.
+    Returns the model that the page is about. Raises UserError where a result is missing, or the models were
+    not measured alike.
     """
     found = results.load(results.evaluated())
     folder = layout.reports_dir()
@@ -39,6 +40,7 @@ def run(params: "Params") -> None:
     page = render(params.data.name, found, charts, _content(params, found, mined))
     files.write_text(folder / "index.html", page)
     log.info("open %s", folder / "index.html")
+    return OURS if OURS in found.models else found.models[-1]
 
 
 def _content(params: "Params", found: Results, mined: dict[str, dict[str, Any]]) -> Content:

@@ -1,7 +1,6 @@
 """The record of trainings and evaluations in MLflow. Nothing here can stop or slow the work it records."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import tempfile
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from goal import layout, weights
+from goal import files, layout, weights
 from goal.config import Params
 from goal.errors import Interrupted, UserError
 from goal.record import journal, lineage
@@ -80,12 +79,23 @@ def _close(recorder: Recorder, name: str) -> None:
 
 def evaluation(params: Params, name: str, results: Mapping[str, float]) -> None:
     """Put the numbers of a model on the run that trained it; those of zero-shot on a run of its own."""
-    recorder = _recorder(params, f"evaluate-{name}", lambda place: lineage.evaluation(params, name, place))
+    _add(params, f"evaluate-{name}", name, results, lineage.measurements(name))
+
+
+def report(params: Params, name: str) -> None:
+    """Put the report on the run of the model that it is about."""
+    _add(params, f"report-{name}", name, {}, lineage.report())
+
+
+def _add(
+    params: Params, prefix: str, name: str, results: Mapping[str, float], found: list[tuple[Path, str]]
+) -> None:
+    recorder = _recorder(params, prefix, lambda place: lineage.evaluation(params, name, place))
     if recorder is None:
         return
     recorder.log_metrics(results, None)
     recorder.set_tags(lineage.outcome(name))
-    for path, folder in lineage.measurements(name):
+    for path, folder in found:
         recorder.log_artifact(path, folder)
     recorder.finish(FINISHED, PATIENCE[FINISHED])
 
@@ -138,23 +148,12 @@ def connect(where: str) -> "MlflowClient":
     """
     from mlflow import MlflowClient
 
-    with answering(), _alone(where):
+    lock = files.alone(Path(where.removeprefix(SQLITE) + ".lock"))
+    with answering(), lock if where.startswith(SQLITE) else contextlib.nullcontext():
         client = MlflowClient(tracking_uri=where, registry_uri=where)
         client.search_experiments(max_results=1)
         client.search_registered_models(max_results=1)
     return client
-
-
-@contextlib.contextmanager
-def _alone(where: str) -> Iterator[None]:
-    if not where.startswith(SQLITE):
-        yield
-        return
-    path = Path(where.removeprefix(SQLITE) + ".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

@@ -293,6 +293,19 @@ def test_evaluations_land_on_the_run_of_their_model(project: Path) -> None:
     assert artifacts(run, "evaluation/ranks") == {"evaluation/ranks/test.parquet"}
 
 
+def test_the_report_lands_on_the_run_of_its_model(project: Path) -> None:
+    params = config.load()
+    train(params, range(1, 3))
+    for name in ("index.html", "pictures/test.png"):
+        path = layout.reports_dir() / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    tracking.report(params, "stage1")
+    (run,) = runs()
+    assert artifacts(run, "report") == {"report/index.html", "report/pictures"}
+    assert artifacts(run, "report/pictures") == {"report/pictures/test.png"}
+
+
 def test_zero_shot_has_one_run_however_often_it_is_measured(project: Path) -> None:
     for _ in range(2):
         tracking.evaluation(config.load(), "zero-shot", {"test/text_to_image_r1": 3.0})

@@ -148,6 +148,13 @@ def measurements(name: str) -> list[tuple[Path, str]]:
     return [(path, parts[part]) for part in parts for path in sorted((folder / part).glob("*.*"))]
 
 
+def report() -> list[tuple[Path, str]]:
+    """The files of the report and the folders of the record that they belong to."""
+    root = layout.reports_dir()
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return [(path, str(Path("report") / path.parent.relative_to(root))) for path in files]
+
+
 def preset(params: Params) -> str:
     """The preset that params.yaml equals, or `custom`."""
     for name in presets.names():

@@ -34,6 +34,7 @@ KEPT = 3600  # seconds that a file of the page stays
 CSS = """
 .gradio-container > main { max-width: 80rem !important; width: 100%; margin: 0 auto; }
 #pictures .thumbnail-item { background: var(--background-fill-secondary); }
+#pictures .grid-wrap { height: auto !important; max-height: none !important; }
 .heading { overflow-wrap: anywhere; }
 .hint { color: var(--body-text-color-subdued); }
 footer { display: none !important; }
