@@ -63,21 +63,20 @@ def _links(root: Path) -> None:
     """Links to the experiment and, where the flow registered, to the version and the run that trained it."""
     from goal import registry, tracking
 
-    # MLFLOW_PAGES: its address for a browser, where that is not the one that the worker uses.
-    pages = f"{os.environ.get('MLFLOW_PAGES') or tracking.address()}/#"
     with registry.answering():
         client = tracking.connect(tracking.uri())
         experiment = tracking.experiment_id(client, config.load(root / "params.yaml").tracking.experiment)
-        create_link_artifact(f"{pages}/experiments/{experiment}", "Runs in MLflow", key="mlflow-runs")
+        links = {"mlflow-runs": (f"experiments/{experiment}", "All runs of the experiment")}
         file = root / "metrics" / "registered.json"
         facts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"registered": False}
         version = registry.existing(client, facts["name"], facts["digest"]) if facts["registered"] else None
-        if version is None:
-            return
-        text = f"{version.name} version {version.version} in MLflow"
-        create_link_artifact(
-            f"{pages}/models/{version.name}/versions/{version.version}", text, key="mlflow-version"
-        )
+    if version is not None:
+        name, number = version.name, version.version
+        links["mlflow-version"] = (f"models/{name}/versions/{number}", f"{name} version {number}")
         if version.run_id:
-            link = f"{pages}/experiments/{experiment}/runs/{version.run_id}"
-            create_link_artifact(link, f"The training of version {version.version}", key="mlflow-run")
+            run = f"experiments/{experiment}/runs/{version.run_id}"
+            links["mlflow-run"] = (run, f"The training of version {number}")
+    # MLFLOW_PAGES: its address for a browser, where that is not the one that the worker uses.
+    pages = os.environ.get("MLFLOW_PAGES") or tracking.address()
+    for key, (place, words) in links.items():
+        create_link_artifact(f"{pages}/#/{place}", words, key=key, description="In MLflow")

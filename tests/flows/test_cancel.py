@@ -22,7 +22,7 @@ def tidy(project: Project) -> None:
     """The user's files are as they were, and DVC has no lock in the project or in the run's checkout."""
     assert project.git("status", "--porcelain") == ""
     for root in (project.root, *(project.root / ".dvc" / "tmp" / "flows").glob("*/")):
-        project.say("dvc", "checkout", "--cd", str(root), "--allow-missing")
+        project.say("dvc", "--cd", str(root), "checkout", "--allow-missing")
 
 
 @pytest.mark.parametrize("number", range(TIMES))

@@ -104,8 +104,9 @@ def _databases(port: int, keys: Path) -> bool:
     except psycopg.OperationalError:
         return False
     with connection:
-        for statement in (ROOT / "infra" / "postgres" / "databases.sql").read_text().split(";")[:-1]:
-            connection.execute(statement)
+        for line in (ROOT / "infra" / "postgres" / "databases.sql").read_text().splitlines():
+            if not line.startswith("--"):
+                connection.execute(line)
     return True
 
 
@@ -196,6 +197,7 @@ def test_two_trainings_write_to_postgresql_at_once(
 
 
 def _train(address: str, folder: Path, seed: int) -> None:
+    folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         registered.make(folder, patch)
         patch.setenv("MLFLOW_TRACKING_URI", address)
@@ -250,7 +252,9 @@ def test_mlflow_keeps_artefacts_in_s3(
         assert Path(client.download_artifacts(run, "note.txt", str(tmp_path))).read_text() == "kept"
     import boto3
 
-    store = boto3.client("s3", endpoint_url=s3["S3_ENDPOINT"], region_name="us-east-1")
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    store = boto3.client("s3", endpoint_url=s3["S3_ENDPOINT"])
     found = store.list_objects_v2(Bucket="mlflow")["Contents"]
     assert [entry["Key"].endswith("note.txt") for entry in found] == [True]
 
@@ -269,6 +273,6 @@ def test_a_dvc_remote_in_s3_brings_everything_back(s3: dict[str, str], tmp_path:
     project.say("dvc", "push")
     for name in ("data", "regions", "pairs", "models", "work", ".dvc/cache", ".dvc/tmp"):
         shutil.rmtree(project.root / name, ignore_errors=True)
-    project.say("dvc", "pull", "pairs")
+    project.say("dvc", "pull", "--with-deps", "pairs")
     assert "up to date" in project.say("dvc", "repro", "pairs")
     assert (project.root / "dvc.lock").read_text() == before

@@ -85,10 +85,14 @@ def test_the_pages_in_a_browser(project: Project, run: str, version: ModelVersio
         page = browser.new_page(viewport={"width": 1400, "height": 1800})
         page.set_default_timeout(120_000)
 
-        page.goto(f"{prefect}/runs/flow-run/{run}?tab=Artifacts")
+        page.goto(f"{prefect}/runs/flow-run/{run}")
+        page.get_by_text("Artifacts", exact=True).first.click()
         for words in ("benchmark-table", "contact-sheet", "loss-curve", "mlflow-version"):
             page.get_by_text(words, exact=False).first.wait_for()
         _keep(page, "prefect-run")
+        page.get_by_text("loss-curve").first.click()
+        page.locator("img[src^='data:image/png']").first.wait_for()
+        _keep(page, "prefect-loss-curve")
 
         page.goto(f"{mlflow}/#/models/goal")
         page.get_by_text("challenger").first.wait_for()
