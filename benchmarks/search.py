@@ -6,7 +6,7 @@
 
 | vectors | what they are |
 |---|---|
-| clustered | unit vectors, 512 wide, 100 around each centre at a cosine near 0.8: as embeddings lie |
+| clustered | unit vectors, 512 wide, 100 around each centre at a cosine near 0.8: pictures alike |
 | random | independent unit vectors: the worst case for an approximate index, nothing is near anything |
 
 A query is a vector of the index with noise, cosine near 0.9; its time is the median of 100. recall@10: the
