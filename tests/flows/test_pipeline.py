@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.imports import ROOT
+from tests.servers import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 # `register` meets a server that is down, the first time.
@@ -76,7 +77,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from flows import pipeline
 
     monkeypatch.setattr(pipeline, "HOME", root)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     return root
 
 
@@ -105,7 +106,8 @@ def test_a_run_retries_what_may_pass_and_shows_its_results(home: Path) -> None:
         found = {artifact.key: str(artifact.data) for artifact in client.read_artifacts()}
         assert "| stage2 | 90.0 |" in found["benchmark-table"]
         assert branch in found["benchmark-table"]
-        assert "http://127.0.0.1:5000/#/models/goal" in found["mlflow-model"]
+        assert float(found["stages"]) == 100
+        assert "mlflow-version" not in found, "MLflow is down: no link, and no fault of the run"
         assert walk(["report", "register"], None, [], 1.0) == branch
         names = [run.state.name for run in client.read_task_runs()]
     assert sorted(names) == ["Completed", "Completed", "Skipped", "Skipped"]

@@ -41,7 +41,7 @@ def test_the_page_of_the_run_shows_the_result_and_leads_to_it(
     shown = project.artifacts(run)
     assert "| stage2 |" in shown["benchmark-table"]
     assert all(shown[key].startswith("data:image/png;base64,") for key in ("loss-curve", "contact-sheet"))
-    assert shown["stages"] == "100.0"
+    assert float(shown["stages"]) == 100
     mlflow = project.environment["MLFLOW_TRACKING_URI"]
     assert f"{mlflow}/#/models/goal/versions/{version.version}" in shown["mlflow-version"]
     assert f"/runs/{version.run_id})" in shown["mlflow-run"]
