@@ -13,8 +13,6 @@ from flows.pool import GPU
 from goal import interrupts
 
 HOME = Path(__file__).parents[1]
-# Stages that hold the limit GPU; the others may run beside them.
-ON_GPU = {"regions", "pairs", "train", "evaluate"}
 RETRIES = 3
 BACK_OFF_SECONDS = [10, 60, 300]
 PROMOTE_SECONDS = 3600.0
@@ -34,12 +32,7 @@ def _may_pass(_task: object, _run: object, state: State) -> bool:
 )
 def run_stage(name: str, root: Path, limit_seconds: float) -> State:
     """One DVC stage; a stage that DVC skips ends as `Skipped`."""
-    log = get_run_logger().info
-    if name.partition("@")[0] in ON_GPU:
-        with concurrency(GPU, occupy=1):
-            ran = stage.run(root, name, log, limit_seconds)
-    else:
-        ran = stage.run(root, name, log, limit_seconds)
+    ran = stage.run(root, name, get_run_logger().info, limit_seconds)
     return Completed(name="Completed" if ran else "Skipped", message=name)
 
 
@@ -52,7 +45,8 @@ def walk(targets: list[str], preset: str | None, overrides: list[str], stage_hou
     interrupts.die_with_parent()
     root = checkout.prepare(HOME, preset, overrides)
     get_run_logger().info("checkout %s of %s", root.name, HOME.name)
-    with checkout.held(root):
+    # Once for all stages: to take and give back the limit costs seconds.
+    with checkout.held(root), concurrency(GPU, occupy=1):
         names = graph.stages(root, targets)
         progress = create_progress_artifact(0.0, key="stages", description=f"Of {len(names)} stages")
         for done, name in enumerate(names, 1):
