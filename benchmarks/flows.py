@@ -30,10 +30,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", choices=[[], *parts], default=list(parts))
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="parts to run; all by default")
+    chosen = parser.parse_args().parts
     print("| what | seconds |\n|---|---|")
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as project:
-        for part in parser.parse_args().parts:
+        for part in chosen or parts:
             for what, seconds in parts[part](project):
                 print(f"| {what} | {seconds} |", flush=True)
 
