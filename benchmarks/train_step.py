@@ -9,7 +9,7 @@ random.
 | way | what it does |
 |---|---|
 | ours | goal.training.step: each tower once, packed texts, pooling by matrix products, fused AdamW |
-| plain | open_clip's modules: each tower twice, texts padded to the context, tokenised and pooled by sample |
+| plain | open_clip's modules: both towers run twice, texts padded to the context, pooled by sample |
 | plain, anomaly | the same under torch.autograd.set_detect_anomaly, as released |
 
 Each way runs in a process of its own, so that its peak memory is its own. All take the same pairs.
@@ -217,12 +217,16 @@ def _plain(
             captions.append(tokens.ids)
             sentences.append(tokenize(pair["sentence"].text, [], CONTEXT).ids)
             spans.append(tokens.spans[0])
+        views = torch.stack([pair[part] for part in ("whole", "crop") for pair in pairs]).to(device)
+        ids = padded(captions + sentences)
         with autocast():
-            image, patches = model.images(torch.stack([pair["whole"] for pair in pairs]).to(device))
-            region, _ = model.images(torch.stack([pair["crop"] for pair in pairs]).to(device))
-            text, tokens = model.texts(padded(captions))
-            sentence, _ = model.texts(padded(sentences))
-        image, text, region, sentence = (values.float() for values in (image, text, region, sentence))
+            # As released: once for the embeddings and again for the tokens, wholes and crops each time.
+            pooled, _ = model.images(views)
+            written, _ = model.texts(ids)
+            _, patches = model.images(views)
+            _, tokens = model.texts(ids)
+        image, region = pooled.float().chunk(2)
+        text, sentence = written.float().chunk(2)
         seen, read = [], []
         for row, pair in enumerate(pairs):
             lit = boxes.patch_mask(pair["box"], spec.image_size, spec.patch_size).nonzero()[:, 0].tolist()
