@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from goal import clip, exports, weights
+from goal import clip, weights
 from goal.errors import UserError
+from goal.exports import folders
 from goal.model import architectures, layouts
 from goal.model.network import GoalClip
 from tests.networks import HUGGINGFACE, equal
@@ -79,7 +80,7 @@ def test_heads_and_activation_can_be_said() -> None:
 
 def test_huggingfaces_config_beside_the_file_decides(tmp_path: Path) -> None:
     original = weights.from_huggingface(HUGGINGFACE, heads=(8, 4), quick_gelu=False)
-    exports.transformers(original, tmp_path)
+    folders.transformers(original, tmp_path)
     again = weights.load(tmp_path)
     assert again.spec == original.spec
     assert equal(again, original)
