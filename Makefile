@@ -58,7 +58,7 @@ ui: $(READY)
 
 # What the pipeline made; the committed metrics stay.
 clean:
-	rm -rf data regions pairs models reports work run .dvc/cache .dvc/tmp mlflow.db* mlartifacts
+	rm -rf data/* models/* regions pairs reports work run dvc_plots .dvc/cache .dvc/tmp mlflow.db* mlartifacts
 
 distclean: clean
 	rm -rf .venv downloads
