@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.train_step import options
+
 WAYS = {
     "plain": ("--way", "plain"),
     "ours": ("--way", "ours"),
@@ -32,12 +34,7 @@ def peak(way: str, batch: int, arguments: argparse.Namespace) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--captions", required=True, type=Path)
-    parser.add_argument("--network", default="ViT-B-16")
-    parser.add_argument("--device", default="cpu")
+    parser = options(__doc__)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--budget", type=float, default=8.0, help="GiB")
     parser.add_argument("--batches", type=int, nargs=2, default=[4, 12], help="that are measured")

@@ -20,7 +20,7 @@ from statistics import median
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.train_step import CONTEXT, WEIGHTS, random_pairs, samples
+from benchmarks.train_step import CONTEXT, WEIGHTS, options, random_pairs, samples
 from goal.model.architectures import spec_of
 from goal.model.network import GoalClip, Spec
 from goal.training import distributed, step
@@ -53,12 +53,7 @@ def work(arguments: argparse.Namespace) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--captions", required=True, type=Path)
-    parser.add_argument("--network", default="ViT-B-16")
-    parser.add_argument("--device", default="cpu")
+    parser = options(__doc__)
     parser.add_argument("--batch", type=int, default=8, help="pairs over all processes")
     parser.add_argument("--steps", type=int, default=3, help="timed ones; their median counts")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2], help="processes")

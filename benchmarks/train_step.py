@@ -48,13 +48,19 @@ WAYS = ("ours", "plain", "plain, anomaly")
 TOKENISED = 5
 
 
-def main() -> None:
+def options(description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark of the step has."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--captions", required=True, type=Path)
     parser.add_argument("--network", default="ViT-B-16")
     parser.add_argument("--device", default="cpu")
+    return parser
+
+
+def main() -> None:
+    parser = options(__doc__)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2, help="timed ones; the fastest counts")
