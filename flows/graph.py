@@ -1,5 +1,6 @@
 """DVC's graph, read from DVC: which stages a target needs, in an order that works."""
 
+import contextlib
 from pathlib import Path
 
 import networkx
@@ -25,6 +26,24 @@ def stages(root: Path, targets: list[str]) -> list[str]:
     needed = wanted.union(*(networkx.descendants(graph, name) for name in wanted))
     order = networkx.lexicographical_topological_sort(graph.subgraph(needed).reverse())
     return list(order)
+
+
+def up_to_date(root: Path, names: list[str]) -> set[str]:
+    """Those of `names` that did not change nor hang on one that did; their outs are there, as in dvc.lock.
+
+    Outs that are missing, as in a new checkout, are first taken from DVC's cache.
+    """
+    with Repo(str(root)) as repo, repo.lock:
+        graph = networkx.relabel_nodes(repo.index.graph, _name)
+        stages = [stage for stage in repo.index.stages if _name(stage) in names]
+        for out in (out for stage in stages for out in stage.outs if not out.exists):
+            # What the cache does not hold either, `allow_missing` passes over in a folder only.
+            with contextlib.suppress(FileNotFoundError):
+                out.checkout(allow_missing=True)
+        changed = {_name(stage) for stage in stages if stage.status()}
+    # An edge of DVC's graph points from a stage to what it needs.
+    affected = changed.union(*(networkx.ancestors(graph, name) for name in changed))
+    return set(names) - affected
 
 
 def _name(stage: Stage) -> str:

@@ -30,9 +30,9 @@ def _may_pass(_task: object, _run: object, state: State) -> bool:
     retry_delay_seconds=BACK_OFF_SECONDS,
     retry_condition_fn=_may_pass,
 )
-def run_stage(name: str, root: Path, limit_seconds: float) -> State:
-    """One DVC stage; a stage that DVC skips ends as `Skipped`."""
-    ran = stage.run(root, name, get_run_logger().info, limit_seconds)
+def run_stage(name: str, root: Path, limit_seconds: float, stale: bool) -> State:
+    """One DVC stage; a stage that is not stale, or that DVC skips, ends as `Skipped`."""
+    ran = stale and stage.run(root, name, get_run_logger().info, limit_seconds)
     return Completed(name="Completed" if ran else "Skipped", message=name)
 
 
@@ -48,9 +48,10 @@ def walk(targets: list[str], preset: str | None, overrides: list[str], stage_hou
     # Once for all stages: to take and give back the limit costs seconds.
     with checkout.held(root), concurrency(GPU, occupy=1):
         names = graph.stages(root, targets)
+        fresh = graph.up_to_date(root, names)
         progress = create_progress_artifact(0.0, key="stages", description=f"Of {len(names)} stages")
         for done, name in enumerate(names, 1):
-            run_stage(name, root, stage_hours * 3600)
+            run_stage(name, root, stage_hours * 3600, stale=name not in fresh)
             update_progress_artifact(progress, 100.0 * done / len(names))
         branch = checkout.keep(root, f"goal: {', '.join(targets)} ({root.name})")
         page.show(root, branch)

@@ -57,6 +57,18 @@ def test_models_are_those_of_the_layout() -> None:
         assert str(layout.model_dir(name)) == f"models/{folder}"
 
 
+def test_an_earlier_result_is_taken_from_the_cache() -> None:
+    """DVC's run cache keeps no run of a stage with a plain out that is not cached: it would train again."""
+    uncached = {
+        stage
+        for stage in STAGES
+        for out in body(stage).get("outs", [])
+        if isinstance(out, dict) and any(not settings.get("cache", True) for settings in out.values())
+    }
+    # What is registered, another registry need not know.
+    assert uncached == {"register"}
+
+
 def test_a_stage_sees_every_parameter_it_reads() -> None:
     """Text of the form `params.<section>` in a stage's code must be declared in dvc.yaml."""
     # Tracking changes no result, and a change of it must make no stage stale.

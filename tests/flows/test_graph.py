@@ -1,5 +1,9 @@
 """The order in which a flow runs DVC's stages, on the project's own dvc.yaml."""
 
+import hashlib
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +68,64 @@ def test_names_do_not_hang_on_where_the_process_is(
 def test_an_unknown_target_is_refused() -> None:
     with pytest.raises(ValueError, match="no stage 'pear' in dvc.yaml; there are: base, data"):
         graph.stages(ROOT, ["pear"])
+
+
+CHAIN = """
+stages:
+  draw:
+    cmd: mkdir -p set && cp source.txt set/a
+    deps: [source.txt]
+    outs: [set]
+  learn:
+    cmd: tr a-z A-Z < set/a > model
+    deps: [set]
+    params: [rate]
+    outs: [model]
+  judge:
+    cmd: cp model score
+    deps: [model]
+    outs:
+      - score:
+          cache: false
+"""
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> Path:
+    """A project of three stages in a row after a real `dvc repro`."""
+    (tmp_path / "dvc.yaml").write_text(CHAIN)
+    (tmp_path / "params.yaml").write_text("rate: 1\n")
+    (tmp_path / "source.txt").write_text("pear\n")
+    for command in (["init", "--no-scm", "-q"], ["repro", "-q"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command], cwd=tmp_path, check=True, timeout=120)
+    return tmp_path
+
+
+ROW = ["draw", "learn", "judge"]
+
+
+def test_what_is_done_is_fetched_from_the_cache(done: Path) -> None:
+    shutil.rmtree(done / "set")
+    (done / "model").unlink()
+    assert graph.up_to_date(done, ROW) == set(ROW)
+    assert (done / "set/a").read_text() == "pear\n"
+    assert (done / "model").read_text() == "PEAR\n"
+
+
+def test_what_hangs_on_a_change_is_not_up_to_date(done: Path) -> None:
+    (done / "params.yaml").write_text("rate: 2\n")
+    assert graph.up_to_date(done, ROW) == {"draw"}
+
+
+def test_a_lost_result_is_made_again(done: Path) -> None:
+    (done / "model").unlink()
+    md5 = hashlib.md5(b"PEAR\n", usedforsecurity=False).hexdigest()
+    (done / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).unlink()
+    assert graph.up_to_date(done, ROW) == {"draw"}
+
+
+def test_a_changed_file_is_not_written_over(done: Path) -> None:
+    (done / "model").unlink()
+    (done / "model").write_text("mine")
+    assert "learn" not in graph.up_to_date(done, ROW)
+    assert (done / "model").read_text() == "mine"

@@ -1,13 +1,16 @@
 """`prefect deployment run goal/train` to a registered version; its pages in a real browser."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
+from goal import layout
 from tests.flows.live import TINY, Project, serving
 from tests.imports import ROOT
 
@@ -100,7 +103,23 @@ def test_the_pages_in_a_browser(project: Project, run: str, version: ModelVersio
         page.goto(f"{mlflow}/#/models/goal/versions/{version.version}")
         page.get_by_text("goal.model").first.wait_for()
         _keep(page, "mlflow-version")
+
+        runs, experiment = _runs(project)
+        page.goto(f"{mlflow}/#/compare-runs?runs={quote(runs)}&experiments={quote(experiment)}")
+        page.get_by_text("Parallel Coordinates Plot").first.wait_for()
+        page.locator(".parcoords").first.wait_for()
+        _keep(page, "mlflow-parallel-coordinates")
         browser.close()
+
+
+def _runs(project: Project) -> tuple[str, str]:
+    """The runs of all models and their experiment, as MLflow's address of a comparison names them."""
+    address = project.environment["MLFLOW_TRACKING_URI"]
+    client = MlflowClient(address, address)
+    experiment = client.get_experiment_by_name("goal").experiment_id
+    found = client.search_runs([experiment])
+    assert {run.data.tags["goal.name"] for run in found} == set(layout.MODELS)
+    return json.dumps([run.info.run_id for run in found]), json.dumps([experiment])
 
 
 def _keep(page: object, name: str) -> Path:
