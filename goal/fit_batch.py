@@ -1,6 +1,7 @@
 """The largest batch that a training's device holds, found with made-up pairs as large as real ones can be."""
 
 import logging
+import re
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +25,11 @@ log = logging.getLogger(__name__)
 
 # What stays free: fragments, other batches' text lengths, the loader's processes.
 USED = 0.9
-# Sizes that tell how much a pair takes where memory cannot be asked for and refused (a CPU).
-PROBES = (2, 4, 8)
+# Where memory cannot be refused (a CPU) sizes double until so many bytes tell what a pair takes.
+FEWEST, TELLING = 2, 256 * 2**20
+# Linux: writing 5 there has the kernel forget the peak.
+FORGET = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
 LARGEST = 65536
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
@@ -54,9 +58,7 @@ def run(params: Params, name: str) -> Fit:
     needs = Needs.of(plan.weights)
 
     def memory_of(size: int) -> int:
-        if plan.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        _forget_peak(plan.device)
         chunks: list[Batch] = collate([_sample(model.spec, needs)] * size)
         chunks = [chunk.to(plan.device) for chunk in chunks]
         taught.update(step.backward(model, chunks, plan.weights, group, plan.autocast))
@@ -92,15 +94,30 @@ def _on_gpu(memory_of: Callable[[int], int], limit: int) -> Fit:
 
 def _on_cpu(memory_of: Callable[[int], int], limit: int) -> Fit:
     """Reckon from small batches: a process that takes too much is killed, not refused."""
-    first, *_, last = (memory_of(size) for size in PROBES)
-    a_pair = max(1, (last - first) // (PROBES[-1] - PROBES[0]))
-    fits = PROBES[-1] + (limit - last) // a_pair
-    return Fit(min(fits, LARGEST), last + (fits - PROBES[-1]) * a_pair, limit)
+    first = last = memory_of(FEWEST)
+    size = FEWEST
+    while last - first < TELLING and size < LARGEST:
+        size *= 2
+        last = memory_of(size)
+    a_pair = max(1, (last - first) // (size - FEWEST))
+    fits = min(size + (limit - last) // a_pair, LARGEST)
+    return Fit(fits, last + (fits - size) * a_pair, limit)
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    elif FORGET.exists():
+        FORGET.write_text("5")
 
 
 def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved()
+    if STATUS.exists():
+        (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
+        return int(peak) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
