@@ -71,7 +71,8 @@ def contrastive(
         to_text = to_text + hard_negative * likeness
         to_image = to_image + hard_negative * likeness
     if valid is None or everyone.valid is None:
-        count = torch.tensor(len(images), device=image.device)
+        # Filled on the device: a value from the host would be waited for.
+        count = torch.full((), len(images), device=image.device)
     else:
         # Finite, since a row of only -inf has no softmax and the gradient of a skipped row would be NaN.
         nothing = torch.finfo(to_text.dtype).min

@@ -72,6 +72,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
         if saved:
             taught.restore(saved)
             log.info("%s: goes on after step %d of %d", name, taught.step, steps)
+        _check_agreed(taught, group, saves)
         order = Order(len(rows), size, plan.stage.epochs, params.seed, taught.step, group.rank, group.world)
         collate = Collate(model.spec, params.train.chunk_size)
         coming = iter(batches.load(data, order, collate, params.train.loader_workers, group.device))
@@ -79,6 +80,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
         progress = stack.enter_context(Progress(name, taught.step, steps, size, group.first))
         told = Telling(taught, tracker if group.first else Silent(), progress)
         saved_at = time.monotonic()
+        done: torch.cuda.Event | None = None
 
         while True:
             if validation and _validates(taught, plan, steps_an_epoch):
@@ -102,11 +104,14 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
 
             began = time.monotonic()
             chunks = next(coming)
-            progress.waited(time.monotonic() - began)
+            # A GPU that is still at work on the step before has not waited.
+            if done is None or done.query():
+                progress.waited(time.monotonic() - began)
             if isinstance(chunks, Fault):
                 raise UserError(f"{name}: {chunks.message}")
             chunks = [chunk.to(group.device) for chunk in chunks]
             told.step(taught.update(step.backward(wrapped, chunks, plan.weights, group, plan.autocast)))
+            done = torch.cuda.current_stream().record_event() if group.device.type == "cuda" else None
 
             # On a GPU the values are looked at now and then only: each look waits for all work under way.
             tells = taught.step % params.train.log_every == 0 or taught.step == steps
@@ -172,12 +177,22 @@ def _identity(params: Params, plan: Recipe) -> dict[str, Any]:
     return {
         "name": plan.name,
         **plan.decisive(params),
-        **{str(file): tensorfiles.digest(file) for file in inputs},
+        **{str(file): files.digest(file) for file in inputs},
         str(plan.start): weights.digest(plan.start),
         # Of the whole package: which files decide a result is not for a list to get wrong.
         "code": files.source_digest(),
         "torch": torch.__version__,
     }
+
+
+def _check_agreed(taught: Learner, group: Group, saves: Checkpoints) -> None:
+    """Refuse to go on where this process found another state than the first one did."""
+    step = group.told(taught.step)
+    if taught.step != step:
+        raise UserError(
+            f"{saves.folder}: process {group.rank} finds the state of step {taught.step}, the first one that "
+            f"of step {step}; every machine must see the same work/"
+        )
 
 
 def _wrapped(model: nn.Module, params: Params, group: Group) -> nn.Module:

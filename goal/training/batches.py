@@ -55,6 +55,7 @@ class Order(Sampler):
         self._step = step
         self._rank = rank
         self._world = world
+        self._drawn: tuple[int, np.ndarray] | None = None
 
     @property
     def steps_an_epoch(self) -> int:
@@ -63,7 +64,9 @@ class Order(Sampler):
     def batch(self, step: int) -> list[Key]:
         """Keys of the whole batch of `step`, the processes' parts one after the other."""
         epoch, place = divmod(step, self.steps_an_epoch)
-        order = np.random.default_rng([self._seed, epoch]).permutation(self._size)
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, np.random.default_rng([self._seed, epoch]).permutation(self._size)
+        order = self._drawn[1]
         first = place * self._batch_size
         return [Key(epoch, int(index)) for index in order[first : first + self._batch_size]]
 
@@ -78,6 +81,8 @@ class Order(Sampler):
 
 def check(section: str, batch_size: int, pictures: int, world: int, source: object) -> None:
     """Refuse a batch that the pictures or the processes do not make up; `section` names the parameter."""
+    if batch_size < 2:
+        raise UserError(f"{section}.batch_size {batch_size}: a pair is told from others; set at least 2")
     if batch_size > pictures:
         raise UserError(
             f"{section}.batch_size {batch_size}: {source} has only {pictures} pictures; at most that many fit"

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from goal import files
 from goal.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Checkpoints:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Own the folder; UserError where another living process trains the same."""
-        _made(self.folder)
+        files.make_folder(self.folder)
         with (self.folder / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,11 +92,14 @@ class Checkpoints:
         """
         draft = self.folder / f"{_DRAFT}{saved.step}"
         final = self.folder / f"step-{saved.step:08d}"
+        if self._is_whole(final):
+            # Stopped before the first step after a restart.
+            return
         try:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
             save_file(saved.tensors, draft / TENSORS)
-            head = {"identity": self._identity, "step": saved.step, "sha256": _sha256(draft / TENSORS)}
+            head = {"identity": self._identity, "step": saved.step, "sha256": files.digest(draft / TENSORS)}
             text = json.dumps(head | {"values": saved.values}, indent=1)
             (draft / VALUES).write_text(text, encoding="utf-8")
             for path in (draft / TENSORS, draft / VALUES, draft):
@@ -131,6 +135,13 @@ class Checkpoints:
     def _found(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
+    def _is_whole(self, folder: Path) -> bool:
+        try:
+            self._read(folder)
+        except Damaged:
+            return False
+        return True
+
     def _read(self, folder: Path) -> Saved:
         head = _head(folder)
         other = differences(self._identity, head["identity"])
@@ -138,10 +149,10 @@ class Checkpoints:
             raise UserError(f"{folder}: of another run ({'; '.join(other)}); remove it or restore those")
         file = folder / TENSORS
         try:
-            if _sha256(file) != head["sha256"]:
+            if files.digest(file) != head["sha256"]:
                 raise Damaged(f"{TENSORS} is not what was written")
             return Saved(head["step"], load_file(file), head["values"])
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, UserError) as error:
             raise Damaged(" ".join(str(error).split())) from error
 
     def _tell_of_others(self) -> None:
@@ -163,18 +174,6 @@ def _head(folder: Path) -> dict[str, Any]:
     if not isinstance(head, dict) or {"identity", "step", "sha256", "values"} - set(head):
         raise Damaged(f"{VALUES} lacks what a checkpoint says")
     return head
-
-
-def _made(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made: {error.strerror}") from error
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from goal.errors import EXIT_RESUMABLE, EXIT_USER_ERROR, Interrupted, UserError
 
 log = logging.getLogger(__name__)
 
+# The others wait while the first packs the pictures or validates; a process that died is noticed at once.
+WAIT = timedelta(hours=12)
 # Process id of the `goal` that started this process; absent where the user's own torchrun did.
 LAUNCHER = "GOAL_LAUNCHER"
 
@@ -115,7 +118,7 @@ def group(device: torch.device, processes: int) -> Iterator[Group]:
     if device.type == "cuda":
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
     try:
         yield Group(rank, world, device)
     finally:

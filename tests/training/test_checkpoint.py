@@ -122,6 +122,20 @@ def test_a_draft_that_a_kill_left_is_no_checkpoint(tmp_path: Path) -> None:
         assert not draft.exists()
 
 
+def test_the_same_step_again_leaves_what_is_there(tmp_path: Path) -> None:
+    """A signal right after a restart: at no moment is there no checkpoint, also where only one is kept."""
+    saves = Checkpoints(tmp_path, IDENTITY, 1)
+    with saves.held():
+        saves.save(saved(3))
+        folder = saves.folder / "step-00000003"
+        before = folder.stat().st_ino
+        saves.save(saved(3))
+        assert folder.stat().st_ino == before
+        (folder / "state.safetensors").write_bytes(b"damaged")
+        saves.save(saved(3))
+        assert saves.restore().step == 3
+
+
 def test_two_processes_do_not_train_the_same_at_once(tmp_path: Path) -> None:
     saves = Checkpoints(tmp_path, IDENTITY, 2)
     with saves.held(), pytest.raises(UserError, match="another process trains this"), saves.held():
@@ -166,7 +180,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be made"), Checkpoints(tmp_path / "file", IDENTITY, 2).held():
+    saves = Checkpoints(tmp_path / "file", IDENTITY, 2)
+    with pytest.raises(UserError, match="cannot be written"), saves.held():
         pass
 
 
