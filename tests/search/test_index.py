@@ -118,6 +118,23 @@ def test_a_third_of_the_files_are_no_pictures(project: Path, caplog: pytest.LogC
     assert counted == {"not a picture": "21", "empty file (0 bytes)": "20", "damaged picture": "1"}
 
 
+@pytest.mark.slow
+def test_ten_thousand_files_of_which_a_third_are_no_pictures(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(10_000):
+        folder = project / f"{number // 1000}"
+        folder.mkdir(exist_ok=True)
+        if number % 3:
+            picture(folder / f"{number}.jpg", number)
+        else:
+            (folder / f"{number}.jpg").write_text("not a picture")
+    found = run(project)
+    assert len(found) == 4 + 6666
+    assert "left out: 3334 x not a picture" in caplog.text
+    np.testing.assert_allclose(found[b"3/3001.jpg"], embedded(project / "3/3001.jpg"), atol=1e-5)
+
+
 def test_names_are_bytes(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = os.fsencode(project)
     odd = [
