@@ -13,9 +13,6 @@ from torch import Tensor
 
 from goal import files
 from goal.errors import UserError
-from goal.files import digest
-
-__all__ = ["digest", "read", "write"]
 
 # Under these names training scripts keep the weights beside their own state.
 _NESTED = ("state_dict", "model_state_dict", "model")

@@ -152,4 +152,4 @@ def file_of(path: Path | str) -> Path:
 
 def digest(path: Path | str) -> str:
     """sha256 of the weights file, as hex digits: the model's name in the record."""
-    return tensorfiles.digest(file_of(path))
+    return files.digest(file_of(path))

@@ -17,7 +17,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from goal import clip, images, layout, registry, text, tracking, weights
+from goal import clip, files, images, layout, registry, text, tracking, weights
 from goal.errors import Unavailable, UserError
 from goal.model.network import GoalClip
 from goal.record import provenance
@@ -52,7 +52,7 @@ def test_a_version_says_what_it_is_and_where_it_comes_from() -> None:
     (version,) = versions("lineage")
     file = Path("models/stage2/model.safetensors")
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    assert version.tags["goal.model"] == weights.digest(file) == provenance.sha256(file)
+    assert version.tags["goal.model"] == weights.digest(file) == files.digest(file)
     assert version.tags["goal.commit"] == head
     assert version.tags["goal.uncommitted"] == "none"
     assert version.tags["goal.data"] == "tiny"
@@ -129,15 +129,15 @@ def test_a_version_s_files_are_weights_code_and_evaluation() -> None:
     registry.run(registered.params("files"))
     (version,) = versions("files")
     folder = Path(mlflow.artifacts.download_artifacts(version.source, tracking_uri=tracking.uri()))
-    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert {"artifacts/model.safetensors", "served_model.py", "code/goal/clip.py"} <= files
-    assert {"evaluation/details/test.json", "evaluation/ranks/test.parquet"} <= files
-    assert {Path(name).suffix for name in files} <= {
+    contained = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {"artifacts/model.safetensors", "served_model.py", "code/goal/clip.py"} <= contained
+    assert {"evaluation/details/test.json", "evaluation/ranks/test.parquet"} <= contained
+    assert {Path(name).suffix for name in contained} <= {
         "", ".py", ".safetensors", ".json", ".yaml", ".txt", ".parquet", ".csv",
     }  # fmt: skip
     stages = json.loads((folder / "evaluation/lineage.json").read_text())
     assert stages["train@stage2"]["outs"] == json.loads(version.tags["goal.outs"])
-    assert provenance.sha256(folder / "artifacts/model.safetensors") == version.tags["goal.model"]
+    assert files.digest(folder / "artifacts/model.safetensors") == version.tags["goal.model"]
     requirements = (folder / "requirements.txt").read_text()
     assert "torch==" in requirements
     assert "+" not in requirements

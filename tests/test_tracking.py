@@ -16,7 +16,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from goal import config, layout, tracking
+from goal import config, files, layout, tracking
 from goal.config import Params
 from goal.errors import Interrupted
 from goal.record import provenance
@@ -110,7 +110,7 @@ def test_a_training_leaves_a_run_with_all_that_made_it(project: Path) -> None:
     assert set(run.data.params) == set(provenance.flatten(params.model_dump(by_alias=True)))
     assert steps_of(run) == list(range(1, 8))
     assert run.data.metrics["loss/total"] == pytest.approx(1 / 7)
-    assert run.data.tags["goal.model"] == provenance.sha256(Path("models/stage1/model.safetensors"))
+    assert run.data.tags["goal.model"] == files.digest(Path("models/stage1/model.safetensors"))
     assert run.data.tags["goal.preset"] == "scenes"
     assert run.data.tags["goal.seed"] == "0"
     assert run.data.tags["mlflow.source.git.commit"] == provenance.UNKNOWN

@@ -14,7 +14,7 @@ from goal import config, layout, weights
 from goal.config import Params
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
-from goal.evaluation import galleries
+from goal.mining import mined
 from goal.model.network import GoalClip, Spec
 
 ROOT = Path(__file__).parents[1]
@@ -80,9 +80,9 @@ def twin(row: Row, image: str, attribute: str) -> dict:
 def pair(name: str, similarity: float, **changes: object) -> dict:
     box = {"x1": 0.0, "y1": 0.0, "x2": 20.0, "y2": 20.0}
     where = {"caption": 0, "sentence": 0, "start": 0, "end": 5}
-    return {"id": name, **where, **box, "similarity": similarity, "dropped": ""} | changes
+    return {"id": name, **where, **box, "similarity": similarity, "source": "fixed", "dropped": ""} | changes
 
 
 def write_pairs(*pairs: dict) -> None:
     Path("pairs/test").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(list(pairs), galleries.PAIR), "pairs/test/shard-00000.parquet")
+    pq.write_table(pa.Table.from_pylist(list(pairs), mined.PAIRS), "pairs/test/shard-00000.parquet")

@@ -77,10 +77,7 @@ def fetch(
     file wait for the one that fetches it. Raises UserError, with finished files and begun parts kept, where a
     file cannot be had, is not the expected one, or does not fit the disk.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise files.unwritable(folder, error) from error
+    files.make_folder(folder)
     missing = [remote for remote in remotes if not is_there(remote, folder)]
     if missing:
         with (

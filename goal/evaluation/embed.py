@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 
 # Their sources decide what an embedding is, so a change makes the kept ones stale.
 ENCODERS = (boxes, cleaning, clip, images, network, text)
-# Longer than any caption: tokens are counted before the context cuts them.
-UNCUT = 1 << 20
 PRECISION = "fp32"
 Item = TypeVar("Item")
 View = TypeVar("View")
@@ -150,7 +148,7 @@ def encode_texts(
     model: GoalClip, texts: Sequence[str], settings: Settings
 ) -> tuple[Float[Tensor, "T D"], Int[Tensor, " T"]]:
     """Embeddings of texts and their token counts; texts of like length share a batch: little is padding."""
-    ids = [text.tokenize(one, [], UNCUT).ids for one in tqdm(texts, "tokens", unit=" texts")]
+    ids = [text.tokenize(one, [], None).ids for one in tqdm(texts, "tokens", unit=" texts")]
     counts = torch.tensor([len(one) for one in ids])
     order = counts.argsort(descending=True, stable=True)
     embedded = torch.empty(len(texts), model.spec.embed_dim)

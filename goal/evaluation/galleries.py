@@ -14,28 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
-
 from goal import layout
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import UserError
+from goal.mining.mined import PAIRS, SIDES
 
 BENCHMARKS = ("test", "short", "twins", "joint")
-SIDES = ("x1", "y1", "x2", "y2")
-# What the joint benchmark needs of a mined pair (goal.pairs writes more).
-PAIR = pa.schema(
-    [
-        ("id", pa.string()),
-        ("caption", pa.int32()),
-        ("sentence", pa.int32()),
-        ("start", pa.int32()),
-        ("end", pa.int32()),
-        *((side, pa.float32()) for side in SIDES),
-        ("similarity", pa.float32()),
-        ("dropped", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -164,7 +149,7 @@ def _mined_crops(test: list[Row]) -> Iterator[Crop]:
     folder = layout.pairs_dir("test")
     best: dict[str, dict] = {}
     for shard in sorted(folder.glob("shard-*.parquet")):
-        for pair in manifest.read_table(shard, PAIR).to_pylist():
+        for pair in manifest.read_table(shard, PAIRS).to_pylist():
             if not pair["dropped"] and (pair["id"] not in best or _rank(pair) < _rank(best[pair["id"]])):
                 best[pair["id"]] = pair
     rows = _rows(test, sorted(best), folder)

@@ -16,9 +16,6 @@ from goal import clip, text
 from goal.model.network import Features, GoalClip
 from goal.text.sentences import Sentence
 
-# Longer than any caption: tokens are counted before the context cuts them.
-UNCUT = 1 << 20
-
 
 @dataclass(frozen=True)
 class Grounding:
@@ -49,7 +46,7 @@ def ground(model: GoalClip, image: Image.Image, caption: str) -> Grounding:
     device = model.positional_embedding.device
     views = clip.preprocess(model.spec)(image)[None].to(device)
     sentences = text.split_sentences(caption)
-    uncut = text.tokenize(caption, [], UNCUT).ids
+    uncut = text.tokenize(caption, [], None).ids
     tokens = text.tokenize(caption, sentences, model.spec.context_length)
     seen, received = _image(model, views)
     told = model.text_features(tokens.ids[None].to(device))

@@ -16,6 +16,8 @@ from goal.reporting import templates
 
 FILE = "README.md"
 EMBEDDED = "scenes"
+# Most by which a coordinate of an exported tower's unit vectors may differ from the network's.
+TOLERANCE = 1e-4
 
 
 def write(path: Path, spec: Spec, library: str, folder: Path) -> None:
@@ -36,7 +38,7 @@ def write(path: Path, spec: Spec, library: str, folder: Path) -> None:
         data=_data(data_set, embedded),
         metrics=[line for one in _measured(digest) for line in _lines(one)],
         lineage=_lineage(made, digest),
-        tolerance="1e-4",
+        tolerance=f"{TOLERANCE:g}",
     )
     files.write_text(folder / FILE, content)
 

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from goal import files
 from goal.errors import UserError
 from goal.exports import folders
+from goal.exports.card import TOLERANCE
 from goal.model.network import GoalClip
 
 log = logging.getLogger(__name__)
 
 IMAGES, TEXTS = "images.onnx", "texts.onnx"
-# Largest difference of a coordinate of the unit vectors.
-TOLERANCE = 1e-4
 # Protocol buffers hold no larger file.
 MOST_BYTES = 2**31 - 1
 # They tell of every node.

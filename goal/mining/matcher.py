@@ -15,9 +15,6 @@ from torch import Tensor
 from goal import clip, config, devices, text, weights
 from goal.model import network
 
-# Longer than any sentence: tells which ones the context cuts.
-UNCUT = 1 << 20
-
 
 class Encoded(NamedTuple):
     """A sentence's unit vector (D,), and whether the matcher's context cut it."""
@@ -39,7 +36,7 @@ class Matcher:
     def sentences(self, texts: Iterable[str]) -> dict[str, Encoded]:
         """Encode sentences; those of like length share a batch, so that little is padding."""
         context = self.model.spec.context_length
-        ids = {one: text.tokenize(one, [], UNCUT).ids for one in texts}
+        ids = {one: text.tokenize(one, [], None).ids for one in texts}
         encoded = {}
         for batch in _batches(sorted(ids, key=lambda one: (len(ids[one]), one)), self.batch_size):
             fitting = [

@@ -52,10 +52,7 @@ def run(work: Work, rows: int, shard_size: int, folder: Path, workers: int, labe
     workers: processes here, where no cluster is named (goal.mining.engines.run). Raises UserError as the work
     does, or where the disk refuses; finished shards stay.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise files.unwritable(folder, error) from error
+    files.make_folder(folder)
     starts = range(0, rows, shard_size)
     paths = [folder / name(number) for number in range(len(starts))]
     tasks, done = [], 0

@@ -53,7 +53,7 @@ def _work(params: Params, plan: Recipe) -> str:
         {
             "name": plan.name,
             "params": plan.decisive(params),
-            "files": {str(file): provenance.sha256(file) for file in (*inputs, weights.file_of(plan.start))},
+            "files": {str(file): files.digest(file) for file in (*inputs, weights.file_of(plan.start))},
             "code": files.source_digest(),
             "torch": versions.get("torch"),
         }

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -97,25 +98,17 @@ def upstream(stages: Mapping[str, Locked], paths: Iterable[Path]) -> dict[str, L
 def md5(path: Path) -> str:
     """DVC's own digest of a file or a folder, as dvc.lock writes it (no .dvcignore inside is heeded)."""
     if not path.is_dir():
-        return _file_digest(path, "md5")
+        return _md5(path)
     files = sorted((str(file.relative_to(path)), file) for file in path.rglob("*") if file.is_file())
-    listing = [{"md5": _file_digest(file, "md5"), "relpath": name} for name, file in files]
+    listing = [{"md5": _md5(file), "relpath": name} for name, file in files]
     text = json.dumps(listing, sort_keys=True).encode()
     return hashlib.md5(text, usedforsecurity=False).hexdigest() + ".dir"
 
 
-def sha256(path: Path) -> str:
-    """The digest that names a model: sha256 of the file of its weights."""
-    return _file_digest(path, "sha256")
-
-
-def _file_digest(path: Path, algorithm: str) -> str:
-    def empty() -> Any:
-        return hashlib.new(algorithm, usedforsecurity=False)
-
+def _md5(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, empty).hexdigest()
+            return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; `dvc repro` makes it") from error
 

@@ -14,9 +14,9 @@ from goal.boxes import View
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.evaluation import compare, grounding
-from goal.evaluation.galleries import SIDES
 from goal.evaluation.grounding import Grounding
 from goal.images import open_image
+from goal.mining.mined import SIDES
 from goal.reporting import pictures
 
 Item = TypeVar("Item")

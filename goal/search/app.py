@@ -167,8 +167,9 @@ class Handlers:
         except images.ImageError as error:
             # The path is the server's, not the user's.
             raise UserError(f"{Path(file).name}: {error.reason}") from error
-        hits = self._search.by_picture(image, SHOWN)
-        found = self._captions.nearest(self._search.of_picture(image), CAPTIONS)
+        vector = self._search.of_picture(image)
+        hits = self._search.nearest(vector, SHOWN)
+        found = self._captions.nearest(vector, CAPTIONS)
         return *self._shown(hits), "", panel.captions(found, self._params.data.name)
 
     @told

@@ -19,8 +19,6 @@ from goal.text.sentences import Sentence
 if TYPE_CHECKING:
     from goal.config import Params
 
-# Longer than any text: tokens are counted before the context cuts them.
-UNCUT = 1 << 20
 _WORD = re.compile(r"\S+")
 
 
@@ -62,22 +60,23 @@ class Search:
         if not words.strip():
             raise UserError("the text is empty; describe a picture")
         ids = text.tokenize(words, [], self.network.spec.context_length).ids
-        return self._hits(self.network.encode_texts(ids[None].to(self._device), normalize=True), count)
+        return self.nearest(self.network.encode_texts(ids[None].to(self._device), normalize=True), count)
 
     def by_picture(self, image: Image.Image, count: int) -> list[Hit]:
         """The pictures nearest to one (RGB, image frame)."""
-        return self._hits(self.of_picture(image), count)
+        return self.nearest(self.of_picture(image), count)
 
     @torch.inference_mode()
     def of_picture(self, image: Image.Image) -> Float[Tensor, "1 D"]:
-        """The L2-normalised vector of a picture."""
+        """The L2-normalised vector of a picture (RGB, image frame)."""
         return self.network.encode_images(self._prepare(image)[None].to(self._device), normalize=True)
 
     def reading(self, words: str) -> Reading:
         """How much of a text the model reads."""
         return reading(words, self.network.spec.context_length)
 
-    def _hits(self, query: Float[Tensor, "1 D"], count: int) -> list[Hit]:
+    def nearest(self, query: Float[Tensor, "1 D"], count: int) -> list[Hit]:
+        """The pictures nearest to a unit vector of this model."""
         scores, ids = (found[0].tolist() for found in self._nearest(query.float().cpu().numpy(), count))
         paths = self.index.paths(ids)
         return [
@@ -92,4 +91,4 @@ def reading(words: str, context_length: int) -> Reading:
     found = [Sentence(one.start(), one.end(), one.group()) for one in _WORD.finditer(words)]
     cut = text.tokenize(words, found, context_length)
     read = [word.end for word, span in zip(found, cut.spans, strict=True) if span]
-    return Reading(len(text.tokenize(words, [], UNCUT).ids), len(cut.ids), max(read, default=0))
+    return Reading(len(text.tokenize(words, [], None).ids), len(cut.ids), max(read, default=0))

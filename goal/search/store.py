@@ -142,10 +142,7 @@ class Store:
 def create(place: Path, card: Card) -> Store:
     """The index at `place`, made if need be; UserError where it is another model's or another folder's."""
     if not (place / CARD).exists():
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise files.unwritable(place, error) from error
+        files.make_folder(place)
         files.write_json(asdict(card), place / CARD)
     found = read_card(place)
     check_model(place, found, card.model, card.digest)

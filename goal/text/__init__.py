@@ -33,17 +33,18 @@ class Tokens:
     spans: list[tuple[int, int] | None]
 
 
-def tokenize(caption: str, sentences: Sequence[Sentence], context_length: int) -> Tokens:
+def tokenize(caption: str, sentences: Sequence[Sentence], context_length: int | None) -> Tokens:
     """Tokenise the whole caption with CLIP's BPE and give every sentence its span of tokens (TSL, text side).
 
-    The ids are open_clip's (T <= context_length; what does not fit is cut and EOS kept). Sentences may come
-    in any order, overlap and leave gaps; their offsets refer to the caption as given, also where its cleaning
-    (ftfy, html entities, lower case) changes it. A token belongs to the sentence in which its first character
-    lies. A span is clipped where the context ends, and None when no token of the sentence is left.
+    The ids are open_clip's (T <= context_length; what does not fit is cut and EOS kept; a context_length of
+    None cuts nothing). Sentences may come in any order, overlap and leave gaps; their offsets refer to the
+    caption as given, also where its cleaning (ftfy, html entities, lower case) changes it. A token belongs to
+    the sentence in which its first character lies. A span is clipped where the context ends, and None when no
+    token of the sentence is left.
 
     Raises UserError for offsets outside the caption and a context that cannot hold BOS, a token and EOS.
     """
-    if context_length < SHORTEST_CONTEXT:
+    if context_length is not None and context_length < SHORTEST_CONTEXT:
         raise UserError(f"context_length {context_length}: must be at least {SHORTEST_CONTEXT} tokens")
     _check(caption, sentences)
     text, origin = clean(caption)
@@ -54,7 +55,7 @@ def tokenize(caption: str, sentences: Sequence[Sentence], context_length: int) -
         ids += tokens
         first = word.start()
         starts += [origin[first + place] for place in places]
-    last = min(len(ids), context_length - 1)
+    last = len(ids) if context_length is None else min(len(ids), context_length - 1)
     ids[last:] = [bpe.eot_token_id]
     spans = []
     for sentence in sentences:

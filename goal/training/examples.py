@@ -24,9 +24,6 @@ from goal.mining.mined import PAIRS, SIDES
 from goal.model.network import Spec
 from goal.training.packed import Pictures
 
-# Longer than any caption: the short caption is built from sentences beyond the context too.
-UNCUT = 1 << 20
-
 
 class Key(NamedTuple):
     """Which picture, in which epoch: all that decides a sample, so that it is the same after a restart."""
@@ -226,7 +223,7 @@ class Examples(Dataset):
 
 
 class Parts(NamedTuple):
-    """A caption that no context cuts: its token ids and the token span of each sentence."""
+    """A caption that no context cuts, since a short caption takes any sentence: ids, and each one's span."""
 
     ids: Tensor
     spans: list[tuple[int, int]]
@@ -242,7 +239,7 @@ class Texts(NamedTuple):
 
 
 def _parts(caption: str) -> Parts:
-    tokens = text.tokenize(caption, text.split_sentences(caption), UNCUT)
+    tokens = text.tokenize(caption, text.split_sentences(caption), None)
     whole = (1, len(tokens.ids) - 1)
     return Parts(tokens.ids, [span for span in tokens.spans if span] or [whole])
 

@@ -67,10 +67,7 @@ def prepare(
     folder = layout.work_dir("packed") / _digest(rows, crops, spec)
     if not (folder / "index.parquet").exists():
         log.info("packing %d pictures into %s", len(rows), folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise files.unwritable(folder, error) from error
+        files.make_folder(folder)
         shards = [
             Work(
                 first,

@@ -1,6 +1,5 @@
 """Commit, digests and machine: read from real git and DVC projects."""
 
-import hashlib
 import subprocess
 import sys
 from importlib import metadata
@@ -103,11 +102,6 @@ def test_a_broken_lock_file_is_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"dvc\.lock: not a lock file of DVC") as error:
         provenance.lock(tmp_path / "dvc.lock")
     assert "\n" not in str(error.value)
-
-
-def test_sha256_is_the_file_s(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"weights" * 1000)
-    assert provenance.sha256(tmp_path / "a") == hashlib.sha256(b"weights" * 1000).hexdigest()
 
 
 def test_a_missing_input_is_one_line_that_names_it(tmp_path: Path) -> None:
