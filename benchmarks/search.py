@@ -1,21 +1,22 @@
-"""Search at scale: time to build an index and to answer a query, and what the approximate one finds.
+"""Search at scale: time to build an index and to answer a query, and what an approximate one finds.
 
-    python -m benchmarks.search                 # all sizes and vectors, as a Markdown table
+    python -m benchmarks.search                 # all sizes and vectors: Markdown, and results/search.json
     python -m benchmarks.search --sizes 10000   # some of them
-    python -m benchmarks.search --hnsw          # faiss's graph beside the inverted file, up to 100,000
+    python -m benchmarks.search --others        # faiss's inverted file and its graph (HNSW) too, at 100,000
 
 | vectors | what they are |
 |---|---|
 | clustered | unit vectors, 512 wide, 100 around each centre at a cosine near 0.8: pictures alike |
 | random | independent unit vectors: the worst case for an approximate index, nothing is near anything |
 
-A query is a vector of the index with noise, cosine near 0.9; its time is the median of 100. recall@10: the
-share of the ten nearest (all vectors compared) that the index finds. Each row is a process of its own, whose
-peak memory is read at its end.
+A query is a vector of the index with noise, cosine near 0.9; its time is the median of 100, on one thread.
+recall@10: the share of the ten nearest (all vectors compared) that the index finds. Each row is a process of
+its own, whose peak memory is read at its end.
 """
 
 import argparse
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -31,9 +32,12 @@ from goal.search.store import Card, Entry, Stamp
 
 WIDTH, QUERIES, NEAREST = 512, 100, 10
 BLOCK = 10_000
-SIZES = (10_000, 100_000, 1_000_000)
+SIZES = (10_000, 50_000, 100_000, 1_000_000)
+KINDS = ("clustered", "random")
 A_CLUSTER = 100
-GRAPH = 32  # links a vector in HNSW
+OTHERS_UP_TO = 100_000
+COLUMNS = ("index", "vectors", "size", "build s", "load s", "ms a query", "recall@10", "peak GiB")
+RESULTS = Path("benchmarks/results/search.json")
 
 
 def main() -> None:
@@ -41,25 +45,27 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="vectors")
-    parser.add_argument("--kinds", nargs="+", default=("clustered", "random"))
-    parser.add_argument("--hnsw", action="store_true")
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--others", action="store_true")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         index, kind, size = arguments.one
         print(json.dumps(measure(index, kind, int(size))))
         return
-    columns = ("index", "vectors", "size", "build s", "load s", "ms a query", "recall@10", "peak GiB")
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    rows = []
     for size in arguments.sizes:
         for kind in arguments.kinds:
             # Comparing with all takes the same time whatever the vectors.
             indexes = ["exact"] if kind == arguments.kinds[0] else []
-            indexes += ["cells"] if size > BLOCK else []
-            indexes += ["graph"] if arguments.hnsw and BLOCK < size <= 100_000 else []
+            indexes += ["sketches"] if size > BLOCK else []
+            indexes += ["cells", "graph"] if arguments.others and BLOCK < size <= OTHERS_UP_TO else []
             for index in indexes:
-                row = _in_its_process(index, kind, size)
-                print(f"| {index} | {kind} | {size:,} | {' | '.join(row)} |", flush=True)
+                rows.append([index, kind, f"{size:,}", *_in_its_process(index, kind, size)])
+                print(f"| {' | '.join(rows[-1])} |", flush=True)
+    measured = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+    RESULTS.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(index: str, kind: str, size: int) -> list[str]:
@@ -72,12 +78,10 @@ def measure(index: str, kind: str, size: int) -> list[str]:
             kept.change([Entry(name, Stamp(1, 1), row) for name, row in zip(names, block, strict=True)], [])
         start = time.perf_counter()
         if index == "exact":
-            built, build = None, 0.0
+            build = 0.0
         else:
-            built = ann.approximate(kept) if index == "cells" else graph(kept)
+            faiss.write_index(INDEXES[index](kept), f"{folder}/built")
             build = time.perf_counter() - start
-            faiss.write_index(built, f"{folder}/built")
-            del built
         start = time.perf_counter()
         nearest = ann.Nearest(ann.exact(kept) if index == "exact" else faiss.read_index(f"{folder}/built"))
         load = time.perf_counter() - start
@@ -127,10 +131,26 @@ def truth(kept: store.Store, queries: np.ndarray) -> np.ndarray:
     return ids
 
 
+def cells(kept: store.Store) -> faiss.Index:
+    """faiss's inverted file, for comparison: 2 sqrt(P) cells, of which a query looks into 64."""
+    count = 2 * math.isqrt(len(kept))
+    index = faiss.IndexIVFScalarQuantizer(
+        faiss.IndexFlatIP(WIDTH), WIDTH, count, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    )
+    index.nprobe = 64
+    sample = kept.vectors(max(1, len(kept) // (40 * count)))
+    index.train(np.concatenate([vectors for _, vectors in sample]))
+    return _filled(index, kept)
+
+
 def graph(kept: store.Store) -> faiss.Index:
-    """faiss's HNSW, for comparison."""
-    index = faiss.IndexHNSWFlat(WIDTH, GRAPH, faiss.METRIC_INNER_PRODUCT)
+    """faiss's HNSW, for comparison: 32 links a vector."""
+    index = faiss.IndexHNSWFlat(WIDTH, 32, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction, index.hnsw.efSearch = 80, 128
+    return _filled(index, kept)
+
+
+def _filled(index: faiss.Index, kept: store.Store) -> faiss.Index:
     index = faiss.IndexIDMap(index)
     for ids, block in kept.vectors():
         index.add_with_ids(block, ids)
@@ -141,6 +161,8 @@ def _in_its_process(*one: object) -> list[str]:
     command = [sys.executable, "-m", "benchmarks.search", "--one", *map(str, one)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
+
+INDEXES = {"sketches": ann.sketched, "cells": cells, "graph": graph}
 
 if __name__ == "__main__":
     main()

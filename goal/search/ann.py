@@ -1,12 +1,13 @@
-"""The nearest vectors of an index: exact where all of them are soon compared, else faiss's inverted file.
+"""The nearest vectors of an index: all compared where that is soon done, else those that sketches pick.
 
-The inverted file sorts vectors into cells and compares a query with those of the nearest cells. It lies
-beside the index, named by its version, and may be lost at any time. Letters: P pictures, Q queries, K
-results, D width.
+A sketch (faiss's product quantiser, half a byte for four numbers) takes a thirty-second of its vector, and a
+million are compared in milliseconds; the best CANDIDATES are compared again in half precision. Unlike cells
+or a graph this needs no likeness among the vectors, and it is built in seconds (benchmarks/search.py).
+The file lies beside the index, named by its version, and may be lost at any time.
+Letters: P pictures, Q queries, K results, D width.
 """
 
 import logging
-import math
 from pathlib import Path
 
 import faiss
@@ -18,13 +19,14 @@ from goal.search.store import Store
 
 log = logging.getLogger(__name__)
 
-# Measured by benchmarks/search.py, see docs/search.md: up to here a query against all takes milliseconds.
+# Measured by benchmarks/search.py: up to here a query against all takes milliseconds.
 EXACT_UP_TO = 50_000
-# Cells a query looks into, of CELLS * sqrt(P).
-CELLS = 2
-PROBES = 64
-# Vectors a cell, to find the cells' centres.
-SAMPLE = 40
+# Of a million independent vectors, these hold 99 % of the ten nearest.
+CANDIDATES = 20_000
+# Numbers a code stands for, and its bits.
+GROUP, BITS = 4, 4
+# Vectors that the codes are learnt from.
+SAMPLE = 50_000
 
 
 class Nearest:
@@ -32,6 +34,7 @@ class Nearest:
 
     def __init__(self, index: faiss.Index) -> None:
         self._index = index
+        self._sketched = isinstance(faiss.downcast_index(index.index), faiss.IndexRefine)
 
     def __call__(
         self, queries: Float32[np.ndarray, "Q D"], count: int
@@ -39,25 +42,35 @@ class Nearest:
         """Cosines and ids of up to `count` pictures, nearest first; id -1 where there are fewer."""
         # One thread: a query is little work, and waking others takes longer than it. Each thread has its own.
         faiss.omp_set_num_threads(1)
-        return self._index.search(queries, count)
+        if not self._sketched:
+            return self._index.search(queries, count)
+        asked = faiss.IndexRefineSearchParameters(k_factor=max(1.0, CANDIDATES / count))
+        return self._index.search(queries, count, params=asked)
 
 
 def load(store: Store) -> Nearest:
-    """All vectors of an index, or its inverted file, made anew where the index changed."""
-    if len(store) <= EXACT_UP_TO:
+    """All vectors of an index, or its sketches, made anew where the index changed."""
+    path = prepare(store)
+    if path is None:
         return Nearest(exact(store))
-    return Nearest(faiss.read_index(str(prepare(store))))
+    try:
+        return Nearest(faiss.read_index(str(path)))
+    except RuntimeError as error:
+        log.warning("%s: damaged, made anew (%s)", path, " ".join(str(error).split())[:100])
+        path.unlink()
+        return Nearest(faiss.read_index(str(prepare(store))))
 
 
 def prepare(store: Store) -> Path | None:
-    """Make the inverted file of a large index, unless it is there; returns where, None for a small index."""
-    if len(store) <= EXACT_UP_TO:
+    """Make the sketches of a large index, unless they are there; returns where, None for a small index."""
+    if len(store) <= EXACT_UP_TO or store.card.width % GROUP:
         return None
-    path = store.place / f"cells-{store.version()}.faiss"
+    path = store.place / f"sketches-{store.version()}.faiss"
     if not path.exists():
-        log.info("%s: sorting %d vectors into cells", store.place, len(store))
-        found = approximate(store)
-        for old in store.place.glob("cells-*.faiss"):
+        log.info("%s: sketching %d vectors", store.place, len(store))
+        found = sketched(store)
+        # Of earlier versions, and what a kill left of one.
+        for old in (*store.place.glob("*.faiss"), *store.place.glob(".*.faiss.*.tmp")):
             old.unlink(missing_ok=True)
         with files.atomic(path) as draft:
             faiss.write_index(found, str(draft))
@@ -71,15 +84,14 @@ def exact(store: Store) -> faiss.Index:
     return index
 
 
-def approximate(store: Store) -> faiss.Index:
-    """Vectors in half precision, in cells around centres that a sample of them gave."""
-    width, count = store.card.width, len(store)
-    cells = CELLS * math.isqrt(count)
-    index = faiss.IndexIVFScalarQuantizer(
-        faiss.IndexFlatIP(width), width, cells, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-    )
-    index.nprobe = PROBES
-    index.train(np.concatenate([vectors for _, vectors in store.vectors(max(1, count // (cells * SAMPLE)))]))
+def sketched(store: Store) -> faiss.Index:
+    """A sketch of every vector, and the vector in half precision."""
+    width = store.card.width
+    sketches = faiss.IndexPQFastScan(width, width // GROUP, BITS, faiss.METRIC_INNER_PRODUCT)
+    halves = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    every = max(1, len(store) // SAMPLE)
+    sketches.train(np.concatenate([vectors for _, vectors in store.vectors(every)]))
+    index = faiss.IndexIDMap(faiss.IndexRefine(sketches, halves))
     _add(index, store)
     return index
 

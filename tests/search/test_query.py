@@ -6,20 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from goal import images, text, weights
 from goal.commands import named
 from goal.errors import UserError
-from goal.search import ann, index, store
+from goal.search import index, store
 from goal.search.query import Search, reading
-from goal.search.store import Card, Entry, Stamp
 from tests import tiny
 
 PLACE = Path("index")
 MODEL = Path("models/base")
-WIDTH = 16
 
 
 @pytest.fixture
@@ -77,48 +74,6 @@ def test_ten_thousand_words_are_cut_where_the_context_ends(search: Search) -> No
 def test_a_short_text_is_read_to_its_end() -> None:
     found = reading(" A cat. ", 77)
     assert (found.tokens, found.read, found.end) == (5, 5, 7)
-
-
-def fill(place: Path, count: int) -> tuple[store.Store, np.ndarray]:
-    """An index of vectors around fifty centres."""
-    draw = np.random.default_rng(0)
-    centres = draw.standard_normal((50, WIDTH))
-    vectors = np.repeat(centres, count // 50, axis=0) + 0.3 * draw.standard_normal((count, WIDTH))
-    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    kept = store.create(place, Card("/pictures", "any", "0" * 64, "none", WIDTH))
-    kept.change([Entry(b"%d" % row, Stamp(1, 1), vector) for row, vector in enumerate(vectors)], [])
-    return kept, vectors
-
-
-def test_a_large_index_finds_nearly_all_of_the_nearest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept, vectors = fill(tmp_path, 5000)
-    queries = vectors[::100]
-    _, exact = ann.load(kept)(queries, 10)
-    expected = np.argsort(-queries @ vectors.T, axis=1)[:, :10]
-    paths = kept.paths(set(exact.flatten().tolist()))
-    assert [{int(paths[one]) for one in row} for row in exact.tolist()] == [
-        set(row) for row in expected.tolist()
-    ]
-    monkeypatch.setattr(ann, "EXACT_UP_TO", 1000)
-    _, cells = ann.load(kept)(queries, 10)
-    shared = [len(set(one) & set(other)) for one, other in zip(exact.tolist(), cells.tolist(), strict=True)]
-    assert np.mean(shared) / 10 >= 0.95
-
-
-def test_a_changed_index_sorts_its_cells_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ann, "EXACT_UP_TO", 1000)
-    kept, vectors = fill(tmp_path, 2000)
-    first = ann.prepare(kept)
-    written = first.stat().st_mtime_ns
-    assert ann.prepare(kept) == first
-    assert first.stat().st_mtime_ns == written
-    kept.change([Entry(b"new", Stamp(1, 1), -vectors[0])], [b"0"])
-    scores, ids = ann.load(kept)(-vectors[:1], 1)
-    assert kept.paths(ids[0].tolist()) == {ids[0, 0]: b"new"}
-    assert scores[0, 0] == pytest.approx(1.0, abs=1e-3)
-    assert [path.name for path in tmp_path.glob("*.faiss")] == [f"cells-{kept.version()}.faiss"]
 
 
 def test_models_have_names(search: Search) -> None:
