@@ -12,7 +12,8 @@ import pytest
 
 from goal.errors import UserError
 from goal.mining import engines
-from tests.mining.test_shards import ROOT, Fails, Squares, calls, content, run, wait_until
+from tests.mining.test_shards import ROOT, Fails, Squares, calls, content, run
+from tests.servers import until
 
 pytest.importorskip("distributed", reason="dask is not installed: the extra `scale`")
 
@@ -27,7 +28,7 @@ class Cluster:
         self._start(
             "dask_scheduler", "--port", "0", "--host", "127.0.0.1", "--scheduler-file", str(self.file)
         )
-        wait_until(self.file.exists)
+        until(self.file.exists)
         self.workers: list[subprocess.Popen] = []
 
     def add_worker(self) -> None:
@@ -75,7 +76,7 @@ def test_a_cluster_that_loses_a_worker_writes_the_same_bytes(tmp_path, cluster, 
     cluster.add_worker()
 
     def kill_one_in_the_middle() -> None:
-        wait_until(lambda: len(calls(log)) >= 2)
+        until(lambda: len(calls(log)) >= 2)
         cluster.workers[0].kill()
 
     with ThreadPoolExecutor() as pool:

@@ -16,6 +16,7 @@ import pytest
 from goal import files
 from goal.errors import Interrupted, UserError
 from goal.mining import engines, shards
+from tests.servers import until
 
 ROWS, SIZE = 23, 4
 ROOT = Path(__file__).parents[2]
@@ -159,13 +160,6 @@ def start(tmp_path: Path, log: Path, workers: int, pause: float = 0.0, limit: in
     )
 
 
-def wait_until(true) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def finished(tmp_path: Path) -> int:
     return len(list((tmp_path / "out").glob("shard-*.parquet")))
 
@@ -173,7 +167,7 @@ def finished(tmp_path: Path) -> int:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_kill_9_redoes_at_most_one_shard_a_worker(tmp_path, log, expected, workers):
     process = start(tmp_path, log, workers, pause=0.05)
-    wait_until(lambda: finished(tmp_path) >= 2)
+    until(lambda: finished(tmp_path) >= 2)
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
@@ -191,7 +185,7 @@ def test_kill_9_redoes_at_most_one_shard_a_worker(tmp_path, log, expected, worke
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_stops_at_once_and_says_how_to_go_on(tmp_path, log, expected, workers):
     process = start(tmp_path, log, workers, pause=0.05)
-    wait_until(lambda: finished(tmp_path) >= 1)
+    until(lambda: finished(tmp_path) >= 1)
     process.terminate()
     _, error = process.communicate(timeout=20)
     assert error.splitlines()[-1].startswith("Interrupted: squares: stopped;")
@@ -214,30 +208,16 @@ def test_a_full_disk_is_one_line_and_a_rerun_completes(tmp_path, log, expected, 
     assert content(tmp_path / "out") == expected
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    """A disk of four pages, where this user may mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("no small disk to fill: mounting one is not allowed here")
-    yield disk
-    # Lazily: a worker that was just ended may still hold it.
-    subprocess.run(["umount", "--lazy", disk], check=True)
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_disk_that_fills_up_keeps_the_finished_shards(small_disk, log, expected, workers):
-    out = small_disk / "out"
+    disk = small_disk(16)
+    out = disk.path / "out"
     with pytest.raises(UserError, match=r"shard-0000\d\.parquet: cannot be written: No space left on device"):
         run(Squares(str(log)), out, workers)
     kept = content(out)
     assert 1 <= len(kept) < 6
     assert kept.items() <= expected.items()
-    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    disk.grow(1024)
     run(Squares(str(log)), out, workers)
     assert content(out) == expected
 
