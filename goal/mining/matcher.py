@@ -6,13 +6,15 @@ Letters: D joint width.
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from goal import clip, config, devices, text, weights
+from goal import clip, config, devices, files, text, weights
+from goal.mining import pool
 from goal.model import network
 
 
@@ -27,7 +29,7 @@ class Matcher:
     """The network and how it is fed; float32 throughout."""
 
     def __init__(self, model: network.GoalClip, params: config.Pairs) -> None:
-        self.device = devices.resolve(params.device, "pairs.device")
+        self.device = devices.resolve(params.device, "pairs.device", pool.number())
         self.model = model.to(self.device).eval()
         self.prepare = clip.preprocess(model.spec)
         self.batch_size = params.batch_size
@@ -59,9 +61,13 @@ class Matcher:
 
 
 @lru_cache(maxsize=1)
-def load(path: str, section: str) -> Matcher:
-    """The matcher of a weights file, loaded once a process; section: params' `pairs` as JSON."""
+def load(path: str, digest: str, section: str) -> Matcher:
+    """The matcher of a weights file of this digest, loaded once a process, and anew where it is another.
+
+    section: params' `pairs` as JSON.
+    """
     params = config.Pairs.model_validate_json(section)
+    files.expect(Path(path), digest)
     # Not the machine's cores: with another number of threads sums come out otherwise in the last bits.
     torch.set_num_threads(params.threads)
     torch.backends.cudnn.allow_tf32 = False
