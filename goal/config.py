@@ -115,8 +115,10 @@ class Sam(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Sam":
-        if not self.fast and (self.prune_points or self.precision in ("bf16", "fp16")):
-            raise ValueError("prune_points and half precision need fast: true; the package has neither")
+        if not self.fast and (self.prune_points or self.batch_size > 1 or self.precision in ("bf16", "fp16")):
+            raise ValueError(
+                "prune_points, a batch_size above 1 and half precision need fast: true; the package has none"
+            )
         return self
 
 

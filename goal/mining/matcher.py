@@ -5,7 +5,6 @@ Letters: D joint width.
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from goal import clip, config, devices, files, text, weights
-from goal.mining import pool
+from goal.mining import pool, reading
 from goal.model import network
 
 
@@ -40,7 +39,7 @@ class Matcher:
         context = self.model.spec.context_length
         ids = {one: text.tokenize(one, [], None).ids for one in texts}
         encoded = {}
-        for batch in _batches(sorted(ids, key=lambda one: (len(ids[one]), one)), self.batch_size):
+        for batch in reading.batches(sorted(ids, key=lambda one: (len(ids[one]), one)), self.batch_size):
             fitting = [
                 ids[one] if len(ids[one]) <= context else text.tokenize(one, [], context).ids for one in batch
             ]
@@ -53,7 +52,7 @@ class Matcher:
 
     def crops(self, views: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, np.ndarray]]:
         """(id, view) to (id, unit vector (D,)), in batches that cross pictures."""
-        for batch in _batches(views, self.batch_size):
+        for batch in reading.batches(views, self.batch_size):
             pixels = torch.stack([view for _, view in batch]).to(self.device)
             with torch.inference_mode():
                 vectors = self.model.encode_images(pixels, normalize=True).cpu().numpy()
@@ -72,9 +71,3 @@ def load(path: str, digest: str, section: str) -> Matcher:
     torch.set_num_threads(params.threads)
     torch.backends.cudnn.allow_tf32 = False
     return Matcher(weights.load(path), params)
-
-
-def _batches(items: Iterable, size: int) -> Iterator[list]:
-    remaining = iter(items)
-    while batch := list(islice(remaining, size)):
-        yield batch

@@ -21,10 +21,6 @@ from goal.regions import Proposer, Region, build, checkpoints, with_weights
 
 log = logging.getLogger(__name__)
 
-# Handed to the sources at once, which batch among them as they like.
-PICTURES = 8
-MEGAPIXELS = 50
-
 
 def run(params: Params) -> None:
     """Write regions/<split>/ for every split of `regions.splits`: shards and summary.json.
@@ -84,7 +80,9 @@ class Propose:
         rows = slices.rows(Path(self.manifest), start, stop)
         images = reading.ahead(self._read, rows, params.threads)
         lines, unreadable, without = [], Counter(), 0
-        for group in reading.together(rows, PICTURES, MEGAPIXELS):
+        # The only source that takes several pictures at once.
+        size = params.sam.batch_size if "sam" in params.sources else 1
+        for group in reading.batches(rows, size):
             usable = {}
             for row, image in zip(group, images, strict=False):
                 if isinstance(image, ImageError):
