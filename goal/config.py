@@ -31,9 +31,8 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 
 REGION_SOURCES = Literal["fixed", "felzenszwalb", "sam", "detector"]
-DATA_SOURCES = Literal[
-    *("scenes", "folder", "docci", "dci", "sharegpt4v", "urban1k", "coco", "flickr30k", "goal_lists"),
-]
+RELEASED = ("docci", "dci", "sharegpt4v", "urban1k", "coco", "flickr30k", "goal_lists")
+DATA_SOURCES = Literal["scenes", "folder", *RELEASED]
 
 
 class Section(BaseModel):
@@ -71,7 +70,7 @@ class Folder(Section):
 
 class Download(Section):
     root: str
-    accept_terms: bool
+    accept_terms: Literal["", *RELEASED]
     gallery: CountOrZero
 
 

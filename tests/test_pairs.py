@@ -205,6 +205,10 @@ def test_regions_of_another_manifest_are_refused(project):
 def test_missing_inputs_are_one_line(project):
     with pytest.raises(UserError, match=r"regions/train/summary\.json: cannot be read; `dvc repro regions`"):
         pairs.run(params())
+    regions.run(params())
+    Path("regions/train/shard-00001.parquet").unlink()
+    with pytest.raises(UserError, match=r"shard-00001\.parquet: not found; `dvc repro regions` writes it"):
+        pairs.run(params())
     with pytest.raises(UserError, match=r"none/train\.parquet: not found; `dvc repro data`"):
         regions.run(params(data={"name": "none"}))
 

@@ -107,7 +107,7 @@ class Match:
         found = {row.id: [_whole(row)] for row in rows}
         for number in range(start // self.region_shard, (stop - 1) // self.region_shard + 1):
             path = Path(self.regions) / shards.name(number)
-            for region in manifest.read_table(path, REGIONS).to_pylist():
+            for region in manifest.read_table(path, REGIONS, "regions").to_pylist():
                 box, known = tuple(region[side] for side in SIDES), found.get(region["id"])
                 if known and boxes.pixels(box, _size(known[0])) != known[0].box:
                     known.append(Candidate(box, region["source"]))
