@@ -2,6 +2,7 @@
 
 import json
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from goal import clip, config, layout, pairs, text, weights
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import UserError
-from goal.mining import shards
+from goal.mining import contact_sheet, shards
 from goal.mining import summary as mining_summary
 from goal.mining.mined import PAIRS, SIDES
 from goal.model.network import GoalClip
@@ -257,6 +258,24 @@ def test_the_truth_scores_each_thing_by_its_sentences_box(project):
         "matched_share": pytest.approx(1 / 3, abs=1e-6),
         "mean_iou": pytest.approx((0.5 + 0 + 0.25) / 3, abs=1e-6),
     }
+
+
+def test_the_contact_sheet_holds_few_pictures_at_a_time(project, monkeypatch):
+    read, seen, held = contact_sheet.reading.picture, [], []
+
+    def counted(*arguments):
+        image = read(*arguments)
+        seen.append(weakref.ref(image))
+        held.append(sum(one() is not None for one in seen))
+        return image
+
+    mine(params(pairs={"contact_sheet": 6}))
+    monkeypatch.setattr(contact_sheet.reading, "picture", counted)
+    paths = sorted(Path("pairs/train").glob("shard-*.parquet"))
+    contact_sheet.write(paths, 2, layout.manifest("drawn", "train"), 6, 1.0, Path("sheet.png"))
+    assert len(held) >= 5
+    assert max(held) <= 2
+    assert Path("sheet.png").read_bytes() == Path("pairs/contact-sheet.png").read_bytes()
 
 
 def test_the_contact_sheet_outlines_in_the_colours_of_the_sentences(project):
