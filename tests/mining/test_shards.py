@@ -275,6 +275,23 @@ def test_publishing_replaces_the_whole_folder(tmp_path, log):
     assert paths[0].read_bytes() == (target / paths[0].name).read_bytes()
 
 
+def test_a_disk_that_fills_up_while_publishing_keeps_what_was_there(tmp_path, small_disk, log):
+    disk = small_disk(24)
+    target = disk.path / "regions" / "train"
+    target.mkdir(parents=True)
+    (target / "summary.json").write_text("{}")
+    paths = run(Squares(str(log)), tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"regions/train: cannot be written: No space left on device; make room"
+    ):
+        shards.publish(paths, {"rows": ROWS}, target)
+    assert [path.name for path in target.iterdir()] == ["summary.json"]
+    assert [path.name for path in target.parent.iterdir()] == ["train"]
+    disk.grow(1024)
+    shards.publish(paths, {"rows": ROWS}, target)
+    assert len(list(target.iterdir())) == 1 + len(paths)
+
+
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path, log):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/out: cannot be written: Not a directory; "):
