@@ -1,8 +1,16 @@
-"""Where networks run: what params name, checked against what the machine has."""
+"""Where networks run: what params name, checked against what the machine has; and the memory they take."""
+
+import re
+import resource
+from pathlib import Path
 
 import torch
 
 from goal.errors import UserError
+
+# Linux: writing 5 there has the kernel forget the peak.
+FORGET = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
 
 
 def resolve(name: str, field: str, worker: int = 0) -> torch.device:
@@ -22,3 +30,22 @@ def resolve(name: str, field: str, worker: int = 0) -> torch.device:
 def has_bf16(device: torch.device) -> bool:
     """Whether the device is a GPU with bf16 arithmetic; GPUs before Ampere have to emulate it, slowly."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begin anew with what `peak` measures: with what is held now."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    elif FORGET.exists():
+        FORGET.write_text("5")
+
+
+def peak(device: torch.device) -> int:
+    """Bytes that torch has reserved on the GPU, or this process has had of the machine, at most."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved()
+    if STATUS.exists():
+        (most,) = re.findall(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
+        return int(most) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
