@@ -58,6 +58,7 @@ def measure(scenes: int) -> dict[str, float]:
         regions=str(layout.regions_dir(mining.SPLIT)),
         region_shard=given.regions.shard_size,
         matcher=str(weights.file_of(layout.model_dir("zero-shot"))),
+        digest=weights.digest(layout.model_dir("zero-shot")),
         params=given.pairs.model_dump_json(),
         max_megapixels=given.data.max_megapixels,
         root=".",

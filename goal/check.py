@@ -100,8 +100,8 @@ def _data(params: Params, pictures: int | None) -> Iterator[Fact]:
     if data.source in SETS and not data.download.root:
         terms = (
             ""
-            if data.download.accept_terms
-            else "; its licence is not accepted yet: data.download.accept_terms"
+            if data.download.accept_terms == data.source
+            else f"; its licence is not accepted yet: data.download.accept_terms: {data.source}"
         )
         yield Fact("data", f"{data.source}: about {SETS[data.source][1]:.1f} GB to download{terms}")
     elif data.download.root and not Path(data.download.root).exists():

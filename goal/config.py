@@ -31,9 +31,8 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 
 REGION_SOURCES = Literal["fixed", "felzenszwalb", "sam", "detector"]
-DATA_SOURCES = Literal[
-    *("scenes", "folder", "docci", "dci", "sharegpt4v", "urban1k", "coco", "flickr30k", "goal_lists"),
-]
+RELEASED = ("docci", "dci", "sharegpt4v", "urban1k", "coco", "flickr30k", "goal_lists")
+DATA_SOURCES = Literal["scenes", "folder", *RELEASED]
 
 
 class Section(BaseModel):
@@ -71,7 +70,7 @@ class Folder(Section):
 
 class Download(Section):
     root: str
-    accept_terms: bool
+    accept_terms: Literal["", *RELEASED]
     gallery: CountOrZero
 
 
@@ -115,8 +114,10 @@ class Sam(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Sam":
-        if not self.fast and (self.prune_points or self.precision in ("bf16", "fp16")):
-            raise ValueError("prune_points and half precision need fast: true; the package has neither")
+        if not self.fast and (self.prune_points or self.batch_size > 1 or self.precision in ("bf16", "fp16")):
+            raise ValueError(
+                "prune_points, a batch_size above 1 and half precision need fast: true; the package has none"
+            )
         return self
 
 

@@ -53,6 +53,15 @@ def make_folder(folder: Path) -> None:
         raise unwritable(folder, error) from error
 
 
+def check_space(folder: Path, need: int) -> None:
+    """Raise UserError where fewer than `need` bytes are free on the disk of a folder."""
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise UserError(
+            f"{folder}: {need / 1e9:.1f} GB are still to come, {free / 1e9:.1f} GB are free; make room there"
+        )
+
+
 def replace_folder(draft: Path, target: Path) -> None:
     """Put the folder `draft` in the place of `target`, whose old content goes."""
     # A folder cannot be replaced in one step: the old one steps aside for the moment between two renames.
@@ -80,6 +89,12 @@ def digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def expect(path: Path, known: str) -> None:
+    """Raise UserError where a file has another digest than the one that is `known` of it."""
+    if digest(path) != known:
+        raise UserError(f"{path}: not the file that the command found there; let all see the same, run again")
 
 
 @cache

@@ -1,8 +1,6 @@
 """The largest batch that a training's device holds, found with made-up pairs as large as real ones can be."""
 
 import logging
-import re
-import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from goal import weights
+from goal import devices, weights
 from goal.config import Params
 from goal.errors import UserError
 from goal.model.network import Spec
@@ -27,9 +25,6 @@ log = logging.getLogger(__name__)
 USED = 0.9
 # Where memory cannot be refused (a CPU) sizes double until so many bytes tell what a pair takes.
 FEWEST, TELLING = 2, 256 * 2**20
-# Linux: writing 5 there has the kernel forget the peak.
-FORGET = Path("/proc/self/clear_refs")
-STATUS = Path("/proc/self/status")
 LARGEST = 65536
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
@@ -58,11 +53,11 @@ def run(params: Params, name: str) -> Fit:
     needs = Needs.of(plan.weights)
 
     def memory_of(size: int) -> int:
-        _forget_peak(plan.device)
+        devices.forget_peak(plan.device)
         chunks: list[Batch] = collate([_sample(model.spec, needs)] * size)
         chunks = [chunk.to(plan.device) for chunk in chunks]
         taught.update(step.backward(model, chunks, plan.weights, group, plan.autocast))
-        return _peak(plan.device)
+        return devices.peak(plan.device)
 
     limit = int(_limit(plan.device) * USED)
     # The first step also makes the optimizer's state.
@@ -102,23 +97,6 @@ def _on_cpu(memory_of: Callable[[int], int], limit: int) -> Fit:
     a_pair = max(1, (last - first) // (size - FEWEST))
     fits = min(size + (limit - last) // a_pair, LARGEST)
     return Fit(fits, last + (fits - size) * a_pair, limit)
-
-
-def _forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    elif FORGET.exists():
-        FORGET.write_text("5")
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved()
-    if STATUS.exists():
-        (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
-        return int(peak) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _limit(device: torch.device) -> int:

@@ -27,6 +27,7 @@ def run(params: Params) -> None:
     where an input is missing or does not fit, or the disk refuses.
     """
     matcher = _weights(params)
+    digest = files.digest(matcher)
     size, workers = params.pairs.shard_size, params.pairs.workers
     for split in params.regions.splits:
         manifest, regions = layout.manifest(params.data.name, split), layout.regions_dir(split)
@@ -35,6 +36,7 @@ def run(params: Params) -> None:
             regions=str(regions.resolve()),
             region_shard=_region_shard(regions, manifest),
             matcher=str(matcher.resolve()),
+            digest=digest,
             params=params.pairs.model_dump_json(),
             max_megapixels=params.data.max_megapixels,
             root=str(Path.cwd()),
@@ -43,7 +45,7 @@ def run(params: Params) -> None:
         inputs = (
             slices.content(manifest),
             *mined,
-            files.digest(matcher),
+            digest,
             # How many work at it, and what is drawn of it, changes no shard.
             params.pairs.model_dump_json(exclude={"workers", "contact_sheet"}),
             str(work.max_megapixels),

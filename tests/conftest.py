@@ -1,4 +1,4 @@
-"""Shapes are checked at test time only: beartype reads the jaxtyping annotations of goal's pure functions."""
+"""For all tests: beartype checks the shapes that goal's pure functions are annotated with; small disks."""
 
 from jaxtyping import install_import_hook
 
@@ -6,3 +6,5 @@ install_import_hook(
     [f"goal.{name}" for name in ("boxes", "clip", "losses", "metrics", "model.packing", "positions", "text")],
     "beartype.beartype",
 )
+
+pytest_plugins = ["tests.disks"]

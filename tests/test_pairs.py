@@ -1,8 +1,8 @@
 """LISM on small drawn sets: the same pairs as one picture at a time, nothing lost, every loss counted."""
 
-import hashlib
 import json
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -10,66 +10,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from goal import clip, config, layout, pairs, text, weights
-from goal.datasets import manifest, scenes_layout, scenes_render, scenes_words
+from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import UserError
-from goal.mining import shards
+from goal.mining import contact_sheet, shards
 from goal.mining import summary as mining_summary
 from goal.mining.mined import PAIRS, SIDES
 from goal.model.network import GoalClip
 from goal.regions import stage as regions
+from tests import drawn
+from tests.drawn import digests, params
 from tests.tiny import SPEC
 
-ROOT = Path(__file__).parents[1]
 LONG = "A red ball lies on the green grass beside " + "the very old and tall tree, " * 20 + "alone."
 CAPTIONS = (LONG, "", "   ", "Ball", "😀 🎈 🚀", "كرة حمراء على العشب. شجرة طويلة.", "A ball. " * 500)
 
 
-def params(**sections: dict) -> config.Params:
-    values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    values["data"]["name"] = "drawn"
-    values["regions"] |= {"shard_size": 3, "workers": 1}
-    values["pairs"] |= {"shard_size": 2, "workers": 1, "batch_size": 7, "contact_sheet": 3}
-    for name, changes in sections.items():
-        values[name] |= changes
-    return config.parse(values, "test")
-
-
-def draw(split: str, index: int) -> tuple[Row, list[dict]]:
-    """A scene on disk, its row, and its lines of the truth."""
-    scene = scenes_layout.draw(scenes_layout.stream(0, split, index, "layout"), 3, 4)
-    picture, boxes = scenes_render.render(scene, 96)
-    path = f"data/drawn/images/{split}-{index}.png"
-    Image.fromarray(picture).save(path)
-    caption, spans = scenes_words.long_caption(scene, scenes_layout.stream(0, split, index, "words"))
-    row = Row(f"{split}-{index}", path, 96, 96, (caption,), "scenes")
-    truth = [
-        {"id": row.id, "caption": 0, "start": start, "end": end, **dict(zip(SIDES, box, strict=True))}
-        for (start, end), box in zip(spans, boxes, strict=True)
-    ]
-    return row, truth
-
-
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project's folder with 7 train and 2 test scenes and a random base network."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    Path("data/drawn/images").mkdir(parents=True)
-    drawn = {
-        split: [draw(split, index) for index in range(count)] for split, count in (("train", 7), ("test", 2))
-    }
-    for split, found in drawn.items():
-        manifest.write([row for row, _ in found], layout.manifest("drawn", split))
-    truth = [line for found in drawn.values() for _, lines in found for line in lines]
-    manifest.write_table(manifest.table(truth, manifest.TRUTH), Path("data/drawn/truth.parquet"))
-    torch.manual_seed(0)
-    weights.save(GoalClip(SPEC), layout.model_dir("zero-shot"))
-    return tmp_path
+    return drawn.make(tmp_path, monkeypatch)
 
 
 def read(split: str = "train") -> list[dict]:
@@ -85,11 +47,6 @@ def mine(given: config.Params) -> list[dict]:
     regions.run(given)
     pairs.run(given)
     return read()
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def with_captions(*captions: tuple[str, ...]) -> None:
@@ -249,6 +206,10 @@ def test_regions_of_another_manifest_are_refused(project):
 def test_missing_inputs_are_one_line(project):
     with pytest.raises(UserError, match=r"regions/train/summary\.json: cannot be read; `dvc repro regions`"):
         pairs.run(params())
+    regions.run(params())
+    Path("regions/train/shard-00001.parquet").unlink()
+    with pytest.raises(UserError, match=r"shard-00001\.parquet: not found; `dvc repro regions` writes it"):
+        pairs.run(params())
     with pytest.raises(UserError, match=r"none/train\.parquet: not found; `dvc repro data`"):
         regions.run(params(data={"name": "none"}))
 
@@ -297,6 +258,24 @@ def test_the_truth_scores_each_thing_by_its_sentences_box(project):
         "matched_share": pytest.approx(1 / 3, abs=1e-6),
         "mean_iou": pytest.approx((0.5 + 0 + 0.25) / 3, abs=1e-6),
     }
+
+
+def test_the_contact_sheet_holds_few_pictures_at_a_time(project, monkeypatch):
+    read, seen, held = contact_sheet.reading.picture, [], []
+
+    def counted(*arguments):
+        image = read(*arguments)
+        seen.append(weakref.ref(image))
+        held.append(sum(one() is not None for one in seen))
+        return image
+
+    mine(params(pairs={"contact_sheet": 6}))
+    monkeypatch.setattr(contact_sheet.reading, "picture", counted)
+    paths = sorted(Path("pairs/train").glob("shard-*.parquet"))
+    contact_sheet.write(paths, 2, layout.manifest("drawn", "train"), 6, 1.0, Path("sheet.png"))
+    assert len(held) >= 5
+    assert max(held) <= 2
+    assert Path("sheet.png").read_bytes() == Path("pairs/contact-sheet.png").read_bytes()
 
 
 def test_the_contact_sheet_outlines_in_the_colours_of_the_sentences(project):

@@ -27,9 +27,9 @@ def collect(params: "Params", target: Path) -> Collected:
     """Fetch, unpack and describe COCO's test pictures; nothing is written to `target`."""
     del target
     root = released.root(params, RELEASE)
-    released.usual_gallery(params, RELEASE, (COUNT,))
+    released.gallery(params, RELEASE, (COUNT,))
+    unpacked = released.first_folder(root / "val2014") is not None
+    fetch([*karpathy.needed(root, "coco"), *([] if unpacked else [IMAGES])], root, "COCO")
     lines = karpathy.test_lines(root, "coco", COUNT)
-    if released.first_folder(root / "val2014") is None:
-        (archive,) = fetch([IMAGES], root, "COCO's pictures")
-        return released.collect(params, RELEASE, lines, unpack(archive, root / "pictures"))
-    return released.collect(params, RELEASE, lines, root)
+    pictures = root if unpacked else unpack(root / IMAGES.file, root / "pictures")
+    return released.collect(params, RELEASE, lines, pictures)

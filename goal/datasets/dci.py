@@ -34,7 +34,8 @@ RELEASE = Release(
     page="https://github.com/facebookresearch/DCI",
     licence="CC BY-NC 4.0, not commercial; pictures under the SA-1B research licence",
     by_hand="accept the SA-1B licence at https://ai.meta.com/datasets/segment-anything-downloads, download"
-    " sa_000138.tar (11 GB) there, put it, or its .jpg files in a folder photos/, into data.download.root",
+    " sa_000138.tar (11 GB) there, put it, or its .jpg files in a folder photos/, into data.download.root;"
+    f" beside it, for the usual gallery of 1999 pictures, DCI_test.json of {goal_lists.FOLDER}",
 )
 ARCHIVE = Remote(
     "https://dl.fbaipublicfiles.com/densely_captioned_images/dci.tar.gz",
@@ -42,19 +43,21 @@ ARCHIVE = Remote(
 )
 COUNT = 7805
 GALLERIES = (1999, 7444, 7602, 7805)
-# Where their names come from, in the same order.
-KINDS = ("GOAL's test", "GOAL's lists", "a file", "all")
 ARCHIVED = "sa_000138"
 TEST_LIST = "DCI_test.json"
-TRAIN_LIST = "DCI_segment_only_sim_max_del_org.json"
+TRAIN_LIST = goal_lists.CROPS_TO_TRAIN
+OTHER_LIST = "gallery-7602.txt"
+# The files that name the pictures of each gallery, in the same order.
+LISTS = ([TEST_LIST], [TEST_LIST, TRAIN_LIST], [OTHER_LIST], [])
 
 
 def collect(params: "Params", target: Path) -> Collected:
     """Fetch DCI's captions, describe its pictures, which a user has put there; nothing goes to `target`."""
     del target
     root = released.root(params, RELEASE)
-    gallery = released.usual_gallery(params, RELEASE, GALLERIES)
-    split_of = _splits(root, KINDS[GALLERIES.index(gallery)])
+    gallery = released.gallery(params, RELEASE, GALLERIES)
+    lists = LISTS[GALLERIES.index(gallery)]
+    split_of = _splits(root, lists)
     pictures = _pictures(root)
     folder = root / "densely_captioned_images"
     annotations = released.first_folder(folder / "annotations", folder / "complete")
@@ -66,7 +69,11 @@ def collect(params: "Params", target: Path) -> Collected:
     released.expect(annotations, "annotated pictures", len(files), COUNT)
     lines = [line for file in tqdm(files, "DCI's captions", unit=" files") if (line := _line(file, split_of))]
     test = sum(line.values.get(released.SPLIT) == "test" for line in lines)
-    released.expect(annotations, f"pictures of the gallery of {gallery}", test, gallery)
+    if test != gallery:
+        raise UserError(
+            f"{root}: {' and '.join(lists)}: {test:,} of the pictures named there are annotated, expected"
+            f" {gallery:,}: another list, or cut off"
+        )
     return released.collect(params, RELEASE, lines, pictures)
 
 
@@ -81,26 +88,29 @@ def _pictures(root: Path) -> Path:
     return photos
 
 
-def _splits(root: Path, kind: str) -> Callable[[str], str]:
+def _splits(root: Path, lists: list[str]) -> Callable[[str], str]:
     """What tells a picture's split by its file name; "": it is in none."""
-    if kind == "all":
+    if not lists:
         return lambda name: "test"
-    if kind == "a file":
-        names = set(_needed(root / "gallery-7602.txt").read_text(encoding="utf-8").split())
+    if lists == [OTHER_LIST]:
+        names = set(_needed(root / OTHER_LIST, "bring your own").read_text(encoding="utf-8").split())
         return lambda name: "test" if name in names else "train"
-    test = {entry.name for entry in goal_lists.read(_needed(root / TEST_LIST))}
-    if kind == "GOAL's test" and not (root / TRAIN_LIST).exists():
+    test = {entry.name for entry in goal_lists.read(_needed(root / TEST_LIST, goal_lists.FOLDER))}
+    if lists == [TEST_LIST] and not (root / TRAIN_LIST).exists():
         return lambda name: "test" if name in test else "train"
-    train = {f"{entry.crop_of}.jpg" for entry in goal_lists.read(_needed(root / TRAIN_LIST))}
-    if kind == "GOAL's lists":
+    crops = goal_lists.read(_needed(root / TRAIN_LIST, goal_lists.FOLDER))
+    train = {f"{crop.crop_of}.jpg" for crop in crops}
+    if TRAIN_LIST in lists:
         return lambda name: "test" if name in test | train else ""
     # GOAL uses 361 pictures for nothing: they can watch over the training.
     return lambda name: "test" if name in test else "train" if name in train else "val"
 
 
-def _needed(path: Path) -> Path:
+def _needed(path: Path, origin: str) -> Path:
     if not path.exists():
-        raise UserError(f"{path}: not found; it names this gallery's pictures (docs/data.md: DCI)")
+        raise UserError(
+            f"{path}: not found; it names this gallery's pictures: {origin} (docs/data.md, Galleries)"
+        )
     return path
 
 
@@ -111,6 +121,6 @@ def _line(file: Path, split_of: Callable[[str], str]) -> Line | None:
         name = values["image"]
         caption = f"{values['short_caption'].strip()} {values['extra_caption'].strip()}".strip()
         split = split_of(name)
+        return released.line(file.name, Path(name).stem, name, [caption], split) if split else None
     except (LookupError, TypeError, AttributeError):
         return Line(file.name, {}, "expected image, short_caption and extra_caption")
-    return released.line(file.name, Path(name).stem, name, [caption], split) if split else None

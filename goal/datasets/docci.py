@@ -28,6 +28,7 @@ RELEASE = Release(
 _HOME = "https://storage.googleapis.com/docci/data"
 DESCRIPTIONS = Remote(f"{_HOME}/docci_descriptions.jsonlines", size=11_000_214)
 IMAGES = Remote(f"{_HOME}/docci_images.tar.gz", size=7_592_938_768)
+UNPACKED = "docci_images"
 COUNTS = {"train": 9647, "test": 5000, "qual_dev": 100, "qual_test": 100}
 # The paper's own test, and that of GOAL's list, which has the pictures for qualitative tests in it.
 GALLERIES = (5000, 5100)
@@ -37,18 +38,18 @@ def collect(params: "Params", target: Path) -> Collected:
     """Fetch, unpack and describe DOCCI; nothing is written to `target`."""
     del target
     root = released.root(params, RELEASE)
-    splits = {"train": "train", "qual_dev": "val", "test": "test"}
-    if released.usual_gallery(params, RELEASE, GALLERIES) == GALLERIES[1]:
+    splits = {"train": "train", "qual_dev": "val", "test": "test", "qual_test": ""}
+    if released.gallery(params, RELEASE, GALLERIES) == GALLERIES[1]:
         splits["qual_test"] = "test"
-    (descriptions,) = fetch([DESCRIPTIONS], root, "DOCCI's descriptions")
+    pictures = released.first_folder(root / "images", root / UNPACKED / "images")
+    fetch([DESCRIPTIONS, *([] if pictures else [IMAGES])], root, "DOCCI")
+    descriptions = root / DESCRIPTIONS.file
     rows = list(_rows(descriptions))
-    found = Counter(values.get("split") for _, values in rows)
+    found = Counter(values["split"] for _, values in rows)
     for split, count in COUNTS.items():
         released.expect(descriptions, f"rows of {split}", found[split], count)
-    pictures = released.first_folder(root / "images", root / "docci_images" / "images")
     if pictures is None:
-        (archive,) = fetch([IMAGES], root, "DOCCI's pictures")
-        pictures = unpack(archive, root / "docci_images") / "images"
+        pictures = unpack(root / IMAGES.file, root / UNPACKED) / "images"
     return released.collect(params, RELEASE, _lines(rows, splits), pictures)
 
 
@@ -62,12 +63,17 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise UserError(
                     f"{path}:{number}: not JSON: {error}; delete the file to have it fetched again"
                 ) from error
+            if not isinstance(values, dict) or not isinstance(values.get("split"), str):
+                raise UserError(
+                    f"{path}:{number}: no object with a split; delete the file to have it fetched again"
+                )
             yield row, values
 
 
 def _lines(rows: list[tuple[str, dict[str, Any]]], splits: dict[str, str]) -> Iterator[Line]:
     for row, values in rows:
-        if values["split"] in splits:
+        if values["split"] not in splits:
+            yield Line(row, {}, f"unknown split {values['split']!r}")
+        elif splits[values["split"]]:
             name, image = values.get("example_id"), values.get("image_file")
-            captions = [values.get("description")]
-            yield released.line(row, name, image, captions, splits[values["split"]])
+            yield released.line(row, name, image, [values.get("description")], splits[values["split"]])

@@ -1,23 +1,19 @@
 """Files from the network, as a whole or not at all: resumed after any break, checked, several at once."""
 
-import fcntl
 import json
 import logging
 import os
-import shutil
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from urllib.parse import unquote, urlsplit
 
 import requests
 from tqdm import tqdm
 
 from goal import files
-from goal.errors import UserError
+from goal.errors import Interrupted, Unavailable, UserError
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +23,15 @@ TIMEOUT = (15, 60)  # seconds: to connect, between two bytes
 BUSY = {408, 425, 429, 500, 502, 503, 504}
 # How often a file whose bytes are not the expected ones is fetched anew.
 WRONG_BYTES = 3
+# Files that come at once.
+PARALLEL = 4
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file somewhere: its address, and its size in bytes and sha256 (hex) where they are known.
+    """A file somewhere: its address, and its size in bytes and sha256 where they are known.
 
-    name: of the file here; empty: the address's last part.
+    sha256: hex, all of it or its first digits; name: of the file here; empty: the address's last part.
     """
 
     url: str
@@ -49,9 +47,9 @@ class Remote:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a broken transfer is tried again: `tries` in a row that bring no byte.
+    """How long a broken transfer is tried again: `tries` in a row that bring the file no further than before.
 
-    Before the second there is a `pause`, in seconds, that doubles up to `longest`.
+    Before each but the first there is a `pause`, in seconds, that doubles up to `longest` while none does.
     """
 
     tries: int = 8
@@ -59,38 +57,39 @@ class Patience:
     longest: float = 60.0
 
 
+PATIENCE = Patience()
+
+
 class _Again(Exception):
     """The transfer broke; what came is kept, or was dropped where it cannot be trusted."""
 
 
-def fetch(
-    remotes: list[Remote],
-    folder: Path,
-    label: str,
-    parallel: int = 4,
-    patience: Patience = Patience(),
-) -> list[Path]:
+def fetch(remotes: list[Remote], folder: Path, label: str, patience: Patience | None = None) -> list[Path]:
     """The files in `folder`, those that are missing downloaded; `label` stands before the progress bar.
 
     A file that is there under its name is taken as it is if its size (where that is unknown, its sha256) is
     right: files had otherwise are put there, and nothing is downloaded twice. Processes that want the same
-    file wait for the one that fetches it. Raises UserError, with finished files and begun parts kept, where a
-    file cannot be had, is not the expected one, or does not fit the disk.
+    file wait for the one that fetches it. patience: None for PATIENCE. Raises UserError where a file is
+    refused, is not the expected one or does not fit the disk, and Unavailable where the network or a server
+    fails; finished files and begun parts are kept.
     """
     files.make_folder(folder)
     missing = [remote for remote in remotes if not is_there(remote, folder)]
     if missing:
+        stop = Event()
         with (
             tqdm(desc=label, total=0, unit="B", unit_scale=True, unit_divisor=1024) as bar,
-            ThreadPoolExecutor(parallel) as pool,
+            ThreadPoolExecutor(PARALLEL) as pool,
         ):
-            transfers = [_Transfer(remote, folder, bar, patience) for remote in missing]
-            _check_space(folder, sum(transfer.to_come for transfer in transfers))
+            transfers = [_Transfer(remote, folder, bar, patience or PATIENCE, stop) for remote in missing]
+            files.check_space(folder, sum(transfer.to_come for transfer in transfers))
             jobs = [pool.submit(transfer.run) for transfer in transfers]
             try:
-                for job in jobs:
+                for job in as_completed(jobs):
                     job.result()
             finally:
+                # After a failure or Ctrl-C the others end where they are: what came is kept.
+                stop.set()
                 pool.shutdown(cancel_futures=True)
     return [folder / remote.file for remote in remotes]
 
@@ -103,7 +102,7 @@ def is_there(remote: Remote, folder: Path) -> bool:
     size = path.stat().st_size
     if remote.size is not None and size != remote.size:
         raise UserError(f"{path}: {size:,} bytes, expected {remote.size:,}; delete it to have it fetched")
-    if remote.size is None and remote.sha256 and files.digest(path) != remote.sha256:
+    if remote.size is None and remote.sha256 and not files.digest(path).startswith(remote.sha256):
         raise UserError(f"{path}: not the expected file (sha256); delete it to have it fetched")
     return True
 
@@ -111,13 +110,14 @@ def is_there(remote: Remote, folder: Path) -> bool:
 class _Transfer:
     """One file on its way: `part` grows, `note` beside it says of which version of the file it is."""
 
-    def __init__(self, remote: Remote, folder: Path, bar: tqdm, patience: Patience) -> None:
+    def __init__(self, remote: Remote, folder: Path, bar: tqdm, patience: Patience, stop: Event) -> None:
         self.remote = remote
         self.path = folder / remote.file
         self.part = folder / f"{remote.file}.part"
         self.note = folder / f"{remote.file}.part.json"
         self.bar = bar
         self.patience = patience
+        self.stop = stop
         bar.total += remote.size or 0
         bar.update(self.size)
 
@@ -134,7 +134,7 @@ class _Transfer:
     def run(self) -> None:
         """Fetch the file, trying again as often as patience says; raises UserError."""
         try:
-            with _alone(self.path):
+            with files.alone(self.path.with_name(f".{self.path.name}.lock")):
                 if not is_there(self.remote, self.path.parent):  # another process may have been faster
                     self._fetch()
         except OSError as error:
@@ -142,17 +142,17 @@ class _Transfer:
 
     def _fetch(self) -> None:
         idle = wrong = 0
+        farthest = self.size
         while True:
-            before = self.size
             try:
                 self._receive()
             except (requests.RequestException, _Again) as error:
-                idle = 0 if self.size > before else idle + 1
+                # Not the bytes of this try: a server without ranges begins anew each time.
+                idle = 0 if self.size > farthest else idle + 1
+                farthest = max(farthest, self.size)
                 if idle == self.patience.tries:
-                    reason = " ".join(str(error).split())[:200]
-                    kept = f"the same command goes on at {self.size:,} bytes"
-                    raise UserError(f"{self.remote.url}: cannot be downloaded ({reason}); {kept}") from error
-                time.sleep(min(self.patience.pause * (2**idle - 1), self.patience.longest))
+                    raise self._gone(error) from error
+                self.stop.wait(min(self.patience.pause * 2**idle, self.patience.longest))
                 continue
             fault = self._fault()
             if not fault:
@@ -166,8 +166,20 @@ class _Transfer:
                 raise UserError(f"{self.remote.url}: {fault}, {wrong} times; {why}")
             log.warning("%s: %s; fetching it again", self.remote.url, fault)
 
+    def _go_on(self) -> None:
+        if self.stop.is_set():
+            raise Interrupted(f"{self.remote.url}: stopped at {self.size:,} bytes")
+
+    def _gone(self, error: Exception) -> Unavailable:
+        reason = " ".join(str(error).split())[:200]
+        return Unavailable(
+            f"{self.remote.url}: cannot be downloaded ({reason}); the same command goes on at {self.size:,}"
+            f" bytes, or put the file there yourself: {self.path}"
+        )
+
     def _receive(self) -> None:
         """Bring the part to its end, from where it stands if that is of the file that the server holds."""
+        self._go_on()
         start, validator = self.size, self._validator()
         if start and start == self.remote.size:
             return  # killed between the last byte and the new name
@@ -200,7 +212,7 @@ class _Transfer:
         length = response.headers.get("Content-Length", "")
         expected = self.size + int(length) if length.isdigit() else None
         if self.remote.size is None and expected is not None:
-            _check_space(self.path.parent, expected - self.size)
+            files.check_space(self.path.parent, expected - self.size)
             if not self.size:
                 self.bar.total += expected
         if not self.size:
@@ -210,6 +222,7 @@ class _Transfer:
             self.note.write_text(json.dumps({"url": self.remote.url, "validator": validator}))
         with self.part.open("ab") as file:
             for chunk in response.iter_content(CHUNK):
+                self._go_on()
                 file.write(chunk)
                 self.bar.update(len(chunk))
         if expected is not None and self.size < expected:
@@ -232,22 +245,7 @@ class _Transfer:
         """What is wrong with the finished part; empty: nothing."""
         if self.remote.size is not None and self.size != self.remote.size:
             return f"{self.size:,} bytes instead of {self.remote.size:,}"
-        if self.remote.sha256 and (found := files.digest(self.part)) != self.remote.sha256:
+        found = files.digest(self.part) if self.remote.sha256 else ""
+        if not found.startswith(self.remote.sha256):
             return f"sha256 {found[:12]}... instead of {self.remote.sha256[:12]}..."
         return ""
-
-
-def _check_space(folder: Path, need: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise UserError(
-            f"{folder}: {need / 1e9:.1f} GB are still to come, {free / 1e9:.1f} GB are free; make room there"
-        )
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a file's lock: released by the system, whatever becomes of the process."""
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

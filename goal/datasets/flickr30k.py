@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goal.datasets import Collected, karpathy, released
+from goal.datasets.download import fetch
 from goal.datasets.released import Release
 from goal.datasets.unpack import unpack
 from goal.errors import UserError
@@ -29,11 +30,12 @@ def collect(params: "Params", target: Path) -> Collected:
     """Describe Flickr30k's test pictures, which a user has put there; nothing is written to `target`."""
     del target
     root = released.root(params, RELEASE)
-    released.usual_gallery(params, RELEASE, (COUNT,))
+    released.gallery(params, RELEASE, (COUNT,))
     pictures = released.first_folder(root / IMAGES)
     archive = root / f"{IMAGES}.tar.gz"
     if pictures is None and archive.exists():
         pictures = unpack(archive, root / "pictures") / IMAGES
     if pictures is None:
         raise UserError(f"{root}: no pictures of Flickr30k: {RELEASE.by_hand}")
+    fetch(karpathy.needed(root, "flickr30k"), root, "the Karpathy splits")
     return released.collect(params, RELEASE, karpathy.test_lines(root, "flickr30k", COUNT), pictures)

@@ -3,7 +3,8 @@
 A list is [{"filename", "caption", ...}]; its paths are another machine's, so only the last part of each
 counts and pictures are looked for by name. `test` or `train` in a list's own name says its split. Rows with a
 similarity_score are crops, <picture>.jpg_results/<picture>_max_<number>.png, or original_image.jpg there
-where the whole picture won: those of test pictures become joint.parquet.
+where the whole picture won: those of test pictures become joint.parquet; crops to train with are not taken,
+`goal pairs` mines them.
 """
 
 import logging
@@ -25,11 +26,14 @@ log = logging.getLogger(__name__)
 
 _CROP = re.compile(r"(?P<picture>.+)\.\w+_results")
 WHOLE = "original_image"
+CROPS_TO_TRAIN = "DCI_segment_only_sim_max_del_org.json"
+PAGE = "https://github.com/PerceptualAI-Lab/GOAL"
+FOLDER = f"{PAGE}/tree/main/datasets"
 RELEASE = released.Release(
     name="goal_lists",
-    page="https://github.com/PerceptualAI-Lab/GOAL",
+    page=PAGE,
     licence="that of the set behind each list: DOCCI CC BY 4.0, DCI CC BY-NC 4.0",
-    by_hand="put the lists into data.path and the pictures they name, in any folders, into"
+    by_hand=f"put lists of {FOLDER} into data.path and the pictures they name, in any folders, into"
     " data.download.root",
 )
 
@@ -61,20 +65,28 @@ def collect(params: "Params", target: Path) -> Collected:
     if not lists:
         raise UserError(f"{path}: no .json list in it; set data.path to the folder of the release's lists")
     files = _files(root)
-    lines, crops = [], []
+    lines, crops, rejected = [], [], []
     for file in lists:
         split = _split(file)
         if not split:
-            log.warning("%s: left out: neither train nor val nor test is in its name", file)
+            log.warning(
+                "%s: left out: neither train nor val nor test is in its name; a list of crops to train with,"
+                " as GOAL's %s, is not needed: `dvc repro pairs` mines them",
+                file,
+                CROPS_TO_TRAIN,
+            )
             continue
         entries = read(file)
         lines += [_line(entry, files, split) for entry in entries if not entry.crop_of]
+        found = [entry for entry in entries if entry.crop_of]
         if split == "test":
-            crops += [entry for entry in entries if entry.crop_of]
+            crops += found
+        else:
+            rejected += [_refused(crop, "crop to train with", f"in {file.name}") for crop in found]
     collected = released.collect(params, RELEASE, lines, root)
-    joint, rejected = _joint(crops, collected.splits["test"], root, files, params.data.max_megapixels)
+    joint, unusable = _joint(crops, collected.splits["test"], root, files, params.data.max_megapixels)
     tables = {"joint": manifest.table(joint, manifest.JOINT)} if joint else {}
-    return Collected(collected.splits, tables, collected.rejected + rejected)
+    return Collected(collected.splits, tables, collected.rejected + rejected + unusable)
 
 
 def _entry(path: Path, number: int, row: object) -> Entry:
@@ -111,6 +123,10 @@ def _line(entry: Entry, files: dict[str, str], split: str) -> Line:
     return released.line(entry.row, stem, files.get(entry.name, entry.name), [entry.caption], split)
 
 
+def _refused(crop: Entry, reason: str, detail: str) -> Rejected:
+    return Rejected(crop.row, crop.name, crop.name, reason, detail)
+
+
 def _joint(
     crops: list[Entry], test: list[Row], root: Path, files: dict[str, str], max_megapixels: float
 ) -> tuple[list[dict[str, object]], list[Rejected]]:
@@ -122,7 +138,7 @@ def _joint(
         if crop.crop_of in known:
             usable.append(crop)
         else:
-            rejected.append(Rejected(crop.row, crop.name, crop.name, "crop of no test picture", crop.crop_of))
+            rejected.append(_refused(crop, "crop of no test picture", crop.crop_of))
     paths = [
         known[crop.crop_of].image
         if Path(crop.name).stem == WHOLE

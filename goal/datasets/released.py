@@ -42,21 +42,21 @@ class Release:
 def root(params: "Params", release: Release) -> Path:
     """The folder that holds the set's files, or will: absolute, so that it holds from any working folder.
 
-    Raises UserError, after showing the terms, until data.download.accept_terms says that they are accepted.
+    Raises UserError, after showing the terms, until data.download.accept_terms names this set.
     """
     settings = params.data.download
-    if not settings.accept_terms:
+    if settings.accept_terms != release.name:
         log.warning("%s (%s)\n  licence: %s", release.name, release.page, release.licence)
         if release.by_hand:
             log.warning("  by hand: %s", release.by_hand)
         raise UserError(
             f"{release.name}: its terms are yours to accept: read them at {release.page}, then set"
-            " data.download.accept_terms: true"
+            f" data.download.accept_terms: {release.name}"
         )
     return Path(settings.root).resolve() if settings.root else layout.downloads(release.name)
 
 
-def usual_gallery(params: "Params", release: Release, known: tuple[int, ...]) -> int:
+def gallery(params: "Params", release: Release, known: tuple[int, ...]) -> int:
     """The number of test pictures that params ask for, one of `known`, whose first is the usual one."""
     wanted = params.data.download.gallery or known[0]
     if wanted not in known:

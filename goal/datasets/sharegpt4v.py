@@ -27,6 +27,7 @@ RELEASE = Release(
     " pictures that the list names into data.download.root as sam/images/sa_<n>.jpg (the page of ShareGPT4V"
     " links an archive of just the SA-1B pictures it uses)",
 )
+# Neither its size nor a checksum is known here: what is checked is that the rows in use are there.
 CAPTIONS = Remote(
     "https://huggingface.co/datasets/Lin-Chen/ShareGPT4V/resolve/main/"
     "share-captioner_coco_lcs_sam_1246k_1107.json"
@@ -39,11 +40,14 @@ def collect(params: "Params", target: Path) -> Collected:
     """Describe the test pictures, which a user has put there; nothing is written to `target`."""
     del target
     root = released.root(params, RELEASE)
-    released.usual_gallery(params, RELEASE, (COUNT,))
+    released.gallery(params, RELEASE, (COUNT,))
     if released.first_folder(root / "sam" / "images") is None:
         raise UserError(f"{root}: no sam/images: {RELEASE.by_hand}")
     (path,) = fetch([CAPTIONS], root, "ShareGPT4V's captions (1.5 GB)")
-    rows = list(_first_rows(path, COUNT))
+    try:
+        rows = list(_first_rows(path, COUNT))
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON in UTF-8: {error}; delete it to have it fetched again") from error
     released.expect(path, "rows", len(rows), COUNT)
     return released.collect(params, RELEASE, _lines(rows, path.name), root)
 
@@ -75,9 +79,8 @@ def _lines(rows: list[dict[str, Any]], file: str) -> Iterator[Line]:
         try:
             # The test's captions are one line, as Long-CLIP has them.
             caption, image = row["conversations"][1]["value"].replace("\n", " "), row["image"]
+            yield released.line(f"{file}[{number}]", Path(image).stem, image, [caption], "test")
         except (LookupError, TypeError, AttributeError):
             yield Line(
                 f"{file}[{number}]", {}, "expected image and conversations with a question and a caption"
             )
-        else:
-            yield released.line(f"{file}[{number}]", Path(image).stem, image, [caption], "test")

@@ -1,5 +1,6 @@
 """Archives unpacked safely: nothing leaves the folder, and a folder is there whole or not at all."""
 
+import lzma
 import os
 import shutil
 import stat
@@ -14,12 +15,16 @@ from tqdm import tqdm
 from goal import files
 from goal.errors import UserError
 
+# What readers of archives raise on damaged ones; those of gzip and bzip2 also an OSError without a number.
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError)
+BLOCK = 1 << 20  # bytes
+
 
 def unpack(archive: Path, folder: Path) -> Path:
     """Unpack a tar (compressed or not) or a zip into `folder` and return it; a folder that is there is kept.
 
     Raises UserError, and leaves no folder, for a damaged archive, for a member that is not a plain file or
-    folder, or whose path leads out of the folder, and where the disk refuses.
+    folder, or whose path leads out of the folder, and where the disk refuses or has no room for it.
     """
     if folder.exists():
         return folder
@@ -29,19 +34,28 @@ def unpack(archive: Path, folder: Path) -> Path:
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
+        files.check_space(draft, _size(archive))
         for _ in tqdm(_members(archive, draft), archive.name, unit=" files"):
             pass
         os.replace(draft, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise files.unwritable(folder, error) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"{archive}: damaged archive ({reason}); delete it to have it fetched again"
         ) from error
-    except OSError as error:
-        raise files.unwritable(folder, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def _size(archive: Path) -> int:
+    """Bytes that the archive takes unpacked, at least: only a zip says; compressed pictures stay as large."""
+    if not zipfile.is_zipfile(archive):
+        return archive.stat().st_size
+    with zipfile.ZipFile(archive) as box:
+        return sum(member.file_size for member in box.infolist())
 
 
 def _members(archive: Path, draft: Path) -> Iterator[None]:
@@ -59,6 +73,11 @@ def _tar_members(archive: Path, draft: Path) -> Iterator[None]:
             # The filter drops owners and odd modes, and refuses by itself what was missed above.
             tar.extract(member, draft, set_attrs=False, filter="data")
             yield
+        # The tar ends before its file does: a checksum over all of it comes last, and a damaged header passes
+        # for the end, with members behind it.
+        while rest := tar.fileobj.read(BLOCK):
+            if rest.count(0) < len(rest):
+                raise tarfile.ReadError(f"something follows its end at {tar.offset:,} bytes")
 
 
 def _zip_members(archive: Path, draft: Path) -> Iterator[None]:

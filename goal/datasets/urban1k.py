@@ -33,7 +33,7 @@ def collect(params: "Params", target: Path) -> Collected:
     """Fetch, unpack and describe Urban1k, all of it for testing; nothing is written to `target`."""
     del target
     root = released.root(params, RELEASE)
-    released.usual_gallery(params, RELEASE, (COUNT,))
+    released.gallery(params, RELEASE, (COUNT,))
     folder = root / "Urban1k"
     if not folder.is_dir():
         (archive,) = fetch([ARCHIVE], root, "Urban1k")

@@ -59,8 +59,8 @@ def write(
 
     shards: of `shard_size` rows of the manifest each, in order.
     """
-    cards = list(_cards(shards, shard_size, manifest, count, max_megapixels))
-    sheet = _sheet(cards)
+    # Drawn one by one: a card is small, its picture may take hundreds of megabytes.
+    sheet = _sheet([_draw(card) for card in _cards(shards, shard_size, manifest, count, max_megapixels)])
     with files.atomic(target) as draft:
         sheet.save(draft, format="PNG")
 
@@ -81,10 +81,9 @@ def _cards(
                 yield Card(row, image, pairs.filter(pc.equal(pairs["id"], row.id)).to_pylist())
 
 
-def _sheet(cards: Sequence[Card]) -> Image.Image:
-    """The cards in columns on white; a line of text where there is none."""
-    drawn = [_draw(card) for card in cards]
-    rows = [drawn[start : start + COLUMNS] for start in range(0, len(drawn), COLUMNS)]
+def _sheet(cards: Sequence[Image.Image]) -> Image.Image:
+    """The drawn cards in columns on white; a line of text where there is none."""
+    rows = [cards[start : start + COLUMNS] for start in range(0, len(cards), COLUMNS)]
     width = COLUMNS * (PICTURE + TEXT + 2 * GAP) + GAP
     heights = [max(card.height for card in row) + GAP for row in rows]
     sheet = Image.new("RGB", (width, GAP + max(sum(heights), 2 * LINE)), PAPER)

@@ -5,14 +5,15 @@ Letters: D joint width.
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from goal import clip, config, devices, text, weights
+from goal import clip, config, devices, files, text, weights
+from goal.mining import pool, reading
 from goal.model import network
 
 
@@ -27,7 +28,7 @@ class Matcher:
     """The network and how it is fed; float32 throughout."""
 
     def __init__(self, model: network.GoalClip, params: config.Pairs) -> None:
-        self.device = devices.resolve(params.device, "pairs.device")
+        self.device = devices.resolve(params.device, "pairs.device", pool.number())
         self.model = model.to(self.device).eval()
         self.prepare = clip.preprocess(model.spec)
         self.batch_size = params.batch_size
@@ -38,7 +39,7 @@ class Matcher:
         context = self.model.spec.context_length
         ids = {one: text.tokenize(one, [], None).ids for one in texts}
         encoded = {}
-        for batch in _batches(sorted(ids, key=lambda one: (len(ids[one]), one)), self.batch_size):
+        for batch in reading.batches(sorted(ids, key=lambda one: (len(ids[one]), one)), self.batch_size):
             fitting = [
                 ids[one] if len(ids[one]) <= context else text.tokenize(one, [], context).ids for one in batch
             ]
@@ -51,7 +52,7 @@ class Matcher:
 
     def crops(self, views: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, np.ndarray]]:
         """(id, view) to (id, unit vector (D,)), in batches that cross pictures."""
-        for batch in _batches(views, self.batch_size):
+        for batch in reading.batches(views, self.batch_size):
             pixels = torch.stack([view for _, view in batch]).to(self.device)
             with torch.inference_mode():
                 vectors = self.model.encode_images(pixels, normalize=True).cpu().numpy()
@@ -59,16 +60,14 @@ class Matcher:
 
 
 @lru_cache(maxsize=1)
-def load(path: str, section: str) -> Matcher:
-    """The matcher of a weights file, loaded once a process; section: params' `pairs` as JSON."""
+def load(path: str, digest: str, section: str) -> Matcher:
+    """The matcher of a weights file of this digest, loaded once a process, and anew where it is another.
+
+    section: params' `pairs` as JSON.
+    """
     params = config.Pairs.model_validate_json(section)
+    files.expect(Path(path), digest)
     # Not the machine's cores: with another number of threads sums come out otherwise in the last bits.
     torch.set_num_threads(params.threads)
     torch.backends.cudnn.allow_tf32 = False
     return Matcher(weights.load(path), params)
-
-
-def _batches(items: Iterable, size: int) -> Iterator[list]:
-    remaining = iter(items)
-    while batch := list(islice(remaining, size)):
-        yield batch

@@ -24,8 +24,8 @@ from goal.boxes import BoxTuple
 from goal.datasets import manifest, slices
 from goal.datasets.manifest import Row
 from goal.images import ImageError
-from goal.mining import engines, reading, shards
 from goal.mining import matcher as matchers
+from goal.mining import progress, reading, shards
 from goal.mining.matcher import Matcher
 from goal.mining.mined import NO_REGIONS, PAIRS, REGIONS, SIDES, UNREADABLE, WHOLE, WHOLE_WINS
 
@@ -58,20 +58,21 @@ class Choice(NamedTuple):
 class Match:
     """Work on a shard: the best candidate of every sentence of every caption.
 
-    regions: the folder of the region shards, of `region_shard` pictures each; matcher: a weights file;
-    params: the section `pairs` as JSON; root: the folder to which the manifest's paths are relative.
+    regions: the folder of the region shards, of `region_shard` pictures each; matcher, digest: a file of
+    weights; params: the section `pairs` as JSON; root: the folder to which the manifest's paths are relative.
     """
 
     manifest: str
     regions: str
     region_shard: int
     matcher: str
+    digest: str
     params: str
     max_megapixels: float
     root: str
 
     def __call__(self, start: int, stop: int) -> pa.Table:
-        matcher = matchers.load(self.matcher, self.params)
+        matcher = matchers.load(self.matcher, self.digest, self.params)
         rows = slices.rows(Path(self.manifest), start, stop)
         parameters = json.loads(self.params)["sentences"]
         mentions = {row.id: _mentions(row, parameters) for row in rows}
@@ -84,14 +85,14 @@ class Match:
             vectors = np.stack([vector for _, vector in group])
             texts = np.stack([sentences[one.text].vector for one in mentions[name]])
             chosen[name] = _nearest(vectors @ texts.T, candidates[name])
-            engines.advance(1)
+            progress.advance(1)
         lines = []
         for row in rows:
             whole = [Choice(_whole(row), None)] * len(mentions[row.id])
             for mention, choice in zip(mentions[row.id], chosen.get(row.id, whole), strict=True):
                 regions = len(candidates[row.id]) - 1
                 lines.append(_line(row.id, mention, choice, sentences[mention.text].truncated, regions))
-        engines.advance(len(rows) - len(chosen))
+        progress.advance(len(rows) - len(chosen))
         blank = sum(len(row.captions) - len({one.caption for one in mentions[row.id]}) for row in rows)
         notes = {
             "pictures": len(rows),
@@ -106,7 +107,7 @@ class Match:
         found = {row.id: [_whole(row)] for row in rows}
         for number in range(start // self.region_shard, (stop - 1) // self.region_shard + 1):
             path = Path(self.regions) / shards.name(number)
-            for region in manifest.read_table(path, REGIONS).to_pylist():
+            for region in manifest.read_table(path, REGIONS, "regions").to_pylist():
                 box, known = tuple(region[side] for side in SIDES), found.get(region["id"])
                 if known and boxes.pixels(box, _size(known[0])) != known[0].box:
                     known.append(Candidate(box, region["source"]))

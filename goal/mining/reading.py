@@ -39,19 +39,11 @@ def picture(row: Row, root: Path, max_megapixels: float) -> Image.Image | ImageE
     return image
 
 
-def together(rows: Iterable[Row], most: int, megapixels: float) -> Iterator[list[Row]]:
-    """Rows in groups of at most `most` pictures and `megapixels` in all, but one picture at least."""
-    group: list[Row] = []
-    pixels = 0
-    for row in rows:
-        size = row.width * row.height
-        if group and (len(group) == most or pixels + size > megapixels * 1e6):
-            yield group
-            group, pixels = [], 0
-        group.append(row)
-        pixels += size
-    if group:
-        yield group
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items in lists of `size`, of which the last may be shorter."""
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch
 
 
 def kind(error: ImageError) -> str:

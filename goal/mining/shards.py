@@ -29,7 +29,7 @@ class Work(Protocol):
     """What makes one shard; picklable by reference, the same rows give the same table on any machine."""
 
     def __call__(self, start: int, stop: int) -> pa.Table:
-        """The table of manifest rows start..stop; calls engines.advance(1) after each row."""
+        """The table of manifest rows start..stop; tells progress.advance of each that is done."""
         ...
 
 
@@ -64,12 +64,16 @@ def run(work: Work, rows: int, shard_size: int, folder: Path, workers: int, labe
             tasks.append(Task(work, start, stop, str(path.resolve())))
     if done:
         log.info("%s: %d of %d pictures were done before", label, done, rows)
-    if tasks:
-        sizes = [task.stop - task.start for task in tasks]
-        modules = [type(work).__module__]
-        engines.run(make, tasks, sizes, workers=workers, modules=modules, label=label, total=rows, done=done)
-    for draft in folder.glob(".shard-*.tmp"):  # of processes that were killed
-        draft.unlink(missing_ok=True)
+    sizes = [task.stop - task.start for task in tasks]
+    modules = [type(work).__module__]
+    try:
+        if tasks:
+            engines.run(
+                make, tasks, sizes, workers=workers, modules=modules, label=label, total=rows, done=done
+            )
+    finally:
+        for draft in folder.glob(".shard-*.tmp"):  # of processes that were killed
+            draft.unlink(missing_ok=True)
     return paths
 
 

@@ -3,8 +3,10 @@
 LISM, first half (paper, section 3.1): a source proposes regions, those of a sensible size are kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -37,42 +39,61 @@ class Source(Protocol):
         ...
 
 
-def _fixed(params: config.Regions) -> Source:
+def _fixed(params: config.Regions, worker: int) -> Source:
     from goal.regions.fixed import Fixed
 
     return Fixed()
 
 
-def _felzenszwalb(params: config.Regions) -> Source:
+def _felzenszwalb(params: config.Regions, worker: int) -> Source:
     from goal.regions.felzenszwalb import Felzenszwalb
 
     return Felzenszwalb(params.felzenszwalb)
 
 
-def _sam(params: config.Regions) -> Source:
+@contextmanager
+def _package_of_sam() -> Iterator[None]:
     try:
-        from goal.regions import sam
+        yield
     except ModuleNotFoundError as error:
         if error.name != "segment_anything":
             raise
         raise UserError("regions.sources: sam needs a package: pip install 'goal-clip[sam]'") from error
-    return sam.source(params.sam, params.device)
 
 
-def _detector(params: config.Regions) -> Source:
+def _sam(params: config.Regions, worker: int) -> Source:
+    with _package_of_sam():
+        from goal.regions import sam
+    return sam.source(params.sam, params.device, worker)
+
+
+def _sam_weights(params: config.Regions) -> Path:
+    with _package_of_sam():
+        from goal.regions import sam_weights
+    return sam_weights.file(params.sam)
+
+
+def _detector(params: config.Regions, worker: int) -> Source:
     from goal.regions.detector import Detector
 
-    return Detector(params.detector, params.device)
+    return Detector(params.detector, params.device, worker)
 
 
-# Imported only when asked for: sources differ in what they need installed.
-SOURCES: dict[str, Callable[[config.Regions], Source]] = {
+def _detector_weights(params: config.Regions) -> Path:
+    from goal.regions import detector
+
+    return detector.file(params.detector)
+
+
+# Imported only when asked for: sources differ in what they need installed. The number is that of `build`.
+SOURCES: dict[str, Callable[[config.Regions, int], Source]] = {
     "fixed": _fixed,
     "felzenszwalb": _felzenszwalb,
     "sam": _sam,
     "detector": _detector,
 }
-NETWORKS = {"sam", "detector"}
+# Of the sources that are networks: the file of their weights, fetched where params name none.
+WEIGHTS: dict[str, Callable[[config.Regions], Path]] = {"sam": _sam_weights, "detector": _detector_weights}
 
 
 class Proposer:
@@ -99,11 +120,33 @@ class Proposer:
         return list(kept.values())
 
 
-def build(params: config.Regions) -> Proposer:
-    """The sources that `regions.sources` names, ready to propose; loads their weights, so once a process."""
-    if NETWORKS & set(params.sources):
+def with_weights(params: config.Regions) -> config.Regions:
+    """The same, every checkpoint in use an absolute path: from there any process can build the sources.
+
+    Raises UserError where weights cannot be had.
+    """
+    named = {
+        name: getattr(params, name).model_copy(update={"checkpoint": str(file(params).resolve())})
+        for name, file in WEIGHTS.items()
+        if name in params.sources
+    }
+    return params.model_copy(update=named)
+
+
+def checkpoints(params: config.Regions) -> list[Path]:
+    """The files of the weights in use, in the order of the sources; params: from `with_weights`."""
+    return [Path(getattr(params, name).checkpoint) for name in params.sources if name in WEIGHTS]
+
+
+def build(params: config.Regions, worker: int = 0) -> Proposer:
+    """The sources that `regions.sources` names, ready to propose; loads their weights, so once a process.
+
+    params: from `with_weights`; worker: as in goal.devices.resolve.
+    """
+    if WEIGHTS.keys() & set(params.sources):
         import torch
 
         # Not the machine's cores: with another number of threads sums come out otherwise in the last bits.
         torch.set_num_threads(params.threads)
-    return Proposer([SOURCES[name](params) for name in params.sources], params.min_area, params.max_area)
+    sources = [SOURCES[name](params, worker) for name in params.sources]
+    return Proposer(sources, params.min_area, params.max_area)

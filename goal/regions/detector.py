@@ -1,28 +1,38 @@
 """Regions from an object detector: the boxes of FAST-GOAL's FLISM, which go with the source `fixed`."""
 
+import re
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import torch
-from torch import nn
-from torchvision.models import detection, get_model, list_models
+from torch import hub, nn
+from torchvision.models import detection, get_model, get_model_weights, list_models
 
 from goal import config, devices, tensorfiles
+from goal.datasets import download
+from goal.datasets.download import Remote
 from goal.errors import UserError
 from goal.regions import Region
+
+# torchvision takes the eps of the norms away from its own weights of these.
+WITHOUT_EPS = {
+    "fasterrcnn_resnet50_fpn",
+    "keypointrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn",
+    "retinanet_resnet50_fpn",
+}
 
 
 class Detector:
     """The source `detector`: a network of torchvision.models.detection."""
 
-    def __init__(self, params: config.Detector, device: str) -> None:
-        """Load the network that params name; device: auto | cpu | cuda.
+    def __init__(self, params: config.Detector, device: str, worker: int = 0) -> None:
+        """Load the network that params name; device, worker: as in goal.devices.resolve.
 
         Raises UserError for an unknown name, weights that cannot be had or do not fit, or a missing device.
         """
         self.params = params
-        self.device = devices.resolve(device, "regions.device")
+        self.device = devices.resolve(device, "regions.device", worker)
         self.network = load(params).to(self.device)
 
     @torch.inference_mode()
@@ -44,16 +54,21 @@ class Detector:
         ][: self.params.max_boxes]
 
 
-def load(params: config.Detector) -> nn.Module:
-    """The network with the weights of params.checkpoint, or with torchvision's own, downloaded once.
+def file(params: config.Detector) -> Path:
+    """The file of the weights: params.checkpoint, or torchvision's own, fetched once to torch's cache.
 
-    Raises UserError as Detector does.
+    Raises UserError for an unknown name, or weights that cannot be had.
     """
-    known = list_models(module=detection)
-    if params.model not in known:
-        raise UserError(f"regions.detector.model: {params.model} is unknown; one of {', '.join(known)}")
-    if not params.checkpoint:
-        return _pretrained(params.model)
+    _check_known(params.model)
+    if params.checkpoint:
+        return Path(params.checkpoint)
+    (path,) = download.fetch([_own(params.model)], Path(hub.get_dir(), "checkpoints"), params.model)
+    return path
+
+
+def load(params: config.Detector) -> nn.Module:
+    """The network with the weights of params.checkpoint; raises UserError as Detector does."""
+    _check_known(params.model)
     path = Path(params.checkpoint)
     weights, _ = tensorfiles.read(path)
     network = get_model(params.model, weights=None, weights_backbone=None)
@@ -62,16 +77,21 @@ def load(params: config.Detector) -> nn.Module:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not the weights of {params.model}: {reason}") from error
+    if params.model in WITHOUT_EPS and path.name == _own(params.model).file:
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = 0.0
     return network.eval()
 
 
-def _pretrained(model: str) -> nn.Module:
-    try:
-        return get_model(model, weights="DEFAULT").eval()
-    except (URLError, OSError, RuntimeError) as error:
-        # RuntimeError: the bytes are not those that the file's name promises.
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{model}: torchvision cannot download its weights ({reason}); put them on disk and name the"
-            " file in regions.detector.checkpoint"
-        ) from error
+def _own(model: str) -> Remote:
+    """torchvision's own weights of a model: their name ends in the first digits of their sha256."""
+    url = get_model_weights(model).DEFAULT.url
+    (digits,) = re.findall(r"-([0-9a-f]+)\.pth$", url)
+    return Remote(url, sha256=digits)
+
+
+def _check_known(model: str) -> None:
+    known = list_models(module=detection)
+    if model not in known:
+        raise UserError(f"regions.detector.model: {model} is unknown; one of {', '.join(known)}")

@@ -29,14 +29,18 @@ EXPLAINED = 3
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def source(params: config.Sam, device: str) -> "Fast | Package":
-    """The source `sam` with the weights that params name; device: auto | cpu | cuda.
+def source(params: config.Sam, device: str, worker: int = 0) -> "Fast | Package":
+    """The source `sam` with the weights that params name; device, worker: as in goal.devices.resolve.
 
-    Raises UserError where the weights or the device cannot be had.
+    Raises UserError where the weights or the device cannot be had, or the device lacks the precision.
     """
-    place = devices.resolve(device, "regions.device")
+    place = devices.resolve(device, "regions.device", worker)
     if params.precision == "fp16" and place.type == "cpu":
         raise UserError("params.yaml: regions.sam.precision: fp16 needs a GPU; set it to auto, fp32 or bf16")
+    if params.precision == "bf16" and place.type == "cuda" and not devices.has_bf16(place):
+        raise UserError(
+            "params.yaml: regions.sam.precision: this GPU has no bf16; set it to auto, fp16 or fp32"
+        )
     network = sam_weights.load(params).to(place)
     return Fast(network, params) if params.fast else Package(network, params)
 
@@ -49,7 +53,7 @@ class Fast:
         self.network = network
         self.params = params
         self.on_cpu = network.device.type == "cpu"
-        self.dtype = _dtype(params.precision, self.on_cpu)
+        self.dtype = _dtype(params.precision, network.device)
         network.image_encoder.to(self.dtype)
         # A handful of layers whose squares leave fp16's range.
         network.image_encoder.neck.float()
@@ -164,9 +168,9 @@ def _fits(resize: ResizeLongestSide, image: np.ndarray) -> bool:
     return min(_input_size(resize, image.shape[:2])) > 0
 
 
-def _dtype(precision: str, on_cpu: bool) -> torch.dtype:
-    if precision == "auto" and not on_cpu:
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto" and device.type == "cuda":
+        return torch.bfloat16 if devices.has_bf16(device) else torch.float16
     return PRECISIONS["fp32" if precision == "auto" else precision]
 
 

@@ -1,9 +1,11 @@
-"""Boxes, areas and stability of SAM's masks from their low-resolution logits: no mask grows to the picture.
+"""Boxes, areas and stability of SAM's masks from their low-resolution logits, not from full-size masks.
 
 The package scales logits (L, L) bilinearly to its input (S, S), cuts the padding off, scales bilinearly to
 the picture (H, W) and only then thresholds. Both steps are separable: together they are
-rows @ logits @ columns.T, one sparse matrix a side. A box needs that product only where its edges may lie.
-Areas are counted at the size of SAM's input, or of the picture where that is smaller, a few masks at a time.
+rows @ logits @ columns.T, one sparse matrix a side. A box needs that product only where its edges may lie (a
+mask that has none there is multiplied out, alone).
+Areas are counted at the size of SAM's input, or of the picture where that is smaller, a few masks at a time;
+stability, where whole low-resolution pixels cannot decide it, likewise.
 
 Letters: K masks; L side of the logits; H, W the picture's sides.
 """

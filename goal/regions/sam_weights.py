@@ -35,13 +35,17 @@ WIDTHS = {1280: "vit_h", 1024: "vit_l", 768: "vit_b"}
 _WIDTH_KEY = "image_encoder.patch_embed.proj.bias"
 
 
-def load(params: config.Sam) -> Sam:
-    """SAM of params.model from params.checkpoint, or from Meta's, which is fetched to downloads/sam once."""
+def file(params: config.Sam) -> Path:
+    """The file of the weights: params.checkpoint, or Meta's, fetched to downloads/sam once."""
     if params.checkpoint:
-        path = Path(params.checkpoint)
-    else:
-        (path,) = download.fetch([CHECKPOINTS[params.model]], layout.downloads("sam"), "SAM's weights")
-    return fill(sam_model_registry[params.model], path, params.model)
+        return Path(params.checkpoint)
+    (path,) = download.fetch([CHECKPOINTS[params.model]], layout.downloads("sam"), "SAM's weights")
+    return path
+
+
+def load(params: config.Sam) -> Sam:
+    """SAM of params.model with the weights of params.checkpoint."""
+    return fill(sam_model_registry[params.model], Path(params.checkpoint), params.model)
 
 
 def fill(build: Callable[[], Sam], path: Path, name: str) -> Sam:

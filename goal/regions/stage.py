@@ -15,15 +15,11 @@ from goal.config import Params
 from goal.datasets import slices
 from goal.datasets.manifest import Row
 from goal.images import ImageError
-from goal.mining import engines, reading, shards
+from goal.mining import pool, progress, reading, shards
 from goal.mining.mined import REGIONS
-from goal.regions import Proposer, Region, build
+from goal.regions import Proposer, Region, build, checkpoints, with_weights
 
 log = logging.getLogger(__name__)
-
-# Handed to the sources at once, which batch among them as they like.
-PICTURES = 8
-MEGAPIXELS = 50
 
 
 def run(params: Params) -> None:
@@ -33,18 +29,23 @@ def run(params: Params) -> None:
     it goes on with the shards that are missing. Raises UserError where an input is missing or the disk
     refuses.
     """
+    # Fetched once, here, so that the workers need no network.
+    given = with_weights(params.regions)
+    weights = tuple(files.digest(path) for path in checkpoints(given))
     for split in params.regions.splits:
         manifest = layout.manifest(params.data.name, split)
         work = Propose(
             str(manifest.resolve()),
-            params.regions.model_dump_json(),
+            given.model_dump_json(),
+            weights,
             params.data.max_megapixels,
             str(Path.cwd()),
         )
         rows = slices.count(manifest)
-        # How many work at it, and on which other splits, changes no shard.
-        decisive = params.regions.model_dump_json(exclude={"workers", "splits"})
-        content = (slices.content(manifest), decisive, str(work.max_megapixels))
+        # How many work at it, on which other splits and where the weights lie changes no shard.
+        aside = {"workers": True, "splits": True, "sam": {"checkpoint"}, "detector": {"checkpoint"}}
+        decisive = params.regions.model_dump_json(exclude=aside)
+        content = (slices.content(manifest), decisive, *weights, str(work.max_megapixels))
         folder = shards.working_folder("regions", split, *content)
         size, workers = params.regions.shard_size, params.regions.workers
         paths = shards.run(work, rows, size, folder, workers, f"regions {split}")
@@ -62,19 +63,26 @@ def run(params: Params) -> None:
 
 @dataclass(frozen=True)
 class Propose:
-    """Work on a shard: its pictures' regions. `params` is regions' section as JSON, `root` the project's."""
+    """Work on a shard: its pictures' regions.
+
+    params: the section `regions` as JSON, its checkpoints absolute; weights: their digests; root: the folder
+    to which the manifest's paths are relative.
+    """
 
     manifest: str
     params: str
+    weights: tuple[str, ...]
     max_megapixels: float
     root: str
 
     def __call__(self, start: int, stop: int) -> pa.Table:
-        params, proposer = _loaded(self.params)
+        params, proposer = _loaded(self.params, self.weights)
         rows = slices.rows(Path(self.manifest), start, stop)
         images = reading.ahead(self._read, rows, params.threads)
         lines, unreadable, without = [], Counter(), 0
-        for group in reading.together(rows, PICTURES, MEGAPIXELS):
+        # The only source that takes several pictures at once.
+        size = params.sam.batch_size if "sam" in params.sources else 1
+        for group in reading.batches(rows, size):
             usable = {}
             for row, image in zip(group, images, strict=False):
                 if isinstance(image, ImageError):
@@ -85,7 +93,7 @@ class Propose:
             for name, regions in zip(usable, found, strict=True):
                 without += not regions
                 lines += [_line(name, region) for region in regions]
-            engines.advance(len(group))
+            progress.advance(len(group))
         notes = {"pictures": len(rows), "without_region": without, "unreadable": unreadable}
         return shards.with_notes(pa.Table.from_pylist(lines, REGIONS), notes)
 
@@ -95,10 +103,12 @@ class Propose:
 
 
 @lru_cache(maxsize=1)
-def _loaded(section: str) -> tuple[config.Regions, Proposer]:
-    """The parameters and the sources, loaded once a process."""
+def _loaded(section: str, weights: tuple[str, ...]) -> tuple[config.Regions, Proposer]:
+    """The parameters and the sources, loaded once a process, and anew where the weights are others."""
     params = config.Regions.model_validate_json(section)
-    return params, build(params)
+    for path, known in zip(checkpoints(params), weights, strict=True):
+        files.expect(path, known)
+    return params, build(params, pool.number())
 
 
 def _line(name: str, region: Region) -> dict[str, object]:

@@ -91,7 +91,7 @@ def read_pairs(folder: Path, choice: PairChoice) -> dict[str, list[Pair]]:
         raise UserError(f"{folder}: no mined pairs; `dvc repro pairs` writes them")
     found: dict[str, list[Pair]] = defaultdict(list)
     for shard in shards:
-        for row in manifest.read_table(shard, PAIRS).to_pylist():
+        for row in manifest.read_table(shard, PAIRS, "pairs").to_pylist():
             if not row["dropped"] and row["similarity"] >= choice.min_similarity:
                 box = tuple(row[side] for side in SIDES)
                 found[row["id"]].append(

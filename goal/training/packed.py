@@ -5,31 +5,35 @@ very square of pixels that clip.Preprocess makes, uncompressed, so the tensors a
 for bit. The shards are the same bytes on every run.
 
 A sample: <row number>.json (id and captions), <row number>.whole.npy and <row number>.crop<pair number>.npy,
-each uint8 (S, S, 3) RGB. Letters: S side of the view in pixels.
+each uint8 (S, S, 3) RGB. Beside each shard lies a table of where its arrays are; it is written last, so what
+has one is whole. Letters: S side of the view in pixels.
 """
 
+import fcntl
 import hashlib
 import io
 import json
 import logging
 import os
+import shutil
 import tarfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from tqdm import tqdm
 
 from goal import boxes, files, images, layout
 from goal.boxes import BoxTuple, View
 from goal.datasets import slices
 from goal.datasets.manifest import Row
 from goal.errors import UserError
+from goal.mining import engines, progress
 from goal.model.network import Spec
 
 log = logging.getLogger(__name__)
@@ -38,18 +42,35 @@ SHARD = 1000  # pictures
 # offset, size: of the array in its shard, bytes.
 INDEX = pa.schema([(name, pa.int64()) for name in ("picture", "part", "shard", "offset", "size")])
 WHOLE = -1  # the part that is no crop
+IN_USE = "in-use.lock"
 
 
 @dataclass(frozen=True)
 class Work:
-    """One shard: rows first.. with the boxes (image frame) of their crops."""
+    """One shard, the number-th: rows first.. with the boxes (image frame) of their crops.
 
+    root: the folder to which the pictures' paths are relative.
+    """
+
+    number: int
     first: int
     rows: tuple[Row, ...]
     crops: tuple[tuple[BoxTuple, ...], ...]
     spec: Spec
     max_megapixels: float
-    path: Path
+    root: Path
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.tar.name}, rows {self.first} to {self.first + len(self.rows) - 1}"
+
+    @property
+    def tar(self) -> Path:
+        return self.folder / f"pictures-{self.number:06d}.tar"
+
+    @property
+    def index(self) -> Path:
+        return self.tar.with_suffix(".parquet")
 
 
 def prepare(
@@ -61,38 +82,50 @@ def prepare(
 ) -> "Pictures":
     """The packed pictures of these rows and of their crops (boxes by row id), made where they are missing.
 
-    They lie in work/packed/<digest of all that decides their content>; started again after a kill, finished
-    shards are kept. Raises UserError for a picture that cannot be read, or where the disk refuses.
+    They lie in work/packed/, named by all that decides their content; started again after a kill, finished
+    shards are kept, and those of another content go once they are not in use. Raises UserError for a picture
+    that cannot be read, or where the disk refuses, Interrupted on SIGTERM and SIGINT.
     """
-    folder = layout.work_dir("packed") / _digest(rows, crops, spec)
-    if not (folder / "index.parquet").exists():
-        log.info("packing %d pictures into %s", len(rows), folder)
-        files.make_folder(folder)
+    # Stages with crops and stages without take turns in a pipeline.
+    kind = "crops" if crops else "whole"
+    folder = layout.work_dir("packed") / f"{kind}-{_digest(rows, crops, spec)}"
+    files.make_folder(folder)
+    used = _in_use(folder)
+    with files.alone(folder / "packing.lock"):
         shards = [
             Work(
+                number,
                 first,
                 tuple(rows[first : first + SHARD]),
                 tuple(tuple(crops.get(row.id, ())) for row in rows[first : first + SHARD]),
                 spec,
                 max_megapixels,
-                folder / f"pictures-{first // SHARD:06d}.tar",
+                Path.cwd(),
+                folder,
             )
-            for first in range(0, len(rows), SHARD)
+            for number, first in enumerate(range(0, len(rows), SHARD))
         ]
-        _write_all(shards, workers, folder / "index.parquet")
-    return Pictures(folder)
+        missing = [shard for shard in shards if not shard.index.exists()]
+        if missing:
+            log.info("packing %d pictures into %s", len(rows), folder)
+            _pack(missing, max(workers, 1), len(rows))
+    _forget_others(folder, kind)
+    return Pictures(folder, used)
 
 
 class Pictures:
     """Packed pictures by row number; may be handed to loader processes."""
 
-    def __init__(self, folder: Path) -> None:
-        table = pq.read_table(folder / "index.parquet", columns=INDEX.names)
+    def __init__(self, folder: Path, used: IO[str]) -> None:
+        """folder: of whole shards; used: what tells others so, as long as this object lives."""
+        tables = [pq.read_table(path) for path in sorted(folder.glob("pictures-*.parquet"))]
+        table = pa.concat_tables([INDEX.empty_table(), *tables])
         self._places = np.stack([table[name].to_numpy() for name in ("shard", "offset", "size")], axis=1)
         # Rows are sorted by picture, then part: the whole picture, then its crops.
         self._first = np.flatnonzero(table["part"].to_numpy() == WHOLE)
         self._folder = folder
         self._open: dict[int, int] = {}
+        self._used: IO[str] | None = used
 
     def whole(self, picture: int) -> Image.Image:
         """The view (S, S) of a picture; clip.Preprocess leaves its pixels as they are."""
@@ -111,40 +144,62 @@ class Pictures:
 
     def __getstate__(self) -> dict[str, object]:
         # Open files stay in the process that opened them.
-        return {**self.__dict__, "_open": {}}
+        return {**self.__dict__, "_open": {}, "_used": None}
 
 
-def _write_all(shards: list[Work], workers: int, index: Path) -> None:
-    places: list[list[int]] = []
-    total = sum(len(shard.rows) for shard in shards)
-    with (
-        ProcessPoolExecutor(max(workers, 1)) as pool,
-        tqdm(desc="packed pictures", total=total, unit=" pictures") as bar,
-    ):
-        for number, (shard, found) in enumerate(zip(shards, pool.map(write, shards), strict=True)):
-            places += [[picture, part, number, offset, size] for picture, part, offset, size in sorted(found)]
-            bar.update(len(shard.rows))
-    columns = np.array(places, dtype=np.int64).reshape(-1, len(INDEX)).T
-    with files.atomic(index) as draft:
-        pq.write_table(pa.table(list(columns), schema=INDEX), draft)
+def _in_use(folder: Path) -> IO[str]:
+    """Keep others from taking the folder for an old one until what is returned is closed or lost."""
+    lock = (folder / IN_USE).open("w")
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    return lock
 
 
-def write(work: Work) -> list[tuple[int, int, int, int]]:
-    """Make a shard where it is missing; (picture, part, offset, size in bytes) of each array in it."""
-    if not work.path.exists():
-        try:
-            from webdataset import TarWriter
-        except ModuleNotFoundError as error:
-            raise UserError("train.packed: needs a package: pip install 'goal-clip[scale]'") from error
-        with files.atomic(work.path) as draft, draft.open("wb") as file, TarWriter(file, mtime=0) as tar:
-            for number, (row, crops) in enumerate(zip(work.rows, work.crops, strict=True), work.first):
-                tar.write(_sample(number, row, crops, work))
-    with tarfile.open(work.path) as tar:
-        return [place for member in tar if (place := _place(member))]
+def _forget_others(folder: Path, kind: str) -> None:
+    """Remove what was packed of another content and is not in use."""
+    for other in folder.parent.glob(f"{kind}-*"):
+        if other != folder:
+            with suppress(OSError), (other / IN_USE).open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(other)
+
+
+def _pack(missing: list[Work], workers: int, total: int) -> None:
+    sizes = [len(work.rows) for work in missing]
+    try:
+        engines.run(
+            write,
+            missing,
+            sizes,
+            workers=workers,
+            modules=[__name__],
+            label="packed pictures",
+            total=total,
+            done=total - sum(sizes),
+        )
+    finally:
+        for draft in missing[0].folder.glob(".pictures-*.tmp"):  # of processes that were killed
+            draft.unlink(missing_ok=True)
+
+
+def write(work: Work) -> None:
+    """Make a shard, then its index; runs in whatever process the engine chose."""
+    try:
+        from webdataset import TarWriter
+    except ModuleNotFoundError as error:
+        raise UserError("train.packed: needs a package: pip install 'goal-clip[scale]'") from error
+    with files.atomic(work.tar) as draft, draft.open("wb") as file, TarWriter(file, mtime=0) as tar:
+        for number, (row, crops) in enumerate(zip(work.rows, work.crops, strict=True), work.first):
+            tar.write(_sample(number, row, crops, work))
+            progress.advance(1)
+    with tarfile.open(work.tar) as tar:
+        places = sorted(place for member in tar if (place := _place(member)))
+    lines = [(picture, part, work.number, offset, size) for picture, part, offset, size in places]
+    with files.atomic(work.index) as draft:
+        pq.write_table(pa.table(list(zip(*lines, strict=True)), schema=INDEX), draft)
 
 
 def _sample(number: int, row: Row, crops: Sequence[BoxTuple], work: Work) -> dict[str, object]:
-    image = images.open_image(row.image, work.max_megapixels)
+    image = images.open_image(work.root / row.image, work.max_megapixels)
     if image.size != (row.width, row.height):
         raise UserError(f"{row.id}: {row.image} was changed since the manifest; `dvc repro` reads it anew")
     parts = {f"crop{index}.npy": image.crop(boxes.pixels(box, image.size)) for index, box in enumerate(crops)}
@@ -170,8 +225,8 @@ def _place(member: tarfile.TarInfo) -> tuple[int, int, int, int] | None:
 
 
 def _digest(rows: Sequence[Row], crops: Mapping[str, Sequence[BoxTuple]], spec: Spec) -> str:
-    """Digest of all that decides the bytes: the pictures' files (sizes and times), boxes, the view."""
-    known = hashlib.sha256(json.dumps([spec.image_size, spec.view]).encode())
+    """Digest of all that decides the bytes: code, view, the pictures' files (sizes and times), boxes."""
+    known = hashlib.sha256(json.dumps([files.source_digest(), spec.image_size, spec.view]).encode())
     for row in rows:
         state = slices.state(Path(row.image))
         known.update(json.dumps([row.id, row.image, row.captions, state, crops.get(row.id, ())]).encode())

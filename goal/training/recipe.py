@@ -86,7 +86,7 @@ def _check_count(device: torch.device, processes: int) -> None:
 
 
 def _bf16(wanted: str, device: torch.device) -> bool:
-    has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    has = devices.has_bf16(device)
     if wanted == "bf16" and device.type == "cuda" and not has:
         raise UserError("train.precision bf16: this GPU has no bf16 arithmetic; set auto or fp32")
     return wanted == "bf16" or (wanted == "auto" and has)

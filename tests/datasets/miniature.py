@@ -47,10 +47,13 @@ def put(folder: Path, members: dict[str, bytes]) -> None:
 
 
 def run(
-    build: Build, source: str, root: Path | str = "", accept: bool = True, gallery: int = 0, **data: Any
+    build: Build, source: str, root: Path | str = "", accept: str | None = None, gallery: int = 0, **data: Any
 ) -> dict[str, list[manifest.Row]]:
-    """The data stage; the rows of each split, whose pictures must be there and of the stated size."""
-    download = {"root": str(root), "accept_terms": accept, "gallery": gallery}
+    """The data stage; the rows of each split, whose pictures must be there and of the stated size.
+
+    accept: the set whose terms are accepted; None: this one.
+    """
+    download = {"root": str(root), "accept_terms": source if accept is None else accept, "gallery": gallery}
     stage.run(build(name=f"my-{source}", source=source, download=download, **data))
     splits = {split: manifest.read(layout.manifest(f"my-{source}", split)) for split in manifest.SPLITS}
     for rows in splits.values():

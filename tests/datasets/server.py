@@ -2,8 +2,9 @@
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -13,7 +14,7 @@ class Served:
     """A file and how it is served: a fault for each request in turn, none once they are used up.
 
     Faults: drop (the connection ends after `drop_after` bytes), wrong (zeros for bytes), shifted (another
-    range than asked for), or the number of an HTTP error.
+    range than asked for), endless (the content again and again), or the number of an HTTP error.
     """
 
     content: bytes
@@ -78,8 +79,13 @@ def _answer(request: BaseHTTPRequestHandler, file: Served | None) -> None:
     else:
         request.send_response(200)
     request.send_header("ETag", f"W/{file.tag}" if file.weak else file.tag)
-    if file.length:
+    if file.length and fault != "endless":
         request.send_header("Content-Length", str(total - start))
     request.end_headers()
+    if fault == "endless":
+        with suppress(ConnectionError):
+            while request.wfile.write(file.content):
+                time.sleep(0.01)
+        return
     body = bytes(total - start) if fault == "wrong" else file.content[start:]
     request.wfile.write(body[: file.drop_after] if fault == "drop" else body)

@@ -1,6 +1,7 @@
 """DCI in miniature: its galleries, and its pictures, which come by hand."""
 
 import json
+import re
 
 import pytest
 
@@ -8,8 +9,9 @@ from goal.datasets import dci
 from goal.datasets.download import Remote
 from goal.errors import UserError
 from tests.datasets.conftest import Build
-from tests.datasets.miniature import ids, jpeg, put, run, tar
+from tests.datasets.miniature import ids, jpeg, put, rejected, run, tar
 from tests.datasets.server import Served, serve
+from tests.imports import ROOT
 
 FOLDER = "densely_captioned_images"
 
@@ -61,18 +63,51 @@ def test_captions_are_fetched_where_photos_lie_ready(build: Build, files, tmp_pa
         assert ids(run(build, "dci", tmp_path))["test"] == ["sa_0", "sa_1"]
 
 
-def test_what_is_to_be_done_by_hand_is_said(build: Build, files, tmp_path) -> None:
+def test_what_is_to_be_done_by_hand_is_said(build: Build, files, tmp_path, caplog) -> None:
     put(tmp_path, {name: files[name] for name in ("dci.tar.gz", "DCI_test.json")})
     with pytest.raises(UserError, match=r"no pictures of DCI: accept the SA-1B licence .* sa_000138\.tar"):
         run(build, "dci", tmp_path)
     (tmp_path / "DCI_test.json").unlink()
-    with pytest.raises(UserError, match=r"DCI_test\.json: not found"):
+    with pytest.raises(
+        UserError, match=r"DCI_test\.json: not found; .* https://github\.com/\S+/GOAL/\S+/datasets "
+    ):
         run(build, "dci", tmp_path)
+    with pytest.raises(
+        UserError, match=r"gallery-7602\.txt: not found; .*: bring your own \(docs/data\.md, Galleries"
+    ):
+        run(build, "dci", tmp_path, gallery=3)
+    with pytest.raises(UserError):
+        run(build, "dci", tmp_path, accept="")
+    for name in ("sa_000138.tar", "DCI_test.json", "https://github.com/"):
+        assert name in caplog.text
+
+
+def test_the_sections_that_messages_point_to_are_there() -> None:
+    """A message that says (docs/<file>, <section>) sends its reader there."""
+    for source in (ROOT / "goal").rglob("*.py"):
+        for page, section in re.findall(r"\((docs/\w+\.md), ([^)]+)\)", source.read_text()):
+            assert re.search(rf"^#+ {section}$", (ROOT / page).read_text(), re.MULTILINE), source
+
+
+def test_annotations_of_another_kind_are_rejected(build: Build, files, tmp_path) -> None:
+    odd = [{"image": 5, "short_caption": "A.", "extra_caption": "B."}, [], {"image": "sa_2.jpg"}]
+    put(tmp_path, {name: files[name] for name in ("sa_000138.tar", "gallery-7602.txt")})
+    good = [{"image": f"sa_{n}.jpg", "short_caption": "A.", "extra_caption": "B."} for n in (0, 4, 5)]
+    put(
+        tmp_path / FOLDER / "annotations",
+        {f"{n}.json": json.dumps(v).encode() for n, v in enumerate(good + odd)},
+    )
+    assert ids(run(build, "dci", tmp_path, gallery=3)) == {"test": ["sa_0", "sa_4", "sa_5"]}
+    assert [(row["row"], row["reason"]) for row in rejected("dci")] == [
+        (f"{n}.json", "unreadable row") for n in (3, 4, 5)
+    ]
 
 
 def test_counts_are_checked(build: Build, files, tmp_path, monkeypatch) -> None:
     put(tmp_path, files | {"gallery-7602.txt": b"sa_0.jpg\nsa_99.jpg\n"})
-    with pytest.raises(UserError, match=r"1 pictures of the gallery of 3, expected 3"):
+    with pytest.raises(
+        UserError, match=r": gallery-7602\.txt: 1 of the pictures named there are annotated, expected 3"
+    ):
         run(build, "dci", tmp_path, gallery=3)
     monkeypatch.setattr(dci, "COUNT", 7)
     with pytest.raises(UserError, match=r"6 annotated pictures, expected 7"):

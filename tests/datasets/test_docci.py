@@ -71,6 +71,21 @@ def test_counts_are_checked(build: Build, files, tmp_path) -> None:
     put(tmp_path, {DESCRIPTIONS: b"\n".join(lines)[:-9]})
     with pytest.raises(UserError, match=r"jsonlines:5: not JSON"):
         run(build, "docci", tmp_path)
+    for odd in (b"[]", b"7", b"null", b'{"example_id": "x"}', b'{"split": ["train"]}'):
+        put(tmp_path, {DESCRIPTIONS: b"\n".join([*lines[:3], odd])})
+        with pytest.raises(
+            UserError, match=r"jsonlines:4: no object with a split; delete the file"
+        ) as caught:
+            run(build, "docci", tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_split_that_docci_has_not_is_rejected(build: Build, files, tmp_path) -> None:
+    put(tmp_path, files | {DESCRIPTIONS: files[DESCRIPTIONS] + b'\n{"split": "extra"}'})
+    run(build, "docci", tmp_path)
+    assert [(row["reason"], row["detail"]) for row in rejected("docci")] == [
+        ("unreadable row", "unknown split 'extra'")
+    ]
 
 
 def test_a_hostile_archive_stops_the_stage_and_leaves_nothing(build: Build, files, tmp_path) -> None:
@@ -85,11 +100,21 @@ SETS = ["docci", "dci", "sharegpt4v", "urban1k", "coco", "flickr30k"]
 
 
 @pytest.mark.parametrize("source", [*SETS, "goal_lists"])
-def test_terms_are_shown_and_must_be_accepted(build: Build, source: str, caplog) -> None:
-    with pytest.raises(UserError, match=rf"{source}: its terms .* data\.download\.accept_terms") as caught:
-        run(build, source, accept=False)
-    assert "\n" not in str(caught.value)
-    assert "licence: " in caplog.text
+def test_terms_are_shown_and_must_be_accepted_set_by_set(build: Build, source: str, caplog) -> None:
+    other = "dci" if source == "docci" else "docci"
+    for accepted in ("", other):
+        caplog.clear()
+        with pytest.raises(
+            UserError, match=rf"^{source}: its terms .* data\.download\.accept_terms: {source}$"
+        ) as caught:
+            run(build, source, accept=accepted)
+        assert "\n" not in str(caught.value)
+        assert "licence: " in caplog.text
+
+
+def test_a_set_that_there_is_not_is_no_acceptance(build: Build) -> None:
+    with pytest.raises(UserError, match=r"data\.download\.accept_terms: .* 'docci', 'dci'"):
+        run(build, "docci", accept="docc")
 
 
 @pytest.mark.parametrize("source", SETS)

@@ -2,14 +2,20 @@
 
 import hashlib
 import multiprocessing
+import os
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from goal.datasets.download import CHUNK, Patience, Remote, fetch
-from goal.errors import UserError
+from goal.errors import Unavailable, UserError
 from tests.datasets.server import Served, serve
+from tests.imports import ROOT
+from tests.servers import until
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -43,7 +49,7 @@ def test_the_next_run_goes_on_where_the_last_one_gave_up(tmp_path: Path) -> None
     file = Served(CONTENT, ["drop", "503", "503", "503"], drop_after=16 * CHUNK)
     with serve({"a.tar": file}) as address:
         with pytest.raises(
-            UserError, match=r"a\.tar: cannot be downloaded \(503.*goes on at 1,048,576 bytes"
+            Unavailable, match=r"a\.tar: cannot be downloaded \(503.*goes on at 1,048,576 bytes"
         ):
             get(address, tmp_path)
         assert visible(tmp_path) == {"a.tar.part", "a.tar.part.json"}
@@ -59,6 +65,14 @@ def test_without_ranges_or_validator_a_broken_file_of_unknown_content_starts_aga
     with serve({"a.tar": file}) as address:
         assert get(address, tmp_path, sha256="").read_bytes() == CONTENT
     assert len(file.asked) == 3
+
+
+def test_a_server_that_never_gets_further_is_given_up(tmp_path: Path) -> None:
+    """Each try brings bytes, none brings the file further than the first: that is no progress."""
+    file = Served(CONTENT, ["drop"] * 1000, drop_after=16 * CHUNK, ranges=False)
+    with serve({"a.tar": file}) as address, pytest.raises(Unavailable, match="1048576 bytes read"):
+        get(address, tmp_path)
+    assert len(file.asked) == 1 + SOON.tries
 
 
 def test_a_file_that_changes_between_two_tries_is_not_mixed(tmp_path: Path) -> None:
@@ -107,13 +121,18 @@ def test_a_file_without_known_size_is_complete_too(tmp_path: Path, length: bool)
 
 def test_a_refusal_is_not_tried_again(tmp_path: Path) -> None:
     file = Served(CONTENT, ["403"])
-    with serve({"a.tar": file}) as address, pytest.raises(UserError, match=r"a\.tar: 403 Forbidden"):
+    with (
+        serve({"a.tar": file}) as address,
+        pytest.raises(UserError, match=r"a\.tar: 403 Forbidden") as caught,
+    ):
         get(address, tmp_path)
     assert len(file.asked) == 1
+    # Nor would a scheduler that tries again what is unavailable.
+    assert not isinstance(caught.value, Unavailable)
 
 
 def test_no_server_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/a\.tar: cannot be downloaded") as caught:
+    with pytest.raises(Unavailable, match=r"http://127\.0\.0\.1:9/a\.tar: cannot be downloaded") as caught:
         get("http://127.0.0.1:9", tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -157,6 +176,44 @@ def test_several_files_come_at_once_and_one_refusal_keeps_the_others(tmp_path: P
         with pytest.raises(UserError, match="404"):
             fetch([*remotes, Remote(f"{address}/gone.bin")], tmp_path, "test", patience=SOON)
     assert visible(tmp_path) == set(contents)
+
+
+def test_a_refusal_ends_the_others_where_they_are(tmp_path: Path) -> None:
+    served = {"long.bin": Served(CONTENT, ["endless"])}
+    with serve(served) as address:
+        remotes = [Remote(f"{address}/{name}") for name in ("long.bin", "gone.bin")]
+        with pytest.raises(UserError, match=r"gone\.bin: 404"):
+            fetch(remotes, tmp_path, "test", patience=SOON)
+    assert visible(tmp_path) <= {"long.bin.part", "long.bin.part.json"}
+
+
+def test_ctrl_c_ends_a_download_and_keeps_what_came(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from goal.datasets.download import Remote, fetch;"
+        "fetch([Remote(sys.argv[1])], Path(sys.argv[2]), 'test')"
+    )
+    with serve({"a.tar": Served(CONTENT, ["endless"])}) as address:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, f"{address}/a.tar", tmp_path],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+        )
+        part = tmp_path / "a.tar.part"
+        until(lambda: part.exists() and part.stat().st_size > CHUNK)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in error
+    assert part.read_bytes()[:CHUNK] == CONTENT[:CHUNK]
+
+
+def test_a_disk_that_fills_up_keeps_the_part_and_a_rerun_completes(tmp_path: Path, small_disk) -> None:
+    disk = small_disk(2000)
+    with serve({"a.tar": Served(CONTENT, length=False)}) as address:
+        with pytest.raises(UserError, match=r"a\.tar\.part: cannot be written: No space left on device"):
+            get(address, disk.path, size=None)
+        assert visible(disk.path) == {"a.tar.part", "a.tar.part.json"}
+        disk.grow(8000)
+        assert get(address, disk.path, size=None).read_bytes() == CONTENT
 
 
 def _fetch_in_a_process(address: str, folder: Path) -> None:

@@ -106,10 +106,17 @@ def test_sharegpt4v_reads_the_first_rows_only(build: Build, tmp_path, monkeypatc
         ("[{}]", "1 rows, expected 3"),
         ("[{", "cut off"),
         ("<x>", "not a JSON list"),
+        (b'[{"image": "\xff\xfe"}]', r"1107\.json: not JSON in UTF-8: .* invalid start byte"),
+        ("[" + "[" * 100_000, "not JSON in UTF-8: maximum recursion"),
+        ('[{"image": 5, "conversations": [{}, {"value": "x"}]}, 1, "a"]', "no usable picture"),
     ],
 )
-def test_sharegpt4v_too_short(build: Build, tmp_path, monkeypatch, content: str, message: str) -> None:
+def test_sharegpt4v_of_another_kind_is_one_line(
+    build: Build, tmp_path, monkeypatch, content: str | bytes, message: str
+) -> None:
     monkeypatch.setattr(sharegpt4v, "COUNT", 3)
-    put(tmp_path, {sharegpt4v.CAPTIONS.file: content.encode(), "sam/images/sa_0.jpg": jpeg(0)})
-    with pytest.raises(UserError, match=message):
+    content = content if isinstance(content, bytes) else content.encode()
+    put(tmp_path, {sharegpt4v.CAPTIONS.file: content, "sam/images/sa_0.jpg": jpeg(0)})
+    with pytest.raises(UserError, match=message) as caught:
         run(build, "sharegpt4v", tmp_path)
+    assert "\n" not in str(caught.value)

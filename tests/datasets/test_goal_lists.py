@@ -19,7 +19,7 @@ def crop(picture: str, file: str, caption: str) -> dict[str, str | float]:
     return {"filename": f"../x/{picture}.jpg_results/{file}", "caption": caption, "similarity_score": 25.2}
 
 
-def test_pictures_are_found_by_name_and_bring_their_crops(build: Build, tmp_path) -> None:
+def test_pictures_are_found_by_name_and_bring_their_crops(build: Build, tmp_path, caplog) -> None:
     lists, root = tmp_path / "lists", tmp_path / "pictures"
     whole = [{"filename": f"../DCI/photos/sa_{n}.jpg", "caption": f"A whole {n}."} for n in range(4)]
     crops = [
@@ -29,7 +29,10 @@ def test_pictures_are_found_by_name_and_bring_their_crops(build: Build, tmp_path
         crop("sa_7", "sa_7_max_17.png", "of nothing"),
     ]
     put(lists, {"DCI_test_joint_sim_max_11.json": json.dumps([*whole[:2], whole[3], *crops]).encode()})
-    put(lists, {"DCI_train.json": json.dumps([whole[2]]).encode(), "notes.json": b"[]"})
+    train = [whole[2], crop("sa_2", "sa_2_max_12.png", "to train with")]
+    put(lists, {"DCI_train.json": json.dumps(train).encode()})
+    # GOAL's training list, which no word of its name makes one.
+    put(lists, {"DCI_segment_only_sim_max_del_org.json": json.dumps(train[1:]).encode()})
     put(root / "photos", {f"sa_{n}.jpg": jpeg(n) for n in range(4)})
     put(root / "crops" / "deep", {f"sa_{n}_max_1{n}.png": jpeg(20 + n) for n in (0, 7)})
     splits = run(build, "goal_lists", root, path=str(lists))
@@ -44,8 +47,12 @@ def test_pictures_are_found_by_name_and_bring_their_crops(build: Build, tmp_path
     assert joint[1]["image"] == splits["test"][2].image
     assert sorted((row["id"], row["reason"]) for row in rejected("goal_lists")) == [
         ("sa_1_max_11.png", "not found"),
+        ("sa_2_max_12.png", "crop to train with"),
         ("sa_7_max_17.png", "crop of no test picture"),
     ]
+    (left_out,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert left_out.startswith(f"{lists}/DCI_segment_only_sim_max_del_org.json: left out: ")
+    assert "`dvc repro pairs` mines them" in left_out
 
 
 @pytest.mark.parametrize("content", [b"{}", b'[{"filename": 3}]', b"[", b'["x"]'])

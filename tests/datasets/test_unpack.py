@@ -107,6 +107,67 @@ def test_a_cut_archive_is_one_line_and_leaves_nothing(tmp_path: Path, suffix: st
     assert os.listdir(tmp_path) == [archive.name]
 
 
+@pytest.mark.parametrize("suffix", ["tar.gz", "tar.xz", "tar.bz2"])
+def test_what_only_the_checksum_at_the_end_tells_is_found(tmp_path: Path, suffix: str) -> None:
+    """All members come out of such a file, and the tar within it ends well."""
+    archive = tar(tmp_path / f"a.{suffix}", [(member("a.bin"), b"a" * 9000)], f"w:{suffix[4:]}")
+    content = bytearray(archive.read_bytes())
+    # Of gzip and bzip2 the last bytes are the checksum; xz has its own before the index and the footer.
+    place = {"tar.gz": -8, "tar.xz": -36, "tar.bz2": -3}[suffix]
+    content[place] ^= 16
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.{suffix}: damaged archive") as caught:
+        unpack(archive, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == [archive.name]
+
+
+@pytest.mark.parametrize("suffix", ["tar.gz", "tar.xz"])
+def test_a_stream_cut_behind_the_last_member_is_found(tmp_path: Path, suffix: str) -> None:
+    archive = tar(tmp_path / f"a.{suffix}", [(member("a.bin"), b"a" * 9000)], f"w:{suffix[4:]}")
+    archive.write_bytes(archive.read_bytes()[:-4])
+    with pytest.raises(UserError, match="damaged archive"):
+        unpack(archive, tmp_path / "out")
+    assert os.listdir(tmp_path) == [archive.name]
+
+
+def test_a_damaged_header_does_not_pass_for_the_end(tmp_path: Path) -> None:
+    archive = tar(tmp_path / "a.tar", [(member("a"), b"a"), (member("b"), b"b"), (member("c"), b"c")])
+    content = bytearray(archive.read_bytes())
+    content[1024] ^= 1  # the name of b, which its header's checksum covers
+    archive.write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"a\.tar: damaged archive \(something follows its end at 1,024 bytes"
+    ):
+        unpack(archive, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["a.tar"]
+
+
+@pytest.mark.parametrize("suffix", ["tar", "zip"])
+def test_a_disk_too_small_is_said_before_the_first_file(tmp_path: Path, small_disk, suffix: str) -> None:
+    archive, content = tmp_path / f"a.{suffix}", bytes(200_000)
+    if suffix == "zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as box:
+            box.writestr("a.bin", content)
+    else:
+        tar(archive, [(member("a.bin"), content)])
+    disk = small_disk(100)
+    with pytest.raises(UserError, match=r"0\.0 GB are still to come, 0\.0 GB are free; make room"):
+        unpack(archive, disk.path / "out")
+    assert os.listdir(disk.path) == []
+
+
+def test_a_disk_that_fills_up_is_one_line_and_keeps_nothing(tmp_path: Path, small_disk) -> None:
+    """Zeros in a tar.gz take hundreds of times what the archive does: only the disk can tell."""
+    archive = tar(tmp_path / "a.tar.gz", [(member(f"{n}.bin"), bytes(50_000)) for n in range(9)], "w:gz")
+    disk = small_disk(200)
+    with pytest.raises(UserError, match=r"disk/out: cannot be written: No space left on device; make room"):
+        unpack(archive, disk.path / "out")
+    assert os.listdir(disk.path) == []
+    disk.grow(2000)
+    assert len(everything(unpack(archive, disk.path / "out"))) == 9
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>Not found</html>"])
 def test_what_is_no_archive_is_said(tmp_path: Path, content: bytes) -> None:
     archive = tmp_path / "a.tar"

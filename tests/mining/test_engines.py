@@ -1,58 +1,13 @@
 """Shards on a real dask cluster, a scheduler and workers as processes, give the bytes of one process."""
 
-import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
-from goal.errors import UserError
-from goal.mining import engines
-from tests.mining.test_shards import ROOT, Fails, Squares, calls, content, run, wait_until
-
-pytest.importorskip("distributed", reason="dask is not installed: the extra `scale`")
-
-
-class Cluster:
-    """A scheduler and its workers, all processes of their own; `workers[n].kill()` is kill -9."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.stack = stack
-        self.environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.file = folder / "scheduler.json"
-        self._start(
-            "dask_scheduler", "--port", "0", "--host", "127.0.0.1", "--scheduler-file", str(self.file)
-        )
-        wait_until(self.file.exists)
-        self.workers: list[subprocess.Popen] = []
-
-    def add_worker(self) -> None:
-        arguments = ("--scheduler-file", str(self.file), "--nthreads", "1", "--no-nanny")
-        self.workers.append(self._start("dask_worker", *arguments))
-
-    def _start(self, program: str, *arguments: str) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"distributed.cli.{program}", *arguments, "--no-dashboard"],
-            env=self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=self.file.parent,
-        )
-        self.stack.callback(process.wait)
-        self.stack.callback(process.kill)
-        return process
-
-
-@pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    with ExitStack() as stack:
-        cluster = Cluster(tmp_path, stack)
-        monkeypatch.setenv(engines.SCHEDULER, json.loads(cluster.file.read_text())["address"])
-        yield cluster
+from goal.errors import Unavailable, UserError
+from goal.mining import cluster as engine
+from tests.mining.test_shards import Fails, Squares, calls, content, run
+from tests.servers import until
 
 
 @pytest.fixture
@@ -64,7 +19,7 @@ def log(tmp_path):
 @pytest.fixture
 def expected(tmp_path, monkeypatch):
     with monkeypatch.context() as local:
-        local.delenv(engines.SCHEDULER, raising=False)
+        local.delenv(engine.SCHEDULER, raising=False)
         (tmp_path / "reference").mkdir()
         run(Squares(str(tmp_path / "reference")), tmp_path / "expected")
     return content(tmp_path / "expected")
@@ -75,7 +30,7 @@ def test_a_cluster_that_loses_a_worker_writes_the_same_bytes(tmp_path, cluster, 
     cluster.add_worker()
 
     def kill_one_in_the_middle() -> None:
-        wait_until(lambda: len(calls(log)) >= 2)
+        until(lambda: len(calls(log)) >= 2)
         cluster.workers[0].kill()
 
     with ThreadPoolExecutor() as pool:
@@ -103,8 +58,41 @@ def test_a_worker_with_other_code_is_refused(tmp_path, cluster, log, monkeypatch
         run(Squares(str(log)), tmp_path / "out")
 
 
+def test_a_worker_of_several_threads_is_refused(tmp_path, cluster, log):
+    cluster.add_worker(threads=2)
+    with pytest.raises(
+        UserError, match=r"^tcp://127\.0\.0\.1:\d+: this worker has 2 threads: start it with --nth"
+    ):
+        run(Squares(str(log)), tmp_path / "out")
+
+
+def test_a_cluster_without_workers_is_one_line(tmp_path, cluster, log, monkeypatch):
+    monkeypatch.setattr(engine, "CONNECT_SECONDS", 1)
+    with pytest.raises(
+        Unavailable, match=r"it has no worker: start some, `dask worker tcp://127.*--nthreads 1`$"
+    ):
+        run(Squares(str(log)), tmp_path / "out")
+
+
+def test_a_scheduler_that_ends_is_one_line(tmp_path, cluster, log, expected):
+    cluster.add_worker()
+
+    def end_it_in_the_middle() -> None:
+        until(lambda: len(calls(log)) >= 2)
+        cluster.scheduler.kill()
+
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(end_it_in_the_middle)
+        with pytest.raises(Unavailable, match=r"^tcp://127\.0\.0\.1:\d+: the scheduler is gone"):
+            run(Squares(str(log), pause=0.2), tmp_path / "out")
+        ended.result()
+    assert content(tmp_path / "out").items() <= expected.items()
+
+
 def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path, log, monkeypatch):
-    monkeypatch.setenv(engines.SCHEDULER, "tcp://127.0.0.1:9")
-    monkeypatch.setattr(engines, "CONNECT_SECONDS", 1)
-    with pytest.raises(UserError, match=r"^DASK_SCHEDULER=tcp://127\.0\.0\.1:9: no scheduler answers"):
+    monkeypatch.setenv(engine.SCHEDULER, "tcp://127.0.0.1:9")
+    monkeypatch.setattr(engine, "CONNECT_SECONDS", 1)
+    with pytest.raises(
+        Unavailable, match=r"^DASK_SCHEDULER_ADDRESS=tcp://127\.0\.0\.1:9: no scheduler answers"
+    ):
         run(Squares(str(log)), tmp_path / "out")

@@ -39,12 +39,9 @@ def test_a_fault_reaches_the_caller():
         next(results)
 
 
-def test_groups_hold_few_pictures_and_few_pixels():
-    rows = [row("a", 1000, 1000), row("b", 1000, 1000), row("c", 3000, 1000), row("d"), row("e"), row("f")]
-    groups = [[one.id for one in group] for group in reading.together(rows, 3, 2.5)]
-    assert groups == [["a", "b"], ["c"], ["d", "e", "f"]]
-    assert [[one.id for one in group] for group in reading.together(rows[3:], 2, 2.5)] == [["d", "e"], ["f"]]
-    assert list(reading.together([], 3, 2.5)) == []
+def test_batches_take_all_in_order():
+    assert list(reading.batches(iter("abcde"), 2)) == [["a", "b"], ["c", "d"], ["e"]]
+    assert list(reading.batches([], 3)) == []
 
 
 def test_a_picture_of_another_size_is_not_the_rows(tmp_path):

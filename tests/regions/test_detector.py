@@ -1,17 +1,23 @@
 """The detector source: a real torchvision network, weights through files, faults in one line."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torchvision.models import get_model
+from torchvision.models import get_model, get_model_weights
 
 from goal import config
-from goal.errors import UserError
+from goal.datasets import download
+from goal.errors import Unavailable, UserError
+from goal.regions import detector
 from goal.regions.detector import Detector
+from tests.datasets.server import Served, serve
+from tests.regions import small_detector
+from tests.regions.small_detector import MODEL
 
-MODEL = "ssdlite320_mobilenet_v3_large"
+OWN = get_model_weights(MODEL).DEFAULT
 
 
 def params(checkpoint: Path | str, **changes) -> config.Detector:
@@ -21,9 +27,8 @@ def params(checkpoint: Path | str, **changes) -> config.Detector:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("detector") / "weights.pth"
-    torch.save(get_model(MODEL, weights=None, weights_backbone=None).state_dict(), path)
+    small_detector.write(path)
     return path
 
 
@@ -57,8 +62,8 @@ def test_boxes_are_torchvisions_within_the_picture_and_sorted_by_score(checkpoin
 
 
 def test_a_picture_gives_the_same_regions_alone_and_in_company(checkpoint: Path, images) -> None:
-    detector = Detector(params(checkpoint), "cpu")
-    assert detector.propose(images) == [detector.propose([image])[0] for image in images]
+    source = Detector(params(checkpoint), "cpu")
+    assert source.propose(images) == [source.propose([image])[0] for image in images]
 
 
 def test_min_score_and_max_boxes_cut(checkpoint: Path, images) -> None:
@@ -72,7 +77,7 @@ def test_min_score_and_max_boxes_cut(checkpoint: Path, images) -> None:
 
 def test_an_unknown_model_names_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"regions\.detector\.model: yolo is unknown; one of .*" + MODEL):
-        Detector(params("", model="yolo"), "cpu")
+        detector.file(params("", model="yolo"))
 
 
 def test_other_weights_are_refused(checkpoint: Path) -> None:
@@ -87,10 +92,56 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
         Detector(params(tmp_path / "gone.pth"), "cpu")
 
 
-def test_weights_that_cannot_be_downloaded_are_one_line(tmp_path: Path, monkeypatch) -> None:
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch) -> Path:
+    """torch's cache, in a folder of its own; no network behind it."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     # An address of this machine on which nothing listens.
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"regions\.detector\.checkpoint") as caught:
-        Detector(params(""), "cpu")
+    monkeypatch.setattr(download, "PATIENCE", download.Patience(tries=2, pause=0.01))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    return tmp_path / "hub" / "checkpoints"
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(cache: Path) -> None:
+    with pytest.raises(
+        Unavailable, match=r"a79551df\.pth: cannot be downloaded .* put the file there"
+    ) as caught:
+        detector.file(params(""))
     assert "\n" not in str(caught.value)
+
+
+def test_torchvisions_own_weights_are_fetched_and_checked_by_the_digits_of_their_name(
+    cache: Path, checkpoint: Path, monkeypatch
+) -> None:
+    content = checkpoint.read_bytes()
+    digits = hashlib.sha256(content).hexdigest()[:8]
+    with serve({f"model-{digits}.pth": Served(content), "model-00000000.pth": Served(content)}) as address:
+        monkeypatch.setattr(type(OWN), "url", property(lambda _: f"{address}/model-{digits}.pth"))
+        assert detector.file(params("")) == cache / f"model-{digits}.pth"
+        monkeypatch.setattr(type(OWN), "url", property(lambda _: f"{address}/model-00000000.pth"))
+        with pytest.raises(UserError, match=r"model-00000000\.pth: sha256 .* instead of 00000000"):
+            detector.file(params(""))
+    assert (cache / f"model-{digits}.pth").read_bytes() == content
+
+
+@pytest.mark.parametrize("model", [MODEL, "fasterrcnn_resnet50_fpn"])
+def test_torchvisions_own_weights_make_the_network_that_torchvision_makes(
+    cache: Path, images, model: str
+) -> None:
+    """Of some of its weights torchvision changes the network too (the eps of the norms)."""
+    torch.manual_seed(0)
+    network = get_model(model, weights=None, weights_backbone=None)
+    # Norms with small variances, so that eps counts.
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.uniform_(1e-5, 1.0)
+    path = cache / Path(get_model_weights(model).DEFAULT.url).name
+    torch.save(network.state_dict(), path)
+    # From the cache it does not check the digits.
+    expected = get_model(model, weights="DEFAULT").eval()
+    found = detector.load(params(path, model=model))
+    with torch.inference_mode():
+        pixels = torch.from_numpy(images[0])[None].permute(0, 3, 1, 2) / 255
+        for name, features in expected.backbone(pixels).items():
+            torch.testing.assert_close(found.backbone(pixels)[name], features, rtol=1e-3, atol=1e-4)

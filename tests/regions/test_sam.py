@@ -256,7 +256,7 @@ def test_a_gpu_that_is_not_here_is_said(small_is_vit_b) -> None:
 
 
 def test_options_that_the_packages_path_lacks_are_refused() -> None:
-    for option in ({"prune_points": True}, {"precision": "bf16"}):
+    for option in ({"prune_points": True}, {"precision": "bf16"}, {"batch_size": 2}):
         with pytest.raises(ValueError, match="need fast: true"):
             settings(fast=False, **option)
 

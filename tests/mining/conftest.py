@@ -1,0 +1,55 @@
+"""A real dask cluster on this machine: a scheduler and its workers, all processes of their own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from goal.mining import cluster as engine
+from tests.imports import ROOT
+from tests.servers import free_port, until
+
+
+class Cluster:
+    """`workers[n].kill()` is kill -9; the workers' folder is another than that of the tests."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        self.stack = stack
+        self.address = f"tcp://127.0.0.1:{free_port()}"
+        file = folder / "scheduler.json"
+        self.scheduler = self._start(
+            "dask_scheduler", "--host", self.address, "--scheduler-file", str(file), "--no-dashboard"
+        )
+        until(file.exists)
+        self.workers: list[subprocess.Popen] = []
+
+    def add_worker(self, *arguments: str, threads: int = 1) -> None:
+        arguments = (*arguments, "--nthreads", str(threads), "--no-nanny", "--no-dashboard")
+        self.workers.append(self._start("dask_worker", self.address, *arguments))
+
+    def _start(self, program: str, *arguments: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.{program}", *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.folder,
+        )
+        self.stack.callback(process.wait)
+        self.stack.callback(process.kill)
+        return process
+
+
+@pytest.fixture
+def cluster(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster, as yet without workers, that the environment names."""
+    pytest.importorskip("distributed", reason="dask is not installed: the extra `scale`")
+    with ExitStack() as stack:
+        started = Cluster(tmp_path_factory.mktemp("elsewhere"), stack)
+        monkeypatch.setenv(engine.SCHEDULER, started.address)
+        yield started
