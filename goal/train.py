@@ -75,7 +75,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
         _check_agreed(taught, group, saves)
         order = Order(len(rows), size, plan.stage.epochs, params.seed, taught.step, group.rank, group.world)
         collate = Collate(model.spec, params.train.chunk_size)
-        coming = iter(batches.load(data, order, collate, params.train.loader_workers, group.device))
+        coming = batches.load(data, order, collate, params.train.loader_workers, group.device)
         wrapped = _wrapped(model, params, group)
         progress = stack.enter_context(Progress(name, taught.step, steps, size, group.first))
         told = Telling(taught, tracker if group.first else Silent(), progress)
@@ -109,7 +109,6 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
                 progress.waited(time.monotonic() - began)
             if isinstance(chunks, Fault):
                 raise UserError(f"{name}: {chunks.message}")
-            chunks = [chunk.to(group.device) for chunk in chunks]
             told.step(taught.update(step.backward(wrapped, chunks, plan.weights, group, plan.autocast)))
             done = torch.cuda.current_stream().record_event() if group.device.type == "cuda" else None
 

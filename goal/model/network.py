@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from open_clip.model import CLIP
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
@@ -68,6 +68,15 @@ class Spec:
                 "mlp_ratio": _ratio(self.text_mlp, self.text_width),
             },
         }
+
+
+def normalised(views: UInt8[Tensor, "B 3 S S"], spec: Spec) -> Float[Tensor, "B 3 S S"]:
+    """Views as the image tower takes them: 0..1, the spec's mean taken off, divided by its deviation."""
+    pixels = views.float().div_(255)
+    # By numbers: tensors of them would have to be copied to the device, and waited for.
+    for channel, mean, std in zip(pixels.unbind(1), spec.mean, spec.std, strict=True):
+        channel.sub_(mean).div_(std)
+    return pixels
 
 
 def _ratio(hidden: int, width: int) -> float:
@@ -131,13 +140,17 @@ class GoalClip(CLIP):
         _share_masks(self.visual.transformer)
         _share_masks(self.transformer)
 
-    def forward(self, images: Float[Tensor, "B 3 S S"], texts: Packed) -> tuple[Features, Features]:
+    def forward(self, images: Tensor, texts: Packed) -> tuple[Features, Features]:
         """Both towers, once each; the only entry that training uses, so that DDP sees every call."""
         return self.image_features(images), self.packed_text_features(texts)
 
-    def image_features(self, images: Float[Tensor, "B 3 S S"]) -> Features:
-        """pooled (B, D); tokens (B, N, V), the patches row by row. Images: what clip.preprocess makes."""
-        return Features(*self.visual(images))
+    def image_features(self, images: Float[Tensor, "B 3 S S"] | UInt8[Tensor, "B 3 S S"]) -> Features:
+        """pooled (B, D); tokens (B, N, V), the patches row by row.
+
+        Images: what clip.preprocess makes, or as bytes its views, which a quarter of the memory holds.
+        """
+        views = images if images.is_floating_point() else normalised(images, self.spec)
+        return Features(*self.visual(views))
 
     def text_features(self, ids: Int[Tensor, "B T"]) -> Features:
         """pooled (B, D); tokens (B, T, W). Ids are zero padded, the EOS is the largest.

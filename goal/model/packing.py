@@ -23,10 +23,7 @@ _MULTIPLE = 8
 
 
 class Packed(NamedTuple):
-    """B texts laid into R rows of L tokens; made on the host, moved to the device as a whole.
-
-    A NamedTuple, so that DDP, torch.compile and pinning see the tensors inside.
-    """
+    """B texts laid into R rows of L tokens; a NamedTuple, so that DDP and torch.compile see its tensors."""
 
     ids: Int[Tensor, "R L"]  # token ids, 0 where a row is not filled
     positions: Int[Tensor, "R L"]  # place of the token in its own text
@@ -35,12 +32,6 @@ class Packed(NamedTuple):
     starts: Int[Tensor, " B"]  # its first token there
     ends: Int[Tensor, " B"]  # after its last token
     eos: Int[Tensor, " B"]  # the token that stands for the whole text
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Packed":
-        return Packed(*(part.to(device, non_blocking=non_blocking) for part in self))
-
-    def pin_memory(self) -> "Packed":
-        return Packed(*(part.pin_memory() for part in self))
 
 
 def lay(lengths: Sequence[int]) -> list[list[int]]:

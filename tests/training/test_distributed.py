@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from goal import config, interrupts, layout, losses, train
 from goal.config import Params
 from goal.errors import EXIT_RESUMABLE, Interrupted, UserError
+from goal.model.network import normalised
 from goal.training import distributed, step
 from goal.training.batches import Collate
 from goal.training.distributed import Group
@@ -118,8 +119,8 @@ def _needed(own: list[Any], chunk: int, weights: dict[str, float]) -> list[Any]:
         nothing |= {"sentence": None, "span": None}
     if not needs.short:
         nothing |= {"short": None}
-    chunks = Collate(SPEC, chunk)([sample._replace(**nothing) for sample in own])
-    return [part._replace(images=part.images.double()) for part in chunks]
+    chunks = Collate(SPEC, chunk)([sample._replace(**nothing) for sample in own]).chunks()
+    return [part._replace(images=normalised(part.images, SPEC).double()) for part in chunks]
 
 
 @pytest.mark.parametrize("chunk", [0, 3])

@@ -42,7 +42,7 @@ def chunks(data: Examples, size: int, needs: Needs = EVERYTHING) -> list[Batch]:
     own = Examples(
         data.rows, dict(zip((r.id for r in data.rows), data._pairs, strict=True)), SPEC, needs, 0, 200.0, 0.25
     )
-    return Collate(SPEC, size)([own[Key(0, index)] for index in range(7)])
+    return Collate(SPEC, size)([own[Key(0, index)] for index in range(7)]).chunks()
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -147,7 +147,7 @@ def test_whole_and_crop_never_mix(data: Examples) -> None:
     with torch.no_grad():
         plain = embed(model, batch, EVERYTHING, nullcontext)
         marked = batch.images.clone()
-        marked[7 + 2] += 3.0
+        marked[7 + 2] = 255 - marked[7 + 2]
         crop = embed(model, batch._replace(images=marked), EVERYTHING, nullcontext)
         ids = batch.texts.ids.clone()
         sentence = 7 + 2
