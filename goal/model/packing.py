@@ -103,12 +103,13 @@ def _length(text: Tensor) -> int:
     return int(filled[-1]) + 1
 
 
-def attention_mask(segments: Int[Tensor, "R L"]) -> Float[Tensor, "R 1 L L"]:
+def attention_mask(segments: Int[Tensor, "R L"], dtype: torch.dtype) -> Float[Tensor, "R 1 L L"]:
     """0 where a token may look, -inf elsewhere: at itself and at earlier tokens of its own text."""
     length = segments.shape[1]
     own = segments[:, :, None] == segments[:, None, :]
     earlier = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    mask = torch.zeros(own.shape, device=segments.device).masked_fill(~(own & earlier), float("-inf"))
+    mask = torch.zeros(own.shape, dtype=dtype, device=segments.device)
+    mask = mask.masked_fill(~(own & earlier), float("-inf"))
     return mask[:, None]
 
 

@@ -72,7 +72,7 @@ def test_the_text_stands_at_its_largest_id() -> None:
 @given(LENGTHS)
 def test_a_token_sees_itself_and_what_came_before_in_its_text(lengths: list[int]) -> None:
     segments = pack(texts(lengths)).segments
-    mask = attention_mask(segments)
+    mask = attention_mask(segments, torch.float32)
     rows, length = segments.shape
     assert mask.shape == (rows, 1, length, length)
     for row in range(rows):
