@@ -112,7 +112,7 @@ def loader(files: Sequence[Path], spec: Spec, epochs: int, folder: Path) -> dict
         data = Examples(rows, pairs, spec, needs, 0, MEGAPIXELS, 0.25, source)
         for workers in (0, 1, 2):
             order = Order(len(rows), BATCH, epochs, 0, 0, 0, 1)
-            coming = iter(batches.load(data, order, Collate(spec, 0), workers, torch.device("cpu")))
+            coming = batches.load(data, order, Collate(spec, 0), workers, torch.device("cpu"))
             next(coming)
             began = time.perf_counter()
             count = BATCH * sum(1 for _ in coming)
@@ -131,11 +131,11 @@ def need(spec: Spec) -> dict[str, float]:
     )
     end = CAPTION.index(".") + 1
     tokens = tokenize(CAPTION, [Sentence(0, end, CAPTION[:end])], spec.context_length)
-    view = torch.randn(3, spec.image_size, spec.image_size)
+    view = torch.randint(256, (3, spec.image_size, spec.image_size), dtype=torch.uint8)
     sample = Sample(
         view, tokens.ids, view, tokenize(CAPTION[:end], [], 248).ids, patches, tokens.spans[0], None
     )
-    chunks = Collate(spec, 0)([sample] * BATCH)
+    chunks = Collate(spec, 0)([sample] * BATCH).chunks()
     adamw, group, times = optimizer(model, 5e-6, 0.05), Group(0, 1, torch.device("cpu")), []
     for _ in range(3):
         began = time.perf_counter()

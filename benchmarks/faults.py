@@ -177,7 +177,9 @@ def train(
     with distributed.group(device, 1) as group:
         taught = Learner(model, stage, terms, len(order), group)
         for chunks in tqdm(
-            batches.load(shown, order, Collate(spec, 0), 0, device), desc=f"{arm.name}, seed {seed}"
+            batches.load(shown, order, Collate(spec, 0), 0, device),
+            desc=f"{arm.name}, seed {seed}",
+            total=len(order),
         ):
             taught.update(
                 step.backward(

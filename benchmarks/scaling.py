@@ -38,8 +38,8 @@ def work(arguments: argparse.Namespace) -> float | None:
         model = GoalClip(spec).to(group.device)
         wrapped = DistributedDataParallel(model) if group.world > 1 else model
         own = arguments.batch // group.world
-        chunks = Collate(spec, 0)(everything[group.rank * own : (group.rank + 1) * own])
-        chunks = [chunk.to(group.device) for chunk in chunks]
+        sent = Collate(spec, 0)(everything[group.rank * own : (group.rank + 1) * own])
+        chunks = sent.to(group.device).chunks()
         adamw, times = optimizer(model, 5e-6, 0.05), []
         for _ in range(arguments.steps + 1):
             began = time.perf_counter()

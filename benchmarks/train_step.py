@@ -172,7 +172,7 @@ def _ours(
     collate, adamw, group = Collate(model.spec, chunk), optimizer(model, 5e-6, 0.05), Group(0, 1, device)
 
     def take() -> list[float]:
-        chunks = [chunk.to(device) for chunk in collate(data)]
+        chunks = collate(data).to(device).chunks()
         values = step.backward(model, chunks, WEIGHTS, group, autocast)
         adamw.step()
         adamw.zero_grad()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from PIL import Image
@@ -17,7 +17,7 @@ from goal.boxes import View
 from goal.errors import Unavailable, UserError
 from goal.model import architectures, embedded
 from goal.model.architectures import supported
-from goal.model.network import Features, GoalClip, Spec
+from goal.model.network import Features, GoalClip, Spec, normalised
 
 __all__ = ["Features", "GoalClip", "Preprocess", "Spec", "load", "preprocess", "supported"]
 
@@ -139,15 +139,17 @@ class Preprocess:
 
         image: RGB, image frame. Returns the view, channels first.
         """
+        return normalised(self.view(image)[None], self.spec)[0]
+
+    def view(self, image: Image.Image) -> UInt8[Tensor, "3 S S"]:
+        """The resized and cropped picture as bytes; `image_features` normalises such views itself."""
         side = self.spec.image_size
         view = View(image.size, side, self.spec.view)
         left, top = view.offset
         square = image.resize(view.resized, Image.Resampling.BICUBIC).crop(
             (left, top, left + side, top + side)
         )
-        pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous().float().div_(255)
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.spec.mean, self.spec.std))
-        return pixels.sub_(mean).div_(std)
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
 def preprocess(spec: Spec) -> Preprocess:

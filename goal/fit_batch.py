@@ -14,7 +14,7 @@ from goal.config import Params
 from goal.errors import UserError
 from goal.model.network import Spec
 from goal.training import recipe, step
-from goal.training.batches import Batch, Collate
+from goal.training.batches import Collate
 from goal.training.distributed import Group
 from goal.training.examples import Needs, Sample
 from goal.training.learner import Learner
@@ -54,8 +54,7 @@ def run(params: Params, name: str) -> Fit:
 
     def memory_of(size: int) -> int:
         devices.forget_peak(plan.device)
-        chunks: list[Batch] = collate([_sample(model.spec, needs)] * size)
-        chunks = [chunk.to(plan.device) for chunk in chunks]
+        chunks = collate([_sample(model.spec, needs)] * size).to(plan.device).chunks()
         taught.update(step.backward(model, chunks, plan.weights, group, plan.autocast))
         return devices.peak(plan.device)
 
@@ -111,7 +110,7 @@ def _limit(device: torch.device) -> int:
 
 
 def _sample(spec: Spec, needs: Needs) -> Sample:
-    picture = torch.rand(3, spec.image_size, spec.image_size)
+    picture = torch.randint(256, (3, spec.image_size, spec.image_size), dtype=torch.uint8)
     patches = torch.ones((spec.image_size // spec.patch_size) ** 2, dtype=torch.bool)
     text = _text(spec)
     return Sample(

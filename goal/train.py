@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from goal import files, interrupts, layout, tensorfiles, weights
 from goal.config import Params
@@ -75,8 +73,8 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
         _check_agreed(taught, group, saves)
         order = Order(len(rows), size, plan.stage.epochs, params.seed, taught.step, group.rank, group.world)
         collate = Collate(model.spec, params.train.chunk_size)
-        coming = iter(batches.load(data, order, collate, params.train.loader_workers, group.device))
-        wrapped = _wrapped(model, params, group)
+        coming = batches.load(data, order, collate, params.train.loader_workers, group.device)
+        wrapped = step.wrapped(model, params.train.compile, group)
         progress = stack.enter_context(Progress(name, taught.step, steps, size, group.first))
         told = Telling(taught, tracker if group.first else Silent(), progress)
         saved_at = time.monotonic()
@@ -109,7 +107,6 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
                 progress.waited(time.monotonic() - began)
             if isinstance(chunks, Fault):
                 raise UserError(f"{name}: {chunks.message}")
-            chunks = [chunk.to(group.device) for chunk in chunks]
             told.step(taught.update(step.backward(wrapped, chunks, plan.weights, group, plan.autocast)))
             done = torch.cuda.current_stream().record_event() if group.device.type == "cuda" else None
 
@@ -193,14 +190,6 @@ def _check_agreed(taught: Learner, group: Group, saves: Checkpoints) -> None:
             f"{saves.folder}: process {group.rank} finds the state of step {taught.step}, the first one that "
             f"of step {step}; every machine must see the same work/"
         )
-
-
-def _wrapped(model: nn.Module, params: Params, group: Group) -> nn.Module:
-    if params.train.compile:
-        model = torch.compile(model, dynamic=True)
-    if group.world == 1:
-        return model
-    return DistributedDataParallel(model, [group.device] if group.device.type == "cuda" else None)
 
 
 def _validates(taught: Learner, plan: Recipe, steps_an_epoch: int) -> bool:

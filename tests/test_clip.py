@@ -131,6 +131,23 @@ def test_packed_texts_are_the_padded_ones_in_value_and_gradient(model: GoalClip)
         )
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_all_layers_share_one_mask(model: GoalClip, bf16: bool) -> None:
+    """A copy for each of twelve layers would be most of what a text tower keeps for the backward pass."""
+    packed = pack(texts())
+    shape = attention_mask(packed.segments, torch.float32).shape
+    kept: list[torch.Tensor] = []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        model.packed_text_features(packed)
+    masks = [one for one in kept if one.shape == shape]
+    assert len(masks) >= SPEC.text_layers
+    assert {one.dtype for one in masks} == {torch.bfloat16 if bf16 else torch.float32}
+    assert len({one.data_ptr() for one in masks}) == 1
+
+
 @torch.no_grad()
 def test_packed_tokens_are_the_padded_ones(model: GoalClip) -> None:
     packed = pack(texts())
@@ -245,6 +262,19 @@ def test_preprocessing_is_open_clips(size: tuple[int, int], view: str) -> None:
     settings = PreprocessCfg(64, resize_mode="squash" if view == "squash" else "shortest")
     theirs = image_transform_v2(settings, is_train=False)(Image.fromarray(pixels))
     assert torch.equal(clip.preprocess(spec)(Image.fromarray(pixels)), theirs)
+
+
+def test_views_as_bytes_give_the_very_same_features(model: GoalClip) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 45, 70, 3), np.uint8)
+    prepare = clip.preprocess(replace(SPEC, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4)))
+    pictures = [Image.fromarray(one) for one in pixels]
+    views = torch.stack([prepare.view(one) for one in pictures])
+    assert views.dtype == torch.uint8
+    other = copy.deepcopy(model)
+    other.spec = prepare.spec
+    expected = model.image_features(torch.stack([prepare(one) for one in pictures]))
+    for found, wanted in zip(other.image_features(views), expected, strict=True):
+        assert torch.equal(found, wanted)
 
 
 def test_supported_names() -> None:

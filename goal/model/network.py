@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from open_clip.model import CLIP
-from open_clip.transformer import Transformer
+from open_clip.transformer import ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 
 from goal.model.packing import Packed, attention_mask
@@ -70,6 +70,15 @@ class Spec:
         }
 
 
+def normalised(views: UInt8[Tensor, "B 3 S S"], spec: Spec) -> Float[Tensor, "B 3 S S"]:
+    """Views as the image tower takes them: 0..1, the spec's mean taken off, divided by its deviation."""
+    pixels = views.float().div_(255)
+    # By numbers: tensors of them would have to be copied to the device, and waited for.
+    for channel, mean, std in zip(pixels.unbind(1), spec.mean, spec.std, strict=True):
+        channel.sub_(mean).div_(std)
+    return pixels
+
+
 def _ratio(hidden: int, width: int) -> float:
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
@@ -97,21 +106,39 @@ class _Attention(nn.Module):
         self.in_proj_bias = source.in_proj_bias
         self.out_proj = source.out_proj
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool, attn_mask: Tensor | None
-    ) -> tuple[Tensor, None]:
-        # open_clip's block passes the same tensor three times.
-        rows, length, width = query.shape
-        joint = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+    def forward(self, values: Tensor, mask: Tensor | None) -> Tensor:
+        rows, length, width = values.shape
+        joint = F.linear(values, self.in_proj_weight, self.in_proj_bias)
         q, k, v = joint.view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mask = None if attn_mask is None else attn_mask.to(q.dtype)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(mixed.transpose(1, 2).reshape(rows, length, width)), None
+        return self.out_proj(mixed.transpose(1, 2).reshape(rows, length, width))
+
+
+class _Block(nn.Module):
+    """open_clip's block over one mask for all layers; theirs casts it anew in each and keeps each copy."""
+
+    def __init__(self, source: ResidualAttentionBlock) -> None:
+        super().__init__()
+        self.ln_1 = source.ln_1
+        self.attn = _Attention(source.attn)
+        self.ln_2 = source.ln_2
+        self.mlp = source.mlp
+
+    def forward(
+        self, values: Tensor, key: None = None, value: None = None, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        values = values + self.attn(self.ln_1(values), attn_mask)
+        return values + self.mlp(self.ln_2(values))
+
+
+def _computed_in(values: Tensor) -> torch.dtype:
+    """The type in which attention meets what comes of `values`: a mask must have it already."""
+    kind = values.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else values.dtype
 
 
 def _share_masks(transformer: Transformer) -> None:
-    for block in transformer.resblocks:
-        block.attn = _Attention(block.attn)
+    transformer.resblocks = nn.ModuleList(map(_Block, transformer.resblocks))
 
 
 class GoalClip(CLIP):
@@ -131,13 +158,17 @@ class GoalClip(CLIP):
         _share_masks(self.visual.transformer)
         _share_masks(self.transformer)
 
-    def forward(self, images: Float[Tensor, "B 3 S S"], texts: Packed) -> tuple[Features, Features]:
+    def forward(self, images: Tensor, texts: Packed) -> tuple[Features, Features]:
         """Both towers, once each; the only entry that training uses, so that DDP sees every call."""
         return self.image_features(images), self.packed_text_features(texts)
 
-    def image_features(self, images: Float[Tensor, "B 3 S S"]) -> Features:
-        """pooled (B, D); tokens (B, N, V), the patches row by row. Images: what clip.preprocess makes."""
-        return Features(*self.visual(images))
+    def image_features(self, images: Float[Tensor, "B 3 S S"] | UInt8[Tensor, "B 3 S S"]) -> Features:
+        """pooled (B, D); tokens (B, N, V), the patches row by row.
+
+        Images: what clip.preprocess makes, or as bytes its views, which a quarter of the memory holds.
+        """
+        views = images if images.is_floating_point() else normalised(images, self.spec)
+        return Features(*self.visual(views))
 
     def text_features(self, ids: Int[Tensor, "B T"]) -> Features:
         """pooled (B, D); tokens (B, T, W). Ids are zero padded, the EOS is the largest.
@@ -147,15 +178,16 @@ class GoalClip(CLIP):
         count, length = ids.shape
         if length > self.spec.context_length:
             raise ValueError(f"texts of {length} tokens do not fit the context of {self.spec.context_length}")
-        mask = torch.full((length, length), float("-inf"), device=ids.device).triu(1)
-        tokens = self.transformer(self.token_embedding(ids) + self.positional_embedding[:length], mask)
+        embedded = self.token_embedding(ids) + self.positional_embedding[:length]
+        nothing = torch.full((), float("-inf"), dtype=_computed_in(embedded), device=ids.device)
+        tokens = self.transformer(embedded, nothing.expand(length, length).triu(1))
         last = tokens[torch.arange(count, device=ids.device), ids.argmax(-1)]
         return Features(self.project_tokens(last), tokens)
 
     def packed_text_features(self, texts: Packed) -> Features:
         """`text_features` of packed texts: pooled (B, D); tokens (R, L, W), for packing.span_weights."""
         embedded = self.token_embedding(texts.ids) + F.embedding(texts.positions, self.positional_embedding)
-        tokens = self.transformer(embedded, attention_mask(texts.segments))
+        tokens = self.transformer(embedded, attention_mask(texts.segments, _computed_in(embedded)))
         return Features(self.project_tokens(tokens[texts.rows, texts.eos]), tokens)
 
     def encode_images(

@@ -23,10 +23,7 @@ _MULTIPLE = 8
 
 
 class Packed(NamedTuple):
-    """B texts laid into R rows of L tokens; made on the host, moved to the device as a whole.
-
-    A NamedTuple, so that DDP, torch.compile and pinning see the tensors inside.
-    """
+    """B texts laid into R rows of L tokens; a NamedTuple, so that DDP and torch.compile see its tensors."""
 
     ids: Int[Tensor, "R L"]  # token ids, 0 where a row is not filled
     positions: Int[Tensor, "R L"]  # place of the token in its own text
@@ -35,12 +32,6 @@ class Packed(NamedTuple):
     starts: Int[Tensor, " B"]  # its first token there
     ends: Int[Tensor, " B"]  # after its last token
     eos: Int[Tensor, " B"]  # the token that stands for the whole text
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Packed":
-        return Packed(*(part.to(device, non_blocking=non_blocking) for part in self))
-
-    def pin_memory(self) -> "Packed":
-        return Packed(*(part.pin_memory() for part in self))
 
 
 def lay(lengths: Sequence[int]) -> list[list[int]]:
@@ -112,12 +103,13 @@ def _length(text: Tensor) -> int:
     return int(filled[-1]) + 1
 
 
-def attention_mask(segments: Int[Tensor, "R L"]) -> Float[Tensor, "R 1 L L"]:
+def attention_mask(segments: Int[Tensor, "R L"], dtype: torch.dtype) -> Float[Tensor, "R 1 L L"]:
     """0 where a token may look, -inf elsewhere: at itself and at earlier tokens of its own text."""
     length = segments.shape[1]
     own = segments[:, :, None] == segments[:, None, :]
     earlier = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    mask = torch.zeros(own.shape, device=segments.device).masked_fill(~(own & earlier), float("-inf"))
+    mask = torch.zeros(own.shape, dtype=dtype, device=segments.device)
+    mask = mask.masked_fill(~(own & earlier), float("-inf"))
     return mask[:, None]
 
 

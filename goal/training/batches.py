@@ -3,12 +3,16 @@
 Letters: B pairs of a chunk, P of them with a usable pair, S side of the view, N patches of the view.
 """
 
+import itertools
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -22,7 +26,7 @@ from goal.training.examples import Examples, Fault, Key, Sample
 class Batch(NamedTuple):
     """B pairs ready for one forward of each tower; whatever belongs to pair i keeps the number i."""
 
-    images: Float[Tensor, "B+P 3 S S"]  # the whole views, then the crops
+    images: UInt8[Tensor, "B+P 3 S S"]  # the whole views, then the crops
     texts: Packed  # the captions, then the sentences, then the short captions
     rows: Int[Tensor, " P"]  # the pair that each crop and sentence belongs to
     patches: Bool[Tensor, "B N"]  # what the box touches in the whole view
@@ -31,11 +35,46 @@ class Batch(NamedTuple):
     in_view: Bool[Tensor, " B"]  # TSL's image side counts
     in_context: Bool[Tensor, " B"]  # TSL's text side counts
 
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(*(part.to(device, non_blocking=True) for part in self))
 
-    def pin_memory(self) -> "Batch":
-        return Batch(*(part.pin_memory() for part in self))
+@dataclass(frozen=True)
+class Shipment:
+    """The chunks of a batch, all their values in one tensor a dtype, on the way from a loader process.
+
+    Each tensor that crosses between processes takes an open file of both until it is used, and a copy of its
+    own to a GPU: dozens of chunks, each in its own tensors, would pass the 1,024 files that are usual.
+    """
+
+    values: dict[torch.dtype, Tensor]
+    shapes: list[list[tuple[torch.dtype, torch.Size]]]  # of each chunk's tensors
+
+    @classmethod
+    def of(cls, chunks: Sequence[Batch]) -> "Shipment":
+        tensors = [[chunk.images, *chunk.texts, *chunk[2:]] for chunk in chunks]
+        shapes = [[(tensor.dtype, tensor.shape) for tensor in own] for own in tensors]
+        flat: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+        for tensor in itertools.chain(*tensors):
+            flat[tensor.dtype].append(tensor.flatten())
+        return cls({dtype: torch.cat(parts) for dtype, parts in flat.items()}, shapes)
+
+    def chunks(self) -> list[Batch]:
+        """The chunks again, without a copy."""
+        rest = dict(self.values)
+
+        def take(dtype: torch.dtype, shape: torch.Size) -> Tensor:
+            taken, rest[dtype] = rest[dtype].tensor_split([shape.numel()])
+            return taken.view(shape)
+
+        tensors = [[take(*one) for one in own] for own in self.shapes]
+        texts = len(Packed._fields)
+        return [Batch(own[0], Packed(*own[1 : texts + 1]), *own[texts + 1 :]) for own in tensors]
+
+    def to(self, device: torch.device) -> "Shipment":
+        moved = {dtype: values.to(device, non_blocking=True) for dtype, values in self.values.items()}
+        return Shipment(moved, self.shapes)
+
+    def pin_memory(self) -> "Shipment":
+        """Asked for by DataLoader."""
+        return Shipment({dtype: values.pin_memory() for dtype, values in self.values.items()}, self.shapes)
 
 
 class Order(Sampler):
@@ -101,13 +140,14 @@ class Collate:
         self._patches = (spec.image_size // spec.patch_size) ** 2
         self._chunk_size = chunk_size
 
-    def __call__(self, samples: Sequence[Sample | Fault]) -> list[Batch] | Fault:
+    def __call__(self, samples: Sequence[Sample | Fault]) -> Shipment | Fault:
         """The first Fault among the samples, else their chunks in order."""
         for sample in samples:
             if isinstance(sample, Fault):
                 return sample
         size = self._chunk_size or len(samples)
-        return [self._batch(samples[first : first + size]) for first in range(0, len(samples), size)]
+        parts = [samples[first : first + size] for first in range(0, len(samples), size)]
+        return Shipment.of([self._batch(part) for part in parts])
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         crops = [sample.crop for sample in samples if sample.crop is not None]
@@ -133,9 +173,9 @@ class Collate:
 
 def load(
     examples: Examples, order: Order, collate: Collate, workers: int, device: torch.device
-) -> DataLoader:
-    """Batches in `order`, read ahead by `workers` processes (0: by this one, when asked)."""
-    return DataLoader(
+) -> Iterator[list[Batch] | Fault]:
+    """The chunks of each batch of `order` on the device; `workers` processes read ahead (0: this one)."""
+    loader = DataLoader(
         examples,
         batch_sampler=order,
         collate_fn=collate,
@@ -146,6 +186,11 @@ def load(
         # Its own, so that starting workers takes nothing from the training's random numbers.
         generator=torch.Generator(),
     )
+    return map(partial(_arrived, device), loader)
+
+
+def _arrived(device: torch.device, sent: Shipment | Fault) -> list[Batch] | Fault:
+    return sent if isinstance(sent, Fault) else sent.to(device).chunks()
 
 
 def _quiet(worker: int) -> None:

@@ -35,9 +35,9 @@ class Key(NamedTuple):
 class Sample(NamedTuple):
     """One picture in one epoch; None where it has no usable pair or no term asks for the part."""
 
-    whole: Tensor  # (3, S, S)
+    whole: Tensor  # (3, S, S) uint8
     caption: Tensor  # (T,)
-    crop: Tensor | None  # (3, S, S)
+    crop: Tensor | None  # (3, S, S) uint8
     sentence: Tensor | None  # (T,)
     patches: (
         Tensor | None
@@ -125,7 +125,7 @@ class Examples(Dataset):
         self._seed = seed
         self._max_megapixels = max_megapixels
         self._min_visible = min_visible
-        self._prepare = clip.preprocess(spec)
+        self._view = clip.preprocess(spec).view
         self._pairs = [list(pairs.get(row.id, [])) if pairs else [] for row in rows]
         self._texts = [self._tokens(row, own) for row, own in zip(rows, self._pairs, strict=True)]
 
@@ -172,8 +172,8 @@ class Examples(Dataset):
     def _views(self, index: int, number: int | None) -> tuple[Tensor, Tensor | None]:
         """The whole view, and the crop of pair `number`; UserError for a picture that cannot be used."""
         if self._packed:
-            crop = None if number is None else self._prepare(self._packed.crop(index, number))
-            return self._prepare(self._packed.whole(index)), crop
+            crop = None if number is None else self._view(self._packed.crop(index, number))
+            return self._view(self._packed.whole(index)), crop
         row = self.rows[index]
         image = images.open_image(row.image, self._max_megapixels)
         if image.size != (row.width, row.height):
@@ -182,9 +182,9 @@ class Examples(Dataset):
                 f"{row.height}; the picture was changed, `dvc repro` reads it anew"
             )
         if number is None:
-            return self._prepare(image), None
+            return self._view(image), None
         box = boxes.pixels(self._pairs[index][number].box, image.size)
-        return self._prepare(image), self._prepare(image.crop(box))
+        return self._view(image), self._view(image.crop(box))
 
     def _patches(self, row: Row, pair: Pair) -> Tensor | None:
         view = _view(row, self._spec)

@@ -18,8 +18,9 @@ from goal.training.batches import Batch
 from goal.training.distributed import Group
 from goal.training.examples import Needs
 
-# Fields of Embeddings: tensors with a gradient first, then masks.
-TENSORS = ("image", "text", "region", "sentence", "patches", "tokens", "short")
+# Fields of Embeddings: what a process's rows meet of all processes, what only their own rows meet, and masks.
+COLUMNS = ("image", "text", "region", "sentence", "short")
+TENSORS = (*COLUMNS, "patches", "tokens")
 MASKS = ("has_pair", "in_view", "in_context")
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -76,7 +77,9 @@ def backward(
         (losses.weighted(values, weights) + _nothing(own, scale)).backward()
         return {name: value.detach() for name, value in values.items()}
     with torch.no_grad():
-        own = _joined([embed(bare(model), chunk, needs, autocast) for chunk in chunks])
+        # Nothing to synchronise without a gradient; what is compiled stays compiled.
+        alone = model.module if isinstance(model, DistributedDataParallel) else model
+        own = _joined([embed(alone, chunk, needs, autocast) for chunk in chunks])
         scale = bare(model).scale()
     leaves = [getattr(own, name) for name in TENSORS if getattr(own, name) is not None] + [scale]
     for leaf in leaves:
@@ -110,14 +113,24 @@ def objective(
 
 
 def gathered(own: Embeddings, group: Group) -> Embeddings:
-    """The embeddings of all processes, in two exchanges: one of tensors, one of masks."""
+    """The embeddings of all processes, COLUMNS and masks, in two exchanges: one of tensors, one of masks."""
     if group.world == 1:
         return own
-    names = [name for name in TENSORS if getattr(own, name) is not None]
+    names = [name for name in COLUMNS if getattr(own, name) is not None]
     joint = group.gather(torch.cat([getattr(own, name) for name in names], 1))
     masks = group.gather(torch.stack([getattr(own, name) for name in MASKS], 1).byte()).bool()
     tensors = dict(zip(names, joint.chunk(len(names), 1), strict=True))
     return Embeddings(**tensors, **dict(zip(MASKS, masks.unbind(1), strict=True)))
+
+
+def wrapped(model: GoalClip, compiled: bool, group: Group) -> nn.Module:
+    """The network as `backward` runs it: compiled where asked for, its gradients averaged over processes."""
+    inner = torch.compile(model, dynamic=True) if compiled else model
+    if group.world == 1:
+        return inner
+    own = [group.device] if group.device.type == "cuda" else None
+    # Views: a bucket beside each gradient would take the memory of the weights once more.
+    return DistributedDataParallel(inner, own, gradient_as_bucket_view=True)
 
 
 def bare(model: nn.Module) -> GoalClip:

@@ -1,5 +1,7 @@
 """Which pictures a step sees, and what of them: order, pairs, masks, packing, counts."""
 
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -183,7 +185,7 @@ def test_a_sentence_beyond_the_context_trains_locally_without_a_span() -> None:
     assert sample.crop is not None
     assert len(sample.caption) == SPEC.context_length
     assert data.counts()["pairs_beyond_context"] == 1
-    batch = Collate(SPEC, 0)([sample])[0]
+    (batch,) = Collate(SPEC, 0)([sample]).chunks()
     assert batch.has_pair.tolist() == [True]
     assert batch.in_context.tolist() == [False]
 
@@ -208,7 +210,7 @@ def test_chunks_keep_every_part_with_its_pair(chunk: int) -> None:
     rows = trainings.rows(5, Path("images"))
     data = made(rows, mined(rows, without=frozenset({1, 3})))
     samples = [data[Key(0, index)] for index in range(5)]
-    chunks = Collate(SPEC, chunk)(samples)
+    chunks = Collate(SPEC, chunk)(samples).chunks()
     assert [len(part.spans) for part in chunks] == {0: [5], 1: [1] * 5, 2: [2, 2, 1], 3: [3, 2]}[chunk]
     assert torch.cat([part.has_pair for part in chunks]).tolist() == [True, False, True, False, True]
     first = 0
@@ -297,3 +299,26 @@ def test_loader_processes_give_what_this_process_gives() -> None:
             assert all(torch.equal(x, y) for x, y in zip(a[:1] + a[2:], b[:1] + b[2:], strict=True))
             assert all(torch.equal(x, y) for x, y in zip(a.texts, b.texts, strict=True))
     assert np.all([len(chunks) == 2 for chunks in found[0]])
+
+
+def _count(folder: str, workers: int) -> None:
+    """In a process that may open 1,024 files: thirty chunks a batch, read ahead."""
+    os.chdir(folder)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+    rows = trainings.rows(128, Path("images"))
+    data = made(rows, None, Needs(False, False, False))
+    coming = batches.load(
+        data, Order(128, 128, 12, 0, 0, 0, 1), Collate(SPEC, 4), workers, torch.device("cpu")
+    )
+    # Held, as batches on their way to a slow step are.
+    seen = list(coming)
+    assert [len(chunks) for chunks in seen] == [32] * 12
+
+
+def test_many_chunks_do_not_use_up_the_files_a_process_may_open(tmp_path: Path) -> None:
+    child = trainings.forks().Process(target=_count, args=(str(tmp_path), 1))
+    child.start()
+    child.join(60)
+    # One whose loader has lost its files may wait for ever.
+    child.kill()
+    assert child.exitcode == 0

@@ -16,11 +16,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from torch.nn.parallel import DistributedDataParallel
 
 from goal import config, interrupts, layout, losses, train
 from goal.config import Params
 from goal.errors import EXIT_RESUMABLE, Interrupted, UserError
+from goal.losses import Embeddings
+from goal.model.network import normalised
 from goal.training import distributed, step
 from goal.training.batches import Collate
 from goal.training.distributed import Group
@@ -94,7 +95,7 @@ def gradient(
 def _gradients(chunk: int) -> None:
     with distributed.group(CPU, 2) as group:
         # In double precision, where rounding does not hide what is wrong.
-        wrapped = DistributedDataParallel(trainings.model().double())
+        wrapped = step.wrapped(trainings.model().double(), False, group)
         alone = trainings.model().double()
         mine = samples()[group.rank * 4 : group.rank * 4 + 4]
         for term in losses.TERMS:
@@ -118,8 +119,8 @@ def _needed(own: list[Any], chunk: int, weights: dict[str, float]) -> list[Any]:
         nothing |= {"sentence": None, "span": None}
     if not needs.short:
         nothing |= {"short": None}
-    chunks = Collate(SPEC, chunk)([sample._replace(**nothing) for sample in own])
-    return [part._replace(images=part.images.double()) for part in chunks]
+    chunks = Collate(SPEC, chunk)([sample._replace(**nothing) for sample in own]).chunks()
+    return [part._replace(images=normalised(part.images, SPEC).double()) for part in chunks]
 
 
 @pytest.mark.parametrize("chunk", [0, 3])
@@ -145,6 +146,29 @@ def _exchanges() -> None:
 
 def test_exchanges_mean_what_they_say() -> None:
     together(_exchanges)
+
+
+def _columns() -> None:
+    with distributed.group(CPU, 2) as group:
+        ranks = [
+            Embeddings(*torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(rank)))
+            for rank in range(2)
+        ]
+        masks = torch.tensor([[True, False, True], [False, False, True]])
+        ranks = [
+            one._replace(**dict.fromkeys(step.MASKS, mask)) for one, mask in zip(ranks, masks, strict=True)
+        ]
+        everyone = step.gathered(ranks[group.rank], group)
+        for name, values in everyone._asdict().items():
+            if name in ("patches", "tokens"):
+                # Each is compared with the crop or sentence of its own pair alone.
+                assert values is None
+            else:
+                assert torch.equal(values, torch.cat([getattr(one, name) for one in ranks]))
+
+
+def test_only_what_other_rows_meet_is_exchanged() -> None:
+    together(_columns)
 
 
 def _train(values: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """One step against slow ways to the same numbers: towers one by one, pooling by loops, no chunks."""
 
 import math
+import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -30,19 +32,23 @@ WEIGHTS = {"global": 1.0, "local": 0.5, "tsl_image": 1.0, "tsl_text": 1.0}
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Examples:
     folder = tmp_path_factory.mktemp("step")
-    rows = trainings.rows(7, folder / "images")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        trainings.write_pairs(trainings.pairs(rows, {1, 4}))
-        pairs = read_pairs(Path("pairs/train"), BEST)
-    return Examples(rows, pairs, SPEC, EVERYTHING, 0, 200.0, 0.25)
+        return made(folder / "images")
+
+
+def made(images: Path) -> Examples:
+    """Seven pictures, their pairs in the current folder."""
+    rows = trainings.rows(7, images)
+    trainings.write_pairs(trainings.pairs(rows, {1, 4}))
+    return Examples(rows, read_pairs(Path("pairs/train"), BEST), SPEC, EVERYTHING, 0, 200.0, 0.25)
 
 
 def chunks(data: Examples, size: int, needs: Needs = EVERYTHING) -> list[Batch]:
     own = Examples(
         data.rows, dict(zip((r.id for r in data.rows), data._pairs, strict=True)), SPEC, needs, 0, 200.0, 0.25
     )
-    return Collate(SPEC, size)([own[Key(0, index)] for index in range(7)])
+    return Collate(SPEC, size)([own[Key(0, index)] for index in range(7)]).chunks()
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -140,6 +146,38 @@ def test_chunks_give_the_gradient_of_the_whole_batch(
         )
 
 
+def _compiled(folder: str) -> None:
+    os.chdir(folder)
+    passes: list[bool] = []
+
+    def backend(graph: Callable, inputs: object) -> Callable:
+        def run(*values: torch.Tensor) -> object:
+            passes.append(torch.is_grad_enabled())
+            return graph(*values)
+
+        return run
+
+    parts = chunks(made(Path("images")), 3)
+    plain, model = trainings.model(), trainings.model()
+    expected = step.backward(plain, parts, WEIGHTS, ALONE, nullcontext)
+    compiled = torch.compile(model, backend=backend, dynamic=True)
+    found = step.backward(compiled, parts, WEIGHTS, ALONE, nullcontext)
+    # Three chunks, each once without a gradient and once with, in one graph.
+    assert passes == [False] * 3 + [True] * 3
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_both_passes_of_a_chunked_step_are_compiled(tmp_path: Path) -> None:
+    # In a process of its own: what checks shapes in tests breaks graphs.
+    child = trainings.forks().Process(target=_compiled, args=(str(tmp_path),))
+    child.start()
+    child.join(240)
+    assert child.exitcode == 0
+
+
 def test_whole_and_crop_never_mix(data: Examples) -> None:
     """Fault 5 of METHOD section 9: a marked crop moves its own pair's region, nothing else; so do texts."""
     model = trainings.model().eval()
@@ -147,7 +185,7 @@ def test_whole_and_crop_never_mix(data: Examples) -> None:
     with torch.no_grad():
         plain = embed(model, batch, EVERYTHING, nullcontext)
         marked = batch.images.clone()
-        marked[7 + 2] += 3.0
+        marked[7 + 2] = 255 - marked[7 + 2]
         crop = embed(model, batch._replace(images=marked), EVERYTHING, nullcontext)
         ids = batch.texts.ids.clone()
         sentence = 7 + 2
