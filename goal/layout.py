@@ -28,6 +28,10 @@ def model_dir(name: str) -> Path:
     return Path("models") / ("base" if name == "zero-shot" else name)
 
 
+def weights_file(name: str) -> Path:
+    return model_dir(name) / "model.safetensors"
+
+
 def metrics_dir(name: str, data_set: str = "") -> Path:
     """The numbers of a model; `data_set` names one that is not the pipeline's own."""
     return Path("metrics") / name / "on" / data_set if data_set else Path("metrics") / name

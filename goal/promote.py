@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import secrets
-import signal
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from goal import registry
+from goal import interrupts, registry
 from goal.config import Gate, Params
 from goal.errors import UserError
 from goal.evaluation import answers
@@ -104,8 +103,9 @@ def promote(params: Params, decision: Decision, reason: str) -> None:
     with registry.answering():
         client = registry.connect()
         if not decision.passed:
-            _record(client, name, number, f"refused: {'; '.join(decision.faults)}")
-            raise UserError(f"{name} version {number}: not promoted: {'; '.join(decision.faults)}")
+            faults = "; ".join(decision.faults)
+            _record(client, name, number, f"refused: {faults}" + (f"; asked for: {reason}" if reason else ""))
+            raise UserError(f"{name} version {number}: not promoted: {faults}")
         with _alone(client, name):
             _unchanged(client, name, decision.champion)
             replaced = f"replaces version {decision.champion}" if decision.champion else "the first champion"
@@ -252,13 +252,12 @@ def _alone(client: "MlflowClient", name: str) -> Iterator[None]:
     """Hold the registry's lock on promotions, whichever store or server keeps the registry.
 
     MLflow has no compare-and-set, but makes a registered model of a given name only once: the lock is such a
-    model. SIGTERM and SIGINT wait until it is given back; what a kill -9 leaves, `unlock` removes.
+    model. A first SIGTERM or SIGINT lets what has begun end; the lock that a kill leaves, `unlock` removes.
     Raises UserError where another holds it.
     """
     lock, token = _lock(name), secrets.token_hex(8)
     holder = f"process {os.getpid()} on {socket.gethostname()} since {_now()}"
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    try:
+    with interrupts.taken_down():
         with registry.unless(registry.ALREADY | registry.GONE):
             client.create_registered_model(lock, {"goal.lock": token}, f"lock of `goal promote`: {holder}")
         held = registry.registered_model(client, lock)
@@ -272,8 +271,6 @@ def _alone(client: "MlflowClient", name: str) -> Iterator[None]:
             yield
         finally:
             client.delete_registered_model(lock)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _lock(name: str) -> str:

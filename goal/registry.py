@@ -3,16 +3,17 @@
 import contextlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from goal import files, layout, tracking, weights
+from goal import files, layout, tracking
 from goal.config import Params
 from goal.errors import Unavailable, UserError
-from goal.record import lineage, provenance
+from goal.record import lineage, provenance, standing
 from goal.record.recorder import Refused, Unreachable, deliver_leftovers
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ OF_RUN = (
     "goal.deps",
     "goal.outs",
 )
+# What a flow tells the stages that it runs; a version keeps the first that registered it.
+OF_FLOW = {"goal.branch": "GOAL_BRANCH", "goal.flow_run": "GOAL_FLOW_RUN"}
 ALREADY = {"RESOURCE_ALREADY_EXISTS"}
 GONE = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
@@ -49,16 +52,21 @@ def run(params: Params) -> None:
     Writes metrics/registered.json. Raises UserError for a missing model, Unavailable where MLflow is down.
     """
     name = params.register_.model
-    file = layout.model_dir(name) / weights.FILE
+    file = layout.weights_file(name)
     if not file.is_file():
         raise UserError(f"{file}: not found; `dvc repro` trains it, register.model names it")
-    digest = weights.digest(file)
+    digest = files.digest(file)
     numbers = headline(name)
-    if params.tracking.enabled:
-        with answering():
-            _register(params, name, digest, numbers)
-    else:
+    tags = _tags(params, digest, numbers)
+    known = (tracking.file(), params.register_.name, tags)
+    if not params.tracking.enabled:
         log.info("register: tracking is off (tracking.enabled is false): no version is made")
+    elif standing.holds(*known):
+        log.info("register: nothing new, and nobody has written to %s since", tracking.address())
+    else:
+        with answering():
+            _register(params, tags)
+        standing.note(*known)
     facts = {"name": params.register_.name, "model": name, "digest": digest}
     content = {**facts, "registered": params.tracking.enabled, "metrics": numbers}
     path = Path("metrics") / "registered.json"
@@ -110,20 +118,22 @@ def connect() -> "MlflowClient":
     return tracking.connect(tracking.uri())
 
 
-def _register(params: Params, name: str, digest: str, numbers: Mapping[str, float]) -> None:
+def _register(params: Params, tags: dict[str, str]) -> None:
     client = connect()
     registered = params.register_.name
     experiment = tracking.experiment_id(client, params.tracking.experiment)
-    run = tracking.find(client, experiment, {"goal.name": name, "goal.model": digest}, lineage.ANY)
+    same = {key: tags[key] for key in ("goal.name", "goal.model")}
+    run = tracking.find(client, experiment, same, lineage.ANY)
     if run is None:
         log.warning("register: MLflow has no run that made these weights: the version cannot be promoted")
-    tags = _tags(params, name, digest, numbers, run)
-    version = existing(client, registered, digest)
+    else:
+        tags = {key: run.data.tags[key] for key in OF_RUN if key in run.data.tags} | tags
+    version = existing(client, registered, tags["goal.model"])
     if version is None:
         version = _make(client, params, experiment, run, tags)
         log.info("register: version %s of %s in %s", version.version, registered, tracking.address())
     else:
-        _renew(client, version, tags, name)
+        _renew(client, version, tags)
         log.info("register: these weights are version %s of %s already", version.version, registered)
     client.set_registered_model_alias(registered, CHALLENGER, version.version)
 
@@ -134,14 +144,12 @@ def existing(client: "MlflowClient", registered: str, digest: str) -> "ModelVers
     return max(found, key=lambda version: int(version.version), default=None)
 
 
-def _tags(
-    params: Params, name: str, digest: str, numbers: Mapping[str, float], run: "Run | None"
-) -> dict[str, str]:
+def _tags(params: Params, digest: str, numbers: Mapping[str, float]) -> dict[str, str]:
     """What a version says of itself. What is not known is left out; promotion then refuses the version."""
-    of_run = {key: run.data.tags[key] for key in OF_RUN if run and key in run.data.tags}
+    name = params.register_.model
     stages = lineage.made(name)
     return {
-        **of_run,
+        **{tag: os.environ[told] for tag, told in OF_FLOW.items() if told in os.environ},
         **({"goal.lock": provenance.fingerprint(stages)} if stages else {}),
         "goal.name": name,
         "goal.model": digest,
@@ -160,7 +168,7 @@ def _make(
     from goal import served_model
 
     name, registered = params.register_.model, params.register_.name
-    file = layout.model_dir(name) / weights.FILE
+    file = layout.weights_file(name)
     run_id = run.info.run_id if run else None
     logged = client.create_logged_model(
         experiment, name, source_run_id=run_id, tags=tags, model_type="embedder"
@@ -219,13 +227,16 @@ def unless(codes: set[str]) -> Iterator[None]:
             raise
 
 
-def _renew(client: "MlflowClient", version: "ModelVersion", tags: Mapping[str, str], name: str) -> None:
+def _renew(client: "MlflowClient", version: "ModelVersion", tags: Mapping[str, str]) -> None:
     """Bring a version's numbers up to date where the same weights were measured again."""
     changed = {key: value for key, value in tags.items() if version.tags.get(key) != value}
+    for key in OF_FLOW.keys() & version.tags.keys():
+        changed.pop(key, None)
     if any(key.startswith(("goal.benchmark.", "goal.metric.")) for key in changed):
         with tempfile.TemporaryDirectory() as folder:
-            _evidence(name, Path(folder) / EVALUATION)
+            _evidence(tags["goal.name"], Path(folder) / EVALUATION)
             client.log_model_artifacts(version.tags[LOGGED], str(Path(folder) / EVALUATION), EVALUATION)
+        client.update_model_version(version.name, version.version, _describe(tags))
     for key, value in changed.items():
         client.set_model_version_tag(version.name, version.version, key, value)
 

@@ -42,6 +42,7 @@ PACKAGES = (
     "pyyaml",
     "regex",
     "safetensors",
+    "simplejpeg",
     "torch",
     "torchvision",
     "tqdm",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from goal import files, layout, weights
+from goal import files, layout
 from goal.config import Params
 from goal.errors import Interrupted, UserError
 from goal.record import journal, lineage
@@ -72,7 +72,7 @@ def _close(recorder: Recorder, name: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for path in lineage.figures(name, Path(folder)):
                 recorder.log_artifact(path, "figures")
-        recorder.set_tags({"goal.model": weights.digest(layout.model_dir(name))})
+        recorder.set_tags({"goal.model": files.digest(layout.weights_file(name))})
     except (OSError, UserError) as error:
         log.warning("tracking: of the finished %s not recorded: %s", name, error)
 
@@ -120,6 +120,11 @@ def _recorder(params: Params, prefix: str, header: Callable[[str], Record]) -> R
 def uri() -> str:
     """Where MLflow keeps its record: MLFLOW_TRACKING_URI, else a file in the project."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{layout.home() / 'mlflow.db'}"
+
+
+def file() -> Path | None:
+    """The file that is the store; None where a server keeps it."""
+    return Path(uri().removeprefix(SQLITE)) if uri().startswith(SQLITE) else None
 
 
 def address() -> str:

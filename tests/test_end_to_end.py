@@ -128,13 +128,13 @@ def test_every_verb_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_dvc_runs_what_is_stale_and_nothing_else(tmp_path: Path) -> None:
     folder = project(tmp_path)
     dvc(folder, "repro")
-    assert "up to date" in dvc(folder, "repro")
+    # The registry is no file of DVC's: this stage looks itself whether there is anything to do.
+    assert running(dvc(folder, "repro")) == {"register"}
 
     # A dry run names what a parameter makes stale at once, not what hangs on it in turn.
     change(folder, {"stage2.epochs": 2})
-    assert running(dvc(folder, "repro", "--dry")) == {f"train@{name}" for name in layout.TRAINED} - {
-        "train@stage1"
-    }
+    stale = {f"train@{name}" for name in layout.TRAINED} - {"train@stage1"}
+    assert running(dvc(folder, "repro", "--dry")) == stale | {"register"}
     change(folder, {"stage2.epochs": 1})
 
     changed = dvc(folder, "exp", "run", "--name", "no-tsl", "-S", "stage2.loss.tsl_text=0")

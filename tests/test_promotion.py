@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from multiprocessing import SimpleQueue
 from multiprocessing.synchronize import Barrier
@@ -198,7 +200,8 @@ def test_a_failed_gate_keeps_the_champion_and_is_recorded(project: Path) -> None
     with pytest.raises(UserError, match="version 2: not promoted: .*image_to_text_r1 minimum"):
         promote.promote(values, decision, "please")
     assert aliases("gated")["champion"] == "1"
-    assert "refused: " in decision_of("gated", "2")
+    assert "refused: test image_to_text_r1 minimum" in decision_of("gated", "2")
+    assert decision_of("gated", "2").endswith("; asked for: please")
 
 
 def test_the_command_line_shows_every_gate_and_a_dry_run_changes_nothing(
@@ -339,3 +342,21 @@ def test_a_killed_promotion_leaves_a_lock_that_names_itself_and_unlock_removes_i
 def _die_holding(name: str) -> None:
     with promote._alone(registry.connect(), name):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_waits_until_the_lock_is_given_back(project: Path, number: signal.Signals) -> None:
+    """Also where a library's thread would take it, as numpy's and Arrow's may."""
+    register(registered.params("asked"), 1)
+    holder = multiprocessing.get_context("fork").Process(target=_hold_and_be_asked, args=("asked", number))
+    holder.start()
+    holder.join()
+    assert holder.exitcode == 0, "what it had begun is done"
+    assert registry.registered_model(client(), "asked.promotion-lock") is None
+
+
+def _hold_and_be_asked(name: str, number: signal.Signals) -> None:
+    threading.Thread(target=time.sleep, args=[60], daemon=True).start()
+    with promote._alone(registry.connect(), name):
+        os.kill(os.getpid(), number)
+        time.sleep(0.1)

@@ -150,6 +150,7 @@ def test_the_same_weights_are_one_version_and_others_another(caplog: pytest.LogC
     caplog.set_level(logging.INFO)
     values = registered.params("again")
     registry.run(values)
+    client().delete_registered_model_alias("again", "challenger")
     registry.run(values)
     assert "these weights are version 1 of again already" in caplog.text
     assert len(versions("again")) == 1
@@ -165,15 +166,47 @@ def test_the_same_weights_are_one_version_and_others_another(caplog: pytest.LogC
     assert int(client().get_model_version_by_alias("again", "challenger").version) == 1
 
 
+def test_the_same_again_does_not_even_load_mlflow_until_the_store_changes() -> None:
+    """Else each `dvc repro` with nothing to do would wait for it."""
+    values = registered.params("quick")
+    registry.run(values)
+    Path("params.yaml").write_text(json.dumps(values.model_dump(by_alias=True)))
+    program = """
+        import sys
+        from goal import config, registry
+        registry.run(config.load())
+        print(sorted({"mlflow", "torch"} & set(sys.modules)))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+    client().delete_registered_model("quick")
+    registry.run(values)
+    assert len(versions("quick")) == 1
+
+
+def test_a_version_names_the_flow_run_that_first_registered_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = registered.params("flown")
+    for branch, run in (("runs/abc", "first"), ("runs/def", "second")):
+        monkeypatch.setenv("GOAL_BRANCH", branch)
+        monkeypatch.setenv("GOAL_FLOW_RUN", run)
+        registry.run(values)
+    (version,) = versions("flown")
+    assert (version.tags["goal.branch"], version.tags["goal.flow_run"]) == ("runs/abc", "first")
+
+
 def test_new_measurements_of_the_same_weights_renew_their_version() -> None:
     values = registered.params("renewed")
     registry.run(values)
-    before = versions("renewed")[0].tags["goal.benchmark.test"]
+    (before,) = versions("renewed")
     shutil.copy("data/tiny/images/1.png", "data/tiny/images/0.png")
+    numbers = Path("metrics/stage2/test.json")
     registered.measure()
+    numbers.write_text(json.dumps(json.loads(numbers.read_text()) | {"text_to_image_r1": 12.345}))
     registry.run(values)
     (version,) = versions("renewed")
-    assert version.tags["goal.benchmark.test"] != before
+    assert version.tags["goal.benchmark.test"] != before.tags["goal.benchmark.test"]
+    assert "12.345" in version.description
+    assert "12.345" not in before.description
     folder = registry.fetch(client(), version, Path("fetched"))
     assert version.tags["goal.benchmark.test"] in (folder / "details/test.json").read_text()
 

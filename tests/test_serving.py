@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import mlflow
@@ -22,6 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from goal import clip, images, registry, served_model, text, tracking, weights
 from tests import registered, tiny
+from tests.imports import ROOT, closure, modules
 
 PICTURE = Path("data/tiny/images/0.png")
 
@@ -116,6 +118,21 @@ def test_a_picture_over_the_limit_is_refused(model: mlflow.pyfunc.PyFuncModel, t
     images.Image.new("RGB", (200, 100)).save(tmp_path / "large.png")
     with pytest.raises(MlflowException, match="row 0: image: too large"):
         model.predict(pd.DataFrame([{"image": in_base64(tmp_path / "large.png")}]))
+
+
+def test_a_server_s_environment_holds_all_that_its_code_imports() -> None:
+    """Without --env-manager local, MLflow installs these packages and no others."""
+    # A request's captions are not split into sentences.
+    code = closure([ROOT / "goal/served_model.py"], frozenset({ROOT / "goal/text/punkt.py"}))
+    imported = {name.split(".")[0] for file in code for name in modules(file)} - sys.stdlib_module_names
+    owners = metadata.packages_distributions()
+    given = {name.replace("_", "-") for name in served_model.PACKAGES}
+    lacking = [
+        name
+        for name in sorted(imported - {"goal"})
+        if not given & {owner.lower().replace("_", "-") for owner in owners[name]}
+    ]
+    assert lacking == []
 
 
 def test_rows_without_a_known_column_are_refused(model: mlflow.pyfunc.PyFuncModel) -> None:

@@ -6,19 +6,20 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from goal import config, files, layout, presets, weights
+from goal import config, files, layout, presets
 from goal.config import Params
 from goal.errors import UserError
-from goal.evaluation import plots
 from goal.record import provenance
 from goal.record.journal import Record
 from goal.record.recorder import EVALUATION, FAILED, FINISHED, KILLED, TRAINING
-from goal.training import finished, recipe
-from goal.training.recipe import Recipe
+
+# What loads torch is imported where a training is described: a look at the registry goes without.
+if TYPE_CHECKING:
+    from goal.training.recipe import Recipe
 
 log = logging.getLogger("goal.tracking")
 
@@ -32,6 +33,8 @@ def training(params: Params, name: str, place: str) -> Record:
 
     place: names this project folder. The run is the unfinished one of this work here, else the finished one.
     """
+    from goal.training import recipe
+
     plan = recipe.plan(params, name)
     data = layout.data_dir(params.data.name)
     header = _header(params, name, TRAINING, _work(params, plan))
@@ -44,8 +47,10 @@ def training(params: Params, name: str, place: str) -> Record:
     return header
 
 
-def _work(params: Params, plan: Recipe) -> str:
+def _work(params: Params, plan: "Recipe") -> str:
     """What a checkpoint hangs on too, so that the steps after a kill are those of the same run."""
+    from goal import weights
+
     inputs = [layout.manifest(params.data.name, split) for split in ("train", "val")]
     inputs += sorted(layout.pairs_dir("train").glob("shard-*.parquet")) if plan.local else []
     versions = provenance.packages()
@@ -62,6 +67,9 @@ def _work(params: Params, plan: Recipe) -> str:
 
 def figures(name: str, folder: Path) -> list[Path]:
     """Pictures for a training's run: its loss curve, drawn into `folder`, and the pairs that taught it."""
+    from goal.evaluation import plots
+    from goal.training import finished
+
     found = []
     curve = plots.read_curve(layout.metrics_dir(name) / finished.CURVE)
     if any(curve.values()):
@@ -73,7 +81,7 @@ def figures(name: str, folder: Path) -> list[Path]:
 
 def evaluation(params: Params, name: str, place: str) -> Record:
     """The header of an evaluation: its run is the newest of this name and model, else one of its own."""
-    model = weights.digest(layout.model_dir(name))
+    model = files.digest(layout.weights_file(name))
     header = _header(params, name, EVALUATION, provenance.fingerprint([name, model]))
     same = {"goal.name": name, "goal.model": model}
     header["tags"] |= same | {"goal.place": place}
