@@ -53,7 +53,7 @@ def _content(params: "Params", found: Results, mined: dict[str, dict[str, Any]])
         mining=mined,
         pairs=examples.pairs(name, "train", section.gallery, most),
         duel=examples.duel(name, OURS, BASELINE, section.examples, most)
-        if {OURS, BASELINE} <= set(found.models) and "test" in found.benchmarks
+        if found.of(OURS, "test") and found.of(BASELINE, "test")
         else None,
         before=BEFORE,
         after=OURS,

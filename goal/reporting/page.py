@@ -76,11 +76,6 @@ def render(data_set: str, results: Results, charts: Sequence[Chart], content: Co
 
 def _rows(results: Results) -> list[dict]:
     columns = table.columns(results)
-    values = {
-        (result.model, benchmark, metric): result
-        for benchmark, metric, _ in columns
-        for result in results.benchmarks[benchmark]
-    }
     best = {
         column: max(one.metrics[column[1]]["mean"] for one in results.benchmarks[column[0]])
         for column in columns
@@ -89,7 +84,7 @@ def _rows(results: Results) -> list[dict]:
     for model in results.models:
         cells = []
         for column in columns:
-            result = values.get((model, *column[:2]))
+            result = results.of(model, column[0])
             found = result.metrics[column[1]] if result else None
             cells.append(_cell(found, bool(result and result.differs), best[column]))
         rows.append({"name": model, "published": False, "cells": cells})
