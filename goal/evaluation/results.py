@@ -17,6 +17,8 @@ from goal.evaluation.galleries import BENCHMARKS
 # pipeline's own is labelled <data set>/<benchmark>.
 HEADLINE = {"test": "r1", "short": "r1", "twins": "accuracy", "joint": "map10"}
 DIRECTIONS = ("text_to_image", "image_to_text")
+# Beside the weights of a registered model: what its version says of it, card.json and its numbers.
+FETCHED = "evaluation"
 
 
 # In `Result.differs`: measured on other weights than the model's first result.
@@ -93,8 +95,9 @@ def load(models: Sequence[str], mixed: bool = False) -> Results:
 
 def in_folder(folder: Path) -> list[Result]:
     """All results below a model's folder of numbers, of whatever weights, the pipeline's own set first."""
-    paths = [*sorted(folder.glob("details/*.json")), *sorted(folder.glob("on/*/details/*.json"))]
-    contents = [_read(path, "remove it") for path in paths]
+    sets = [folder, *sorted(folder.glob("on/*"))]
+    paths = [one / "details" / f"{benchmark}.json" for one in sets for benchmark in BENCHMARKS]
+    contents = [_read(path, "remove it") for path in paths if path.exists()]
     return [_result(content) for content in contents if "missing" not in content]
 
 
