@@ -9,6 +9,7 @@ import yaml
 
 from goal import exports, registry, weights
 from goal.commands import named
+from goal.commands import search as commands
 from goal.datasets import manifest
 from goal.errors import UserError
 from tests import registered
@@ -36,6 +37,27 @@ def test_an_alias_is_fetched_once(project: None) -> None:
     registry.run(registered.params("names"))
     assert named.find("challenger") != found
     assert weights.digest(named.find("challenger")) == weights.digest("models/stage2")
+
+
+def test_an_index_goes_on_with_the_model_that_made_it(
+    project: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another model is the challenger since, or the registry is away."""
+    pictures, place = Path("data/tiny/images"), Path("index")
+    registered.train(0)
+    registry.run(registered.params("names"))
+    commands.index(pictures, place, "challenger")
+    commands.search("A red ball.", None, 6, place)
+    before = capsys.readouterr().out
+    registered.train(1)
+    registry.run(registered.params("names"))
+    with pytest.raises(
+        UserError, match="index: challenger changed since .*; index anew with another --index"
+    ):
+        commands.index(pictures, place, "challenger")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    commands.search("A red ball.", None, 6, place)
+    assert capsys.readouterr().out == before
 
 
 def test_the_export_of_an_alias_has_the_card_and_the_numbers_of_its_version(project: None) -> None:

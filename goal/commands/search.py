@@ -88,6 +88,7 @@ def _quieten() -> None:
 
 
 def _search(params: config.Params, index: Path, model: str) -> "Search":
+    from goal import layout, weights
     from goal.commands import named
     from goal.search import store
 
@@ -95,5 +96,9 @@ def _search(params: config.Params, index: Path, model: str) -> "Search":
     with needed("search"):
         from goal.search.query import Search
 
-    name = model or store.read_card(index).model
-    return Search(params, index, named.find(name), name)
+    card = store.opened(index).card
+    name = model or card.model
+    kept = layout.registered_dir(card.digest) / weights.FILE
+    # The champion may be another one by now; the index goes with the one that made it.
+    path = kept if not model and kept.exists() else named.find(name)
+    return Search(params, index, path, name)

@@ -146,4 +146,4 @@ def test_the_command_line_prints_scores_and_paths(search: Search) -> None:
     assert all(re.fullmatch(r"-?\d\.\d{3}  /.*/data/tiny/images/.*\.png", line) for line in lines)
     assert any(line.endswith("two\\nli\\xffnes.png") for line in lines)
     assert "362 tokens, of which 77 are read" in done.stderr
-    assert weights.digest(MODEL)[:12] in store.read_card(PLACE).digest
+    assert weights.digest(MODEL)[:12] in store.opened(PLACE).card.digest
