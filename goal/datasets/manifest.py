@@ -75,17 +75,20 @@ def write(rows: Iterable[Row], path: Path) -> None:
     write_table(table(rows, MANIFEST), path)
 
 
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """The columns of `schema` from a Parquet file; raises UserError where the file or a column is missing."""
+def read_table(path: Path, schema: pa.Schema, stage: str = "data") -> pa.Table:
+    """The columns of `schema` from a Parquet file of a stage.
+
+    Raises UserError where the file or a column is missing.
+    """
     try:
         found = pq.read_table(path, partitioning=None)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; `dvc repro data` writes it") from error
+        raise UserError(f"{path}: not found; `dvc repro {stage}` writes it") from error
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
     missing = [name for name in schema.names if name not in found.column_names]
     if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}; `dvc repro --force data` writes it anew")
+        raise UserError(f"{path}: no column {', '.join(missing)}; `dvc repro --force {stage}` writes it anew")
     return found.select(schema.names).cast(schema)
 
 

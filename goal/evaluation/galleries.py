@@ -149,7 +149,7 @@ def _mined_crops(test: list[Row]) -> Iterator[Crop]:
     folder = layout.pairs_dir("test")
     best: dict[str, dict] = {}
     for shard in sorted(folder.glob("shard-*.parquet")):
-        for pair in manifest.read_table(shard, PAIRS).to_pylist():
+        for pair in manifest.read_table(shard, PAIRS, "pairs").to_pylist():
             if not pair["dropped"] and (pair["id"] not in best or _rank(pair) < _rank(best[pair["id"]])):
                 best[pair["id"]] = pair
     rows = _rows(test, sorted(best), folder)
