@@ -100,8 +100,9 @@ def report() -> None:
     params = config.load()
     from goal import report as stage
     from goal import tracking
+    from goal.commands import runs
 
-    tracking.report(params, stage.run(params))
+    tracking.report(params, stage.run(params, runs.experiment(params)))
 
 
 @app.command(rich_help_panel=PIPELINE)

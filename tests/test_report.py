@@ -1,20 +1,28 @@
 """The page of the report, from real evaluations of random networks."""
 
 import json
+import re
 import shutil
 from html.parser import HTMLParser
+from importlib import metadata
 from pathlib import Path
+from urllib.parse import quote
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from goal import config, report
+from goal import config, layout, report, weights
 from goal.config import Params
+from goal.datasets import manifest
+from goal.mining.mined import SIDES
+from goal.record import provenance
 from goal.reporting import examples
 from goal.text import split_sentences
 from tests import measured as done
-from tests import tiny
-from tests.measured import HOSTILE
+from tests import registered, tiny
+from tests.measured import HOSTILE, MODELS
 
 
 @pytest.fixture
@@ -74,16 +82,81 @@ def test_the_page_shows_pairs_queries_and_heat_maps(project: Path, params: Param
         assert f'href="#{section}"' in text
     mined = json.loads(Path("pairs/train/summary.json").read_text())
     assert f"<td>usable pairs</td><td>{mined['pairs']}</td>" in text
-    # A box for every usable pair of the three pictures of the gallery.
+    assert f"<td>captions without a sentence</td><td>{mined['captions_without_sentence']}</td>" in text
+    assert f"<td>sentences longer than the matcher reads</td><td>{mined['truncated']}</td>" in text
+    # Every box of the three pictures of the gallery.
     shown = [card["id"] for card in examples.pairs("tiny", "train", 3, 1)]
     table_of_pairs = pq.read_table("pairs/train/shard-00000.parquet").to_pylist()
     usable = [pair for pair in table_of_pairs if pair["id"] in shown and not pair["dropped"]]
-    assert text.count('stroke-width="3" vector-effect') == len(usable) > 0
+    boxes = {(pair["id"], *(pair[side] for side in SIDES)) for pair in usable}
+    assert text.count('stroke-width="3" vector-effect') == len(boxes) > 0
     # Heat maps before and after, for every sentence and for the attention.
     first_captions = [tiny.CAPTIONS[0], HOSTILE]
     sentences = sum(len(split_sentences(caption)) for caption in first_captions)
     assert text.count('<image class="heat"') == 2 * (sentences + 2)
-    assert "stage2 − global" in text
+    assert "stage2 less the other, paired by query" in text
+    assert "<th>− global</th>" in text
+
+
+def test_sentences_of_one_box_share_its_colour(project: Path) -> None:
+    """Else one box would hide the other's colour."""
+    (shard,) = Path("pairs/train").glob("shard-*.parquet")
+    rows = pq.read_table(shard).to_pylist()
+    name = next(row["id"] for row in rows if sum(one["id"] == row["id"] for one in rows) > 1)
+    for row in rows:
+        row |= {"dropped": "", "x1": 1.0, "y1": 2.0, "x2": 30.0, "y2": 20.0}
+    pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(shard)), shard)
+    (card,) = (card for card in examples.pairs("tiny", "train", 6, 1) if card["id"] == name)
+    assert len(card["sentences"]) > 1
+    assert [box["colour"] for box in card["boxes"]] == [card["sentences"][0]["colour"]]
+    assert len({sentence["colour"] for sentence in card["sentences"]}) == 1
+
+
+def test_a_white_frame_is_spoken_of_where_there_is_one(project: Path, params: Params) -> None:
+    frame, words = 'stroke="#fff"', "A white frame is the true box."
+    report.run(params)
+    text = Path("reports/index.html").read_text()
+    assert (frame in text, words in text) == (False, False)
+    end = len(split_sentences(tiny.CAPTIONS[0])[0].text)
+    row = {"id": "p0", "caption": 0, "start": 0, "end": end, "x1": 9.0, "y1": 5.0, "x2": 30.0, "y2": 20.0}
+    manifest.write_table(manifest.table([row], manifest.TRUTH), Path("data/tiny/truth.parquet"))
+    report.run(params)
+    text = Path("reports/index.html").read_text()
+    # Before and after.
+    assert (text.count(frame), words in text) == (2, True)
+
+
+def test_the_page_says_where_everything_comes_from(
+    project: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("params.yaml").write_text("seed: 7  # <chosen>\n")
+    registered.commit("first")
+    model = {"path": "models/stage2", "md5": provenance.md5(Path("models/stage2"))}
+    stages = {
+        "train@stage2": {"outs": [model]},
+        "evaluate@stage2": {"deps": [model], "outs": [{"path": "metrics/stage2/details", "md5": "0123.dir"}]},
+        "other": {"outs": [{"path": "elsewhere", "md5": "4567"}]},
+    }
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    # The credentials of the server stay off the page.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://reader:hunter2@mlflow.example:5000/base/")
+    report.run(params, experiment="12")
+    text = Path("reports/index.html").read_text()
+    commit = provenance.code().commit
+    assert re.fullmatch(r"[0-9a-f]{40}", commit)
+    assert f"<code>{commit}</code>" in text
+    assert f"torch {metadata.version('torch')}" in text
+    assert "seed: 7  # &lt;chosen&gt;" in text
+    assert f"<td>models/stage2</td><td><code>{model['md5']}</code></td>" in text
+    assert "<td>metrics/stage2/details</td><td><code>0123.dir</code></td>" in text
+    assert "elsewhere" not in text
+    server = "http://mlflow.example:5000/base"
+    for name in MODELS:
+        digest = weights.digest(layout.model_dir(name))
+        assert f"<code>{digest}</code>" in text
+        sought = quote(f"tags.`goal.model` = '{digest}'")
+        assert f'href="{server}/#/experiments/12/runs?searchFilter={sought}"' in text
+    assert not re.search("hunter2|reader", text)
 
 
 def test_captions_stay_text(project: Path, params: Params) -> None:

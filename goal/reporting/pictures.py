@@ -53,7 +53,7 @@ def heat(values: torch.Tensor) -> str:
 
 
 def colour(place: int) -> str:
-    """The colour of the place-th sentence of a picture."""
+    """The colour of the place-th box of a picture."""
     return COLOURS[place % len(COLOURS)]
 
 
