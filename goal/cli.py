@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -99,8 +100,9 @@ def report() -> None:
     params = config.load()
     from goal import report as stage
     from goal import tracking
+    from goal.commands import runs
 
-    tracking.report(params, stage.run(params))
+    tracking.report(params, stage.run(params, runs.experiment(params)))
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -162,7 +164,8 @@ def table(
     from goal.evaluation import results
     from goal.evaluation import table as benchmark_table
 
-    _print(benchmark_table.rich(results.load(results.evaluated(), mixed)))
+    found = results.load(results.evaluated(), mixed)
+    _print(benchmark_table.rich(found), benchmark_table.notes(found))
 
 
 @app.command(rich_help_panel=DAILY)
@@ -173,9 +176,12 @@ def compare(
     """Say whether one model is better than another, query by query, with intervals and p."""
     params = config.load()
     from goal.evaluation import compare as comparison
+    from goal.evaluation import results
+    from goal.evaluation import table as benchmark_table
 
     lines = comparison.compare(first, second, params.evaluate.ks, params.evaluate.bootstrap, params.seed)
-    _print(comparison.rich(first, second, lines))
+    notes = benchmark_table.notes(results.load([first, second]))
+    _print(comparison.rich(first, second, lines), notes)
 
 
 for verb in (models.embed, models.export, search.index, search.search, search.app):
@@ -234,12 +240,14 @@ def rollback(
     promotion.rollback(params, reason)
 
 
-def _print(table: "Table") -> None:
+def _print(table: "Table", notes: Sequence[str] = ()) -> None:
     from rich.console import Console
 
     # Where the output is no terminal, rich would squeeze the table into 80 columns.
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(table)
+    for note in notes:
+        typer.echo(note)
 
 
 def main() -> None:

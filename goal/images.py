@@ -28,6 +28,7 @@ DAMAGE = (
     KeyError,
     TypeError,
     OverflowError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )

@@ -46,6 +46,11 @@ def work_dir(stage: str) -> Path:
     return home() / "work" / stage
 
 
+def registered_dir(digest: str) -> Path:
+    """What was fetched of a version of the registered model, by the digest of its weights."""
+    return work_dir("registered") / digest
+
+
 def downloads(name: str) -> Path:
     """Where files from the network are kept; git-ignored, shared by all experiments."""
     return home() / "downloads" / name

@@ -21,9 +21,10 @@ log = logging.getLogger(__name__)
 OURS, BASELINE, BEFORE = "stage2", "global", "zero-shot"
 
 
-def run(params: "Params") -> str:
+def run(params: "Params", experiment: str = "") -> str:
     """Write reports/: table.md, table.csv, recall.csv, pictures/*.png and index.html.
 
+    experiment: MLflow's id of the experiment, where a server answers: the page then leads to the runs.
     Returns the model that the page is about. Raises UserError where a result is missing, or the models were
     not measured alike.
     """
@@ -37,30 +38,30 @@ def run(params: "Params") -> str:
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     for chart in charts:
         plots.png(chart.figure, folder / "pictures" / f"{chart.name}.png")
-    page = render(params.data.name, found, charts, _content(params, found, mined))
+    page = render(params.data.name, found, charts, _content(params, found, mined, experiment))
     files.write_text(folder / "index.html", page)
     log.info("open %s", folder / "index.html")
     return OURS if OURS in found.models else found.models[-1]
 
 
-def _content(params: "Params", found: Results, mined: dict[str, dict[str, Any]]) -> Content:
+def _content(params: "Params", found: Results, mined: dict[str, dict[str, Any]], experiment: str) -> Content:
     name, most, section = params.data.name, params.data.max_megapixels, params.report
     others = [model for model in found.models if model != OURS]
     ours = OURS in found.models
     return Content(
-        comparisons=[(OURS, other, _differences(params, other)) for other in others] if ours else [],
+        comparisons={other: _differences(params, other) for other in others} if ours else {},
         data=facts.data(name),
         mining=mined,
         pairs=examples.pairs(name, "train", section.gallery, most),
         duel=examples.duel(name, OURS, BASELINE, section.examples, most)
-        if {OURS, BASELINE} <= set(found.models) and "test" in found.benchmarks
+        if found.of(OURS, "test") and found.of(BASELINE, "test")
         else None,
         before=BEFORE,
         after=OURS,
         grounded=list(examples.grounded(name, BEFORE, OURS, section.grounding, most))
         if {OURS, BEFORE} <= set(found.models)
         else [],
-        origin=facts.origin(found),
+        origin=facts.origin(found, experiment),
     )
 
 
@@ -86,6 +87,9 @@ def _lengths(found: Results) -> Iterator[Chart]:
         if results.headline(label) != "r1":
             continue
         for group, what in (("tokens", "CLIP tokens of the text"), ("sentences", "sentences of the text")):
+            if len(measured[0].by[group]) == 1:
+                # All texts are about as long: the headline says it already.
+                continue
             figure: Figure = plots.by_group(measured, group, "r1", "R@1")
             caption = f"{label}: by {what}; a picture counts by its longest text."
             yield Chart("lengths", f"{_slug(label)}-by-{group}", caption, figure)

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -11,6 +12,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
+PICTURES = Path(__file__).parents[1] / "run" / "screenshots"
 
 
 @dataclass
@@ -49,6 +51,11 @@ def page(browser: Browser, own: str, **options: object) -> Iterator[tuple[Page, 
     )
     yield found, seen
     context.close()
+
+
+def keep(opened: Page, name: str) -> None:
+    """Keep a picture of the whole page below run/screenshots (git-ignored), to be looked at."""
+    opened.screenshot(path=PICTURES / f"{name}.png", full_page=True)
 
 
 def overflow(opened: Page) -> int:

@@ -24,7 +24,12 @@ def make(root: Path, patch: pytest.MonkeyPatch) -> None:
     Path("data/tiny/val.parquet").write_text("rows")
     Path("pairs/train").mkdir(parents=True)
     Path("pairs/train/shard-00000.parquet").write_text("pairs")
-    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+    commit("first")
+
+
+def commit(message: str) -> None:
+    """A commit of nothing, in a repository made if need be."""
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", message]):
         who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
         subprocess.run(["git", *who, *command], check=True)
 

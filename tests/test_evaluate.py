@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -198,6 +199,22 @@ def test_joint_takes_the_best_usable_pair(project: Path) -> None:
     )
     assert found.texts == ("Number 0.", "Number")
     assert found.ids == ("p0", "p0")
+
+
+def test_faulty_pairs_are_blamed_on_their_stage(project: Path) -> None:
+    tiny.write_pairs(tiny.pair("p0", 0.9))
+    shard = Path("pairs/test/shard-00000.parquet")
+    pq.write_table(pq.read_table(shard).drop(["similarity"]), shard)
+    with pytest.raises(UserError, match=r"no column similarity; `dvc repro --force pairs` writes it anew"):
+        galleries.load("tiny")
+
+
+def test_a_picture_without_a_text_finds_nothing() -> None:
+    """Its rank is 0, which is not among the first k."""
+    rows = pa.table({"rank": pa.array([0, 1, 2], pa.int32())})
+    names, values = answers.columns(rows, [1, 5])
+    assert names == ["r1", "r5"]
+    assert values.tolist() == [[0, 0], [100, 100], [0, 100]]
 
 
 def test_own_crops_come_before_mined_ones(project: Path) -> None:

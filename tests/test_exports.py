@@ -92,13 +92,50 @@ def test_the_card_of_other_weights_claims_nothing(project: Path) -> None:
     assert "Training data: not known here" in card
 
 
-def test_the_card_names_the_data_and_its_licence(project: Path) -> None:
-    card = {"name": "stage2", "data": "docci", "seed": 3, "steps": 10, "params": {"stage2": {"lr": 1e-5}}}
-    parent = {"path": "models/stage1", "sha256": "abc"}
-    weights.publish(weights.load(MODEL), Path("models/stage2"), card | {"parent": parent})
+def exported(card: dict) -> tuple[str, str]:
+    """The licence that the head of an export's card names, and the card."""
+    weights.publish(weights.load(MODEL), Path("models/stage2"), card)
     exports.run(Path("models/stage2"), Path("out"), "open_clip")
     text = Path("out/README.md").read_text()
-    assert "Training data: docci, CC BY 4.0, pictures and descriptions: name the authors" in text
-    assert yaml.safe_load(text.split("---\n")[1])["license"] == "other"
+    return yaml.safe_load(text.split("---\n")[1])["license"], text
+
+
+def test_the_card_names_the_data_and_its_licence(project: Path) -> None:
+    made = {"name": "stage2", "data": "photos", "source": "docci", "pretrained": "openai", "seed": 3}
+    parent = {"path": "models/stage1", "sha256": "abc"}
+    licence, text = exported(made | {"parent": parent, "params": {"stage2": {"lr": 1e-5}}})
+    assert licence == "other"
+    assert "Training data: photos, CC BY 4.0, pictures and descriptions: name the authors" in text
+    assert "Fine-tuned on photos by `goal train stage2`." in text
+    assert "Pretrained weights: openai, under their own licence." in text
     assert "| started from | models/stage1, sha256 abc |" in text
     assert "| parameters | stage2.lr 1e-05 |" in text
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ({"name": "zero-shot", "pretrained": "embedded"}, "apache-2.0"),
+        ({"name": "stage2", "pretrained": "embedded", "data": "any", "source": "scenes"}, "apache-2.0"),
+        # A name says nothing: these are somebody's own pictures.
+        ({"name": "stage2", "pretrained": "embedded", "data": "scenes", "source": "folder"}, "other"),
+        ({"name": "stage2", "pretrained": "embedded", "data": "docci", "source": "folder"}, "other"),
+        # Weights of unknown origin, and a card from before it named them.
+        ({"name": "stage2", "pretrained": "tuned.pt", "data": "scenes", "source": "scenes"}, "other"),
+        ({"name": "stage2", "data": "scenes"}, "other"),
+    ],
+)
+def test_free_is_what_the_project_made_alone(project: Path, card: dict, licence: str) -> None:
+    found, text = exported(card)
+    assert found == licence
+    assert "CC BY" not in text
+
+
+def test_a_card_of_other_weights_says_nothing(project: Path) -> None:
+    exported({"name": "zero-shot", "pretrained": "embedded"})
+    torch.manual_seed(7)
+    weights.save(weights.GoalClip(tiny.SPEC), Path("models/stage2"))
+    exports.run(Path("models/stage2"), Path("out"), "open_clip")
+    text = Path("out/README.md").read_text()
+    assert "license: other" in text
+    assert "Training data: not known here" in text

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from goal.errors import UserError
-from goal.images import ImageError, open_image, probe, probe_all
+from goal.images import FORMATS, ImageError, open_image, probe, probe_all
 
 LIMIT = 200.0  # megapixels
 WHITE = (255, 255, 255)
@@ -72,6 +72,27 @@ def test_truncated(tmp_path: Path, suffix: str) -> None:
     for share in (0.1, 0.5, 0.9):
         path.write_bytes(whole[: int(len(whole) * share)])
         assert reason(path) in ("damaged picture", "not a picture")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_whatever_the_damage_it_is_read_or_refused(tmp_path: Path, kind: str) -> None:
+    """Bytes changed, cut off and repeated, in the header and elsewhere: each library complains in its way."""
+    path = tmp_path / "x"
+    photo().save(path, kind)
+    whole, draw, reasons = path.read_bytes(), np.random.default_rng(0), []
+    for number in range(150):
+        broken = bytearray(whole)
+        for place in draw.integers((len(whole), 300)[number % 2], size=4) % len(whole):
+            broken[place] = draw.integers(256)
+        cut = int(draw.integers(len(whole)))
+        path.write_bytes(broken[: cut if number % 5 == 0 else None] + whole[cut:] * (number % 7 == 0))
+        for read in (open_image, probe):
+            try:
+                read(path, LIMIT)
+            except ImageError as error:
+                reasons.append(error.reason)
+    assert len(reasons) > 20
+    assert set(reasons) <= {"damaged picture", "not a picture", "too large"}
 
 
 JPEGS = [

@@ -1,12 +1,16 @@
 """The model that a command line names by an alias of the registry."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
-from goal import registry, weights
+from goal import exports, registry, weights
 from goal.commands import named
+from goal.commands import search as commands
+from goal.datasets import manifest
 from goal.errors import UserError
 from tests import registered
 
@@ -33,3 +37,53 @@ def test_an_alias_is_fetched_once(project: None) -> None:
     registry.run(registered.params("names"))
     assert named.find("challenger") != found
     assert weights.digest(named.find("challenger")) == weights.digest("models/stage2")
+
+
+def test_an_index_goes_on_with_the_model_that_made_it(
+    project: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another model is the challenger since, or the registry is away."""
+    pictures, place = Path("data/tiny/images"), Path("index")
+    registered.train(0)
+    registry.run(registered.params("names"))
+    commands.index(pictures, place, "challenger")
+    commands.search("A red ball.", None, 6, place)
+    before = capsys.readouterr().out
+    registered.train(1)
+    registry.run(registered.params("names"))
+    with pytest.raises(
+        UserError, match="index: challenger changed since .*; index anew with another --index"
+    ):
+        commands.index(pictures, place, "challenger")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    commands.search("A red ball.", None, 6, place)
+    assert capsys.readouterr().out == before
+
+
+def test_the_export_of_an_alias_has_the_card_and_the_numbers_of_its_version(project: None) -> None:
+    """Also when the project has trained another model since."""
+    registered.train(0)
+    made = {"name": "stage2", "data": "tiny", "source": "docci", "pretrained": "openai", "seed": 7}
+    weights.publish(weights.load("models/stage2"), Path("models/stage2"), made)
+    registry.run(registered.params("names"))
+    measured = json.loads(Path("metrics/stage2/details/test.json").read_text())["metrics"]
+    registered.train(1)
+    exports.run(named.find("challenger"), Path("out"), "open_clip")
+    text = Path("out/README.md").read_text()
+    assert "Training data: tiny, CC BY 4.0" in text
+    assert "| seed | 7 |" in text
+    recall = measured["text_to_image_r1"]
+    assert f"| tiny/test | 6 / 12 | text_to_image_r1 | {recall['mean']:.2f} | {recall['low']:.2f} to" in text
+
+
+def test_a_version_that_was_measured_again_brings_the_new_numbers(project: None) -> None:
+    registered.train(0)
+    registry.run(registered.params("names"))
+    named.find("challenger")
+    rows = manifest.read(Path("data/tiny/test.parquet"))
+    manifest.write(rows[:4], Path("data/tiny/test.parquet"))
+    registered.measure()
+    registry.run(registered.params("names"))
+    shutil.rmtree("metrics")
+    exports.run(named.find("challenger"), Path("out"), "open_clip")
+    assert "| tiny/test | 4 / 8 |" in Path("out/README.md").read_text()

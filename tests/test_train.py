@@ -94,6 +94,8 @@ def test_baselines_are_stage_2_with_terms_left_out() -> None:
     assert card["parent"]["sha256"] == weights.digest(layout.model_dir("stage1"))
     assert card["sha256"] == weights.digest(layout.model_dir("global+local"))
     assert card["params"]["stage2"]["loss"]["tsl_image"] == 0.0
+    # What its licence hangs on, handed on from model to model.
+    assert (card["source"], card["pretrained"]) == (params.data.source, "embedded")
 
 
 def test_no_epochs_pass_the_weights_on() -> None:

@@ -109,7 +109,7 @@ def project(train: int = 10, val: int = 4, without: set[int] = frozenset()) -> N
     manifest.write(rows(val, layout.data_dir("tiny") / "images", seed=1), layout.manifest("tiny", "val"))
     write_pairs(pairs(pictures, without))
     for number, name in enumerate(("zero-shot", "stage1")):
-        weights.publish(model(number), layout.model_dir(name), {"name": name})
+        weights.publish(model(number), layout.model_dir(name), {"name": name, "pretrained": "embedded"})
 
 
 def write_pairs(mined: list[dict[str, Any]]) -> None:

@@ -44,5 +44,8 @@ def export(
     from goal import exports
     from goal.commands import named
 
-    with needed("export"):
-        exports.run(named.find(model), folder, reader.value)
+    if reader is Reader.onnx:
+        with needed("export"):
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+    exports.run(named.find(model), folder, reader.value)

@@ -4,9 +4,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from goal import config, layout, weights
+from goal import config, files, layout, weights
 from goal.errors import UserError
-from goal.files import atomic
+from goal.evaluation import results
 
 ALIASES = ("champion", "challenger")
 
@@ -36,12 +36,17 @@ def _registered(alias: str) -> Path:
         if version is None:
             raise UserError(f"{registered}: no {alias} yet; `goal register`, then `goal promote`, make one")
         digest = version.tags["goal.model"]
-        file = layout.work_dir("registered") / digest / weights.FILE
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=file.parent) as folder, atomic(file) as draft:
-                fetched = registry.fetch(client, version, Path(folder), f"artifacts/{weights.FILE}")
+        file = layout.registered_dir(digest) / weights.FILE
+        files.make_folder(file.parent)
+        with tempfile.TemporaryDirectory(dir=file.parent) as draft:
+            # Each time: the same weights may have been measured again.
+            said = registry.fetch(client, version, Path(draft))
+            if (said / weights.CARD).exists():
+                os.replace(said / weights.CARD, file.with_name(weights.CARD))
+            files.replace_folder(said, file.with_name(results.FETCHED))
+            if not file.exists():
+                fetched = registry.fetch(client, version, Path(draft), f"artifacts/{weights.FILE}")
                 if weights.digest(fetched) != digest:
                     raise UserError(f"{registered} version {version.version}: its weights are not its own")
-                os.replace(fetched, draft)
+                os.replace(fetched, file)
     return file

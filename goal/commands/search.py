@@ -2,6 +2,8 @@
 
 import logging
 import os
+import tempfile
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from goal.search.query import Search
 
 PLACE = Path("work/index")
+PAGE = Path("work/search.html")
 Index = Annotated[Path, typer.Option(help="the index's folder")]
 IndexModel = Annotated[str, typer.Option(help=f"{MODEL}; default: the one that the index names")]
 
@@ -42,6 +45,9 @@ def search(
     text: Annotated[str, typer.Argument(help="a text of any length")] = "",
     image: Annotated[Path | None, typer.Option(help="a picture, instead of a text")] = None,
     count: Annotated[int, typer.Option(min=1, max=1000, help="pictures to print")] = 10,
+    show: Annotated[
+        bool, typer.Option("--show", help="also write a page with the pictures, and open it in the browser")
+    ] = False,
     index: Index = PLACE,
     model: IndexModel = "",
 ) -> None:
@@ -52,17 +58,25 @@ def search(
     from goal import images
     from goal.search import store
 
-    found = _search(params, index, model)
+    most = params.data.max_megapixels
+    engine = _search(params, index, model)
     if image is not None:
-        hits = found.by_picture(images.open_image(image, params.data.max_megapixels), count)
+        hits = engine.by_picture(images.open_image(image, most), count)
     else:
-        reading = found.reading(text)
+        reading = engine.reading(text)
         if reading.read < reading.tokens:
             end = text[: reading.end][-40:]
             typer.echo(f"{reading.tokens} tokens, of which {reading.read} are read: up to {end!r}", err=True)
-        hits = found.by_text(text, count)
+        hits = engine.by_text(text, count)
     for hit in hits:
         typer.echo(f"{hit.score:.3f}  {store.shown(hit.path)}")
+    if show:
+        from goal.search import answer
+
+        asked = answer.text(text, reading) if image is None else answer.picture(image, most)
+        answer.write(PAGE, asked, hits, most)
+        opened = webbrowser.open(PAGE.resolve().as_uri())
+        typer.echo(f"{PAGE}{'' if opened else ': open it in a browser'}", err=True)
 
 
 def app(
@@ -73,12 +87,14 @@ def app(
     """Open a page to search with long texts, and to see which sentence matches which region."""
     params = config.load()
     _quieten()
-    # Read when gradio is imported.
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    with needed("search"):
-        from goal.search import app as page
+    # However the page is ended, what was uploaded goes.
+    with tempfile.TemporaryDirectory(prefix="goal-app-") as folder:
+        # Read when gradio is imported.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
+        with needed("search"):
+            from goal.search import app as page
 
-    page.serve(params, _search(params, index, model), port)
+        page.serve(params, _search(params, index, model), port)
 
 
 def _quieten() -> None:
@@ -88,6 +104,7 @@ def _quieten() -> None:
 
 
 def _search(params: config.Params, index: Path, model: str) -> "Search":
+    from goal import layout, weights
     from goal.commands import named
     from goal.search import store
 
@@ -95,5 +112,9 @@ def _search(params: config.Params, index: Path, model: str) -> "Search":
     with needed("search"):
         from goal.search.query import Search
 
-    name = model or store.read_card(index).model
-    return Search(params, index, named.find(name), name)
+    card = store.opened(index).card
+    name = model or card.model
+    kept = layout.registered_dir(card.digest) / weights.FILE
+    # The champion may be another one by now; the index goes with the one that made it.
+    path = kept if not model and kept.exists() else named.find(name)
+    return Search(params, index, path, name)

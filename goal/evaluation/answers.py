@@ -53,8 +53,9 @@ def answer(gallery: Gallery, embeddings: Embeddings, chunk: int) -> pa.Table:
 def columns(answers: pa.Table, ks: Sequence[int]) -> tuple[list[str], np.ndarray]:
     """Names of the metrics these answers give and their values (Q, K) in percent; a metric is their mean."""
     if RANK.name in answers.column_names:
-        ranks = answers[RANK.name].to_numpy()
-        return [f"r{k}" for k in ks], 100.0 * (ranks[:, None] <= np.array(ks))
+        # Rank 0 is that of a picture without a text (goal.metrics): nothing was found.
+        ranks = answers[RANK.name].to_numpy()[:, None]
+        return [f"r{k}" for k in ks], 100.0 * ((ranks > 0) & (ranks <= np.array(ks)))
     if AVERAGE_PRECISION.name in answers.column_names:
         return [f"map{JOINT_K}"], 100.0 * answers[AVERAGE_PRECISION.name].to_numpy()[:, None]
     return ["accuracy"], 100.0 * answers[CORRECT.name].to_numpy(zero_copy_only=False)[:, None].astype(float)

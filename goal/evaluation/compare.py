@@ -27,17 +27,20 @@ class Line:
 
 
 def compare(first: str, second: str, ks: Sequence[int], resamples: int, seed: int) -> list[Line]:
-    """Every headline metric of two evaluated models, paired by query.
+    """Every metric of the benchmarks that both models were measured on, paired by query.
 
     Raises UserError where a model has no results, or the two were not asked the same.
     """
-    measured = results.load([first, second]).benchmarks
+    measured = results.load([first, second])
     lines = []
-    for benchmark in measured:
+    for benchmark in measured.benchmarks:
+        if not (measured.of(first, benchmark) and measured.of(second, benchmark)):
+            continue
         left, right = read(first, benchmark), read(second, benchmark)
         if left.select(KEY) != right.select(KEY):
             raise UserError(
-                f"{results.ranks(second, benchmark)}: not the queries of {first}; `dvc repro evaluate`"
+                f"{results.ranks(second, benchmark)}: not the queries of {first}; "
+                f"{results.command(benchmark, second)} makes it anew"
             )
         sides = zip(answers.by_direction(left), answers.by_direction(right), strict=True)
         for (direction, one), (_, two) in sides:
@@ -58,7 +61,7 @@ def read(model: str, benchmark: str) -> pa.Table:
     try:
         return pq.read_table(path, partitioning=None)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read; `dvc repro evaluate` makes it") from error
+        raise UserError(f"{path}: cannot be read; {results.command(benchmark, model)} makes it") from error
 
 
 def rich(first: str, second: str, lines: Sequence[Line]) -> Table:

@@ -85,11 +85,21 @@ def embed(
     Models that see pictures alike share their decoding. Raises UserError for a picture that cannot be opened
     and weights that cannot be loaded.
     """
+    networks, digests = zip(*((weights.load(path), weights.digest(path)) for path in models), strict=True)
+    return embed_with(networks, digests, pictures, texts, settings)
+
+
+def embed_with(
+    networks: Sequence[GoalClip],
+    digests: Sequence[str],
+    pictures: Iterable[Picture],
+    texts: Iterable[str],
+    settings: Settings,
+) -> list[Embeddings]:
+    """The same with networks that are loaded already, and the digests of their weights."""
     pictures, texts = sorted(set(pictures), key=str), sorted(set(texts))
     files = file_digests(pictures)
     key = _key(files, pictures, texts, settings.device)
-    networks = [weights.load(path) for path in models]
-    digests = [weights.digest(path) for path in models]
     kept = [layout.work_dir("embeddings") / digest / f"{key}.safetensors" for digest in digests]
     tensors = [_kept(path) for path in kept]
     missing = [place for place, found in enumerate(tensors) if found is None]
@@ -201,7 +211,7 @@ def _places(items: Iterable) -> dict:
 
 def _key(files: dict[str, str], pictures: list[Picture], texts: list[str], device: str) -> str:
     code = [hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest() for module in ENCODERS]
-    versions = [metadata.version(name) for name in ("torch", "open_clip_torch", "pillow")]
+    versions = [metadata.version(name) for name in ("torch", "open_clip_torch", "pillow", "simplejpeg")]
     return content_digest(files, pictures, texts, code, versions, device)
 
 

@@ -87,6 +87,8 @@ def recall_bars(results: Sequence[Result], metric: str, label: str) -> Figure:
 def by_group(results: Sequence[Result], group: str, metric: str, label: str) -> Figure:
     """One metric of every model both ways over groups of queries, with the number of queries under each."""
     names = list(results[0].by[group])
+    # Lengths follow on each other, kinds do not.
+    form = "o" if group == "attribute" else "o-"
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 3.2))
         axes = figure.subplots(1, 2, sharey=True)
@@ -101,7 +103,7 @@ def by_group(results: Sequence[Result], group: str, metric: str, label: str) -> 
                 # Side by side, so that intervals do not hide each other.
                 places = [place + 0.08 * (number - (len(results) - 1) / 2) for place in range(len(names))]
                 ax.errorbar(
-                    places, means, yerr=whiskers, color=_colour(result.model), marker="o", label=result.model
+                    places, means, yerr=whiskers, color=_colour(result.model), label=result.model, fmt=form
                 )
             counts = [results[0].by[group][name][f"{direction}_{metric}"]["queries"] for name in names]
             ticks = [f"{name}\nn={count}" for name, count in zip(names, counts, strict=True)]

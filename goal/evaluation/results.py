@@ -1,8 +1,11 @@
-"""Result files of the evaluate stage, read back; numbers of different protocols do not mix unnoticed."""
+"""Result files of the evaluate stage, read back.
+
+Numbers of different protocols, and of different weights of one model, do not mix unnoticed.
+"""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,12 @@ from goal.evaluation.galleries import BENCHMARKS
 # pipeline's own is labelled <data set>/<benchmark>.
 HEADLINE = {"test": "r1", "short": "r1", "twins": "accuracy", "joint": "map10"}
 DIRECTIONS = ("text_to_image", "image_to_text")
+# Beside the weights of a registered model: what its version says of it, card.json and its numbers.
+FETCHED = "evaluation"
+
+
+# In `Result.differs`: measured on other weights than the model's first result.
+WEIGHTS = "weights"
 
 
 @dataclass(frozen=True)
@@ -22,12 +31,18 @@ class Result:
 
     model: str
     network: str
-    digest: str
+    digest: str  # sha256 of the weights
     benchmark: str
     protocol: dict[str, str | int]
     metrics: dict[str, dict[str, float]]
     by: dict[str, Any]
     differs: tuple[str, ...] = ()
+
+    @property
+    def difference(self) -> str:
+        """What `differs` names, with its values."""
+        known = self.protocol | {WEIGHTS: f"sha256 {self.digest[:12]}"}
+        return ", ".join(f"{name} {known.get(name)}" for name in self.differs)
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,10 @@ class Results:
     benchmarks: dict[str, list[Result]]
     missing: dict[str, str]
 
+    def of(self, model: str, label: str) -> Result | None:
+        """A model's result on a benchmark, where it was measured."""
+        return next((one for one in self.benchmarks.get(label, []) if one.model == model), None)
+
 
 def headline(label: str) -> str:
     """The headline metric of a benchmark."""
@@ -45,33 +64,41 @@ def headline(label: str) -> str:
 
 
 def evaluated() -> tuple[str, ...]:
-    """The models that have results, in the order of the pipeline."""
-    return tuple(name for name in layout.MODELS if details(name, BENCHMARKS[0]).exists())
+    """The models that have results on any data set, in the order of the pipeline."""
+    return tuple(name for name in layout.MODELS if _data_sets(name))
 
 
 def load(models: Sequence[str], mixed: bool = False) -> Results:
     """Read the results of `models`, on other data sets too where they were measured.
 
-    Raises UserError for a model without results and, unless `mixed`, for results of different protocols; with
-    `mixed` these are marked in `Result.differs`.
+    Raises UserError for a model without results and, unless `mixed`, for results of different protocols and
+    for those of weights that a model has no more; with `mixed` these are marked in `Result.differs`.
     """
     if not models:
         raise UserError("metrics: no evaluated model yet; `dvc repro` makes them all")
     found: dict[str, list[Result]] = {}
     missing: dict[str, str] = {}
+    weights: dict[str, str] = {}
     for model in models:
-        elsewhere = (path.parent.name for path in layout.metrics_dir(model).glob("on/*/details"))
-        for data_set in ("", *sorted(elsewhere)):
-            for benchmark in BENCHMARKS:
-                label = f"{data_set}/{benchmark}" if data_set else benchmark
-                content = read(details(model, label))
+        for data_set in _data_sets(model) or [""]:
+            for label, content in _read_all(model, data_set):
                 if "missing" not in content:
-                    found.setdefault(label, []).append(_result(content))
+                    result = _result(content)
+                    weights.setdefault(model, result.digest)
+                    found.setdefault(label, []).append(result)
                 elif not data_set:
                     missing[label] = content["missing"]
-    compared = {label: _compare(label, measured, mixed) for label, measured in found.items()}
+    compared = {label: _compare(label, measured, weights, mixed) for label, measured in found.items()}
     missing = {label: reason for label, reason in missing.items() if label not in found}
     return Results(tuple(models), compared, missing)
+
+
+def in_folder(folder: Path) -> list[Result]:
+    """All results below a model's folder of numbers, of whatever weights, the pipeline's own set first."""
+    sets = [folder, *sorted(folder.glob("on/*"))]
+    paths = [one / "details" / f"{benchmark}.json" for one in sets for benchmark in BENCHMARKS]
+    contents = [_read(path, "remove it") for path in paths if path.exists()]
+    return [_result(content) for content in contents if "missing" not in content]
 
 
 def details(model: str, label: str) -> Path:
@@ -84,14 +111,32 @@ def ranks(model: str, label: str) -> Path:
     return _folder(model, label, "ranks", "parquet")
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A JSON file of results; raises UserError where there is none."""
+def command(label: str, *models: str) -> str:
+    """What measures models on the data set of a benchmark."""
+    data_set = label.rpartition("/")[0]
+    return f"`goal evaluate {' '.join(models)}" + (f" --on {data_set}`" if data_set else "`")
+
+
+def _data_sets(model: str) -> list[str]:
+    """The sets that a model was measured on, the pipeline's own, "", first."""
+    folder = layout.metrics_dir(model)
+    own = [""] if (folder / "details").is_dir() else []
+    return own + sorted(path.parent.name for path in folder.glob("on/*/details"))
+
+
+def _read_all(model: str, data_set: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for benchmark in BENCHMARKS:
+        label = f"{data_set}/{benchmark}" if data_set else benchmark
+        yield label, _read(details(model, label), f"{command(label, model)} makes it")
+
+
+def _read(path: Path, mend: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; `dvc repro evaluate` makes it") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}; {mend}") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not a result: {error}; `dvc repro evaluate` makes it anew") from error
+        raise UserError(f"{path}: not a result: {error}; {mend}") from error
 
 
 def _folder(model: str, label: str, part: str, kind: str) -> Path:
@@ -112,17 +157,25 @@ def _result(content: dict[str, Any]) -> Result:
     )
 
 
-def _compare(label: str, results: list[Result], mixed: bool) -> list[Result]:
+def _compare(label: str, results: list[Result], weights: Mapping[str, str], mixed: bool) -> list[Result]:
     first = results[0]
     marked = []
     for one in results:
         fields = sorted(first.protocol.keys() | one.protocol.keys())
-        differs = tuple(name for name in fields if one.protocol.get(name) != first.protocol.get(name))
+        differs = [name for name in fields if one.protocol.get(name) != first.protocol.get(name)]
+        own = weights[one.model]
+        if one.digest != own and not mixed:
+            raise UserError(
+                f"{details(one.model, label)}: measured on other weights (sha256 {one.digest[:12]}) than "
+                f"{one.model}'s first result ({own[:12]}); {command(label, one.model)} measures them anew, "
+                "or `goal table --mixed` to see them marked"
+            )
         if differs and not mixed:
             ours, theirs = (result.protocol.get(differs[0]) for result in (one, first))
             raise UserError(
                 f"{details(one.model, label)}: {differs[0]} is {ours!r}, for {first.model} {theirs!r}; "
                 "evaluate both alike, or `goal table --mixed` to see them marked"
             )
-        marked.append(Result(**{**vars(one), "differs": differs}))
+        differs += [WEIGHTS] if one.digest != own else []
+        marked.append(replace(one, differs=tuple(differs)))
     return marked

@@ -7,12 +7,12 @@ from rich.table import Table
 
 from goal.evaluation import published
 from goal.evaluation.published import Published
-from goal.evaluation.results import DIRECTIONS, Result, Results, headline
+from goal.evaluation.results import DIRECTIONS, Result, Results, command, headline
 
 ARROWS = {"text_to_image": "text→image", "image_to_text": "image→text"}
 METRICS = {"r1": "R@1", "accuracy": "accuracy", "map10": "mAP@10"}
 MARK = "*"
-CSV_COLUMNS = ("model", "benchmark", "metric", "mean", "low", "high", "queries", "differs")
+CSV_COLUMNS = ("model", "benchmark", "metric", "mean", "low", "high", "queries", "differs", "weights")
 
 
 def columns(results: Results) -> list[tuple[str, str, str]]:
@@ -35,14 +35,14 @@ def cells(results: Results, model: str) -> list[str]:
     """The row of a model; a dash where it has no result."""
     row = []
     for benchmark, metric, _ in columns(results):
-        own = [result for result in results.benchmarks[benchmark] if result.model == model]
-        row.append(cell(own[0], metric) if own else "-")
+        own = results.of(model, benchmark)
+        row.append(cell(own, metric) if own else "-")
     return row
 
 
 def notes(results: Results) -> list[str]:
-    """What a reader of the table must know: galleries, what the brackets are, marks, missing benchmarks."""
-    lines = ["Percent; in brackets the 95 % bootstrap interval. Ties count against the model."]
+    """What a reader of the numbers must know: galleries, marks, what was not measured."""
+    lines = ["Percent, with the 95 % bootstrap interval. Ties count against the model."]
     for benchmark, found in results.benchmarks.items():
         of = found[0].protocol
         lines.append(
@@ -50,10 +50,14 @@ def notes(results: Results) -> list[str]:
             f"view {of['view']} {of['image_size']} px, context {of['context_length']} tokens, "
             f"{of['precision']}, no prompt; split {str(of['split'])[:12]}."
         )
-        for result in found:
-            if result.differs:
-                told = ", ".join(f"{name} {result.protocol.get(name)}" for name in result.differs)
-                lines.append(f"{MARK} {result.model} on {benchmark} had another protocol: {told}.")
+        lines += [
+            f"{MARK} {result.model} on {benchmark} was measured otherwise: {result.difference}."
+            for result in found
+            if result.differs
+        ]
+        absent = [model for model in results.models if results.of(model, benchmark) is None]
+        if absent:
+            lines.append(f"{benchmark}: not measured of {', '.join(absent)}: {command(benchmark, *absent)}.")
     lines += [f"{benchmark}: not measured: {why}." for benchmark, why in results.missing.items()]
     return lines
 
@@ -99,7 +103,11 @@ def as_csv(results: Results) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*CSV_COLUMNS, *fields])
     for label, result in found:
-        protocol = [" ".join(result.differs), *(result.protocol.get(field) for field in fields)]
+        protocol = [
+            " ".join(result.differs),
+            result.digest,
+            *(result.protocol.get(field) for field in fields),
+        ]
         for metric, value in result.metrics.items():
             numbers = [value[key] for key in ("mean", "low", "high", "queries")]
             writer.writerow([result.model, label, metric, *numbers, *protocol])
@@ -127,8 +135,8 @@ def rich(results: Results) -> Table:
     for model in results.models:
         row = []
         for benchmark, metric, _ in columns(results):
-            own = [result for result in results.benchmarks[benchmark] if result.model == model]
-            row.append(_short(own[0], metric) if own else "-")
+            own = results.of(model, benchmark)
+            row.append(_short(own, metric) if own else "-")
         table.add_row(model, *row)
     return table
 

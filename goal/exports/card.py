@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-from goal import config, files, weights
+from goal import config, files, layout, weights
 from goal.errors import UserError
 from goal.evaluation import results
 from goal.evaluation.results import Result
@@ -15,66 +15,72 @@ from goal.record import provenance
 from goal.reporting import templates
 
 FILE = "README.md"
-EMBEDDED = "scenes"
+# The data that the project draws, and the weights that it ships (data.source, model.pretrained).
+DRAWN, SHIPPED = "scenes", "embedded"
 # Most by which a coordinate of an exported tower's unit vectors may differ from the network's.
 TOLERANCE = 1e-4
 
 
 def write(path: Path, spec: Spec, library: str, folder: Path) -> None:
     """Write the README.md of an export; `path` is where its weights come from."""
-    file = weights.file_of(path)
-    made = _made(file.with_name(weights.CARD))
-    digest = weights.digest(path)
-    data_set = made.get("data", "")
-    embedded = spec.name == architectures.SCENES
+    file, digest = weights.file_of(path), weights.digest(path)
+    made = _made(file.with_name(weights.CARD), digest)
     content = templates.render(
         "model_card.md",
         name=f"{made.get('name', file.parent.name or spec.name)} ({spec.name})",
         spec=spec,
         library=library,
-        made=f"Fine-tuned on {data_set} with GOAL (CVPR 2025)." if data_set else "",
-        embedded=embedded,
-        free=embedded and data_set in ("", EMBEDDED),
-        data=_data(data_set, embedded),
-        metrics=[line for one in _measured(digest) for line in _lines(one)],
+        made=f"Fine-tuned on {made['data']} by `goal train {made['name']}`." if "data" in made else "",
+        small=spec.name == architectures.SCENES,
+        free=made.get("pretrained") == SHIPPED and made.get("source", DRAWN) == DRAWN,
+        data=_data(made),
+        metrics=[line for one in _measured(file, digest) for line in _lines(one)],
         lineage=_lineage(made, digest),
         tolerance=f"{TOLERANCE:g}",
     )
     files.write_text(folder / FILE, content)
 
 
-def _made(path: Path) -> dict[str, Any]:
-    """What the training wrote of itself; empty for weights from elsewhere."""
+def _made(path: Path, digest: str) -> dict[str, Any]:
+    """What the maker of these weights wrote of them; empty for weights from elsewhere."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        made = json.loads(path.read_text(encoding="utf-8"))
+        return made if made["sha256"] == digest else {}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path}: cannot be read: {error}; mend or remove it") from error
 
 
-def _data(data_set: str, embedded: bool) -> list[str]:
-    start = "the network that the project ships, Apache-2.0" if embedded else "under its own licence"
-    if not data_set:
+def _data(made: dict[str, Any]) -> list[str]:
+    if not made:
         return ["Training data: not known here; these weights came without a card.json."]
-    return [f"Training data: {data_set}, {_licence(data_set)}.", f"Base model: {start}."]
+    pretrained = made.get("pretrained") or "not known here"
+    start = "those that the project ships, Apache-2.0" if pretrained == SHIPPED else "under their own licence"
+    lines = [f"Pretrained weights: {pretrained}, {start}."]
+    if "data" in made:
+        lines.append(f"Training data: {made['data']}, {_licence(made.get('source', ''))}.")
+    return lines
 
 
-def _licence(data_set: str) -> str:
-    if data_set == EMBEDDED:
+def _licence(source: str) -> str:
+    if source == DRAWN:
         return "drawn by the project itself, Apache-2.0"
-    if data_set in get_args(config.DATA_SOURCES):
-        module = importlib.import_module(f"goal.datasets.{data_set}")
+    if source in get_args(config.DATA_SOURCES):
+        module = importlib.import_module(f"goal.datasets.{source}")
         if hasattr(module, "RELEASE"):
             return module.RELEASE.licence
     return "the licence of whoever owns its pictures and captions"
 
 
-def _measured(digest: str) -> list[Result]:
-    """The results of these very weights."""
-    names = results.evaluated()
-    found = results.load(names, mixed=True).benchmarks if names else {}
-    return [one for measured in found.values() for one in measured if one.digest == digest]
+def _measured(file: Path, digest: str) -> list[Result]:
+    """The results of these very weights: this project's, and what a registered version brings along."""
+    folders = [*map(layout.metrics_dir, layout.MODELS), file.with_name(results.FETCHED)]
+    found = {}
+    for one in (one for folder in folders for one in results.in_folder(folder)):
+        if one.digest == digest:
+            found.setdefault((one.protocol["data_set"], one.benchmark), one)
+    return list(found.values())
 
 
 def _lines(result: Result) -> list[dict[str, Any]]:

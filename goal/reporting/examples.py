@@ -116,22 +116,28 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 def _card(row: Row, sentences: list[dict], max_megapixels: float) -> dict[str, Any]:
     sentences = sorted(sentences, key=lambda one: (one["caption"], one["sentence"]))
     usable = [one for one in sentences if not one["dropped"]]
-    colours = {id(one): pictures.colour(place) for place, one in enumerate(usable)}
+    # A colour a box: sentences that share one would hide each other's.
+    boxes = list(dict.fromkeys(_sides(one) for one in usable))
+    colours = {box: pictures.colour(place) for place, box in enumerate(boxes)}
     return {
         "id": row.id,
         "image": pictures.small_file(row.image, max_megapixels),
         "width": row.width,
         "height": row.height,
-        "boxes": [_box([one[side] for side in SIDES]) | {"colour": colours[id(one)]} for one in usable],
+        "boxes": [_box(box) | {"colour": colours[box]} for box in boxes],
         "sentences": [
             {
                 "text": row.captions[one["caption"]][one["start"] : one["end"]],
-                "colour": colours.get(id(one)),
+                "colour": None if one["dropped"] else colours[_sides(one)],
                 "note": one["dropped"] or f"{one['similarity']:.2f} {one['source']}",
             }
             for one in sentences
         ],
     }
+
+
+def _sides(one: dict) -> tuple[float, ...]:
+    return tuple(one[side] for side in SIDES)
 
 
 def _query(query: dict, row: Row, max_megapixels: float) -> dict[str, Any]:
@@ -158,11 +164,7 @@ def _truth(data_set: str) -> dict[tuple[str, int, int], tuple[float, ...]]:
     """True boxes (image frame) of the sentences of first captions, where the set knows them."""
     path = layout.data_dir(data_set) / "truth.parquet"
     lines = manifest.read_table(path, manifest.TRUTH).to_pylist() if path.exists() else []
-    return {
-        (one["id"], one["start"], one["end"]): tuple(one[side] for side in SIDES)
-        for one in lines
-        if one["caption"] == 0
-    }
+    return {(one["id"], one["start"], one["end"]): _sides(one) for one in lines if one["caption"] == 0}
 
 
 def _box(sides: Sequence[float]) -> dict[str, float]:

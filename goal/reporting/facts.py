@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from goal import layout
 from goal.config import PARAMS_FILE
@@ -29,21 +29,30 @@ def mining(splits: tuple[str, ...] = ("train", "val", "test")) -> dict[str, dict
     return found
 
 
-def origin(results: Results) -> dict[str, Any]:
-    """Commit, digests of data and models, versions, parameters, and how to find the runs in MLflow."""
+def origin(results: Results, experiment: str) -> dict[str, Any]:
+    """Commit, digests of data and models, versions, parameters, and how to find the runs in MLflow.
+
+    experiment: its id on the tracking server; empty where none answers.
+    """
     code = provenance.code()
     digests = {result.model: result.digest for found in results.benchmarks.values() for result in found}
+    # Its address for a browser, where that is not the one that a worker uses.
+    server = _server(os.environ.get("MLFLOW_PAGES") or os.environ.get("MLFLOW_TRACKING_URI", ""))
+    runs = f"{server}/#/experiments/{experiment}/runs?searchFilter=" if server and experiment else ""
     inputs = provenance.upstream(provenance.lock(), [layout.metrics_dir(name) for name in digests])
     outs = {path: md5 for stage in inputs.values() for path, md5 in stage.outs.items()}
     versions = provenance.packages()
     return {
         "commit": code.commit,
         "changed": code.changed,
-        "models": digests,
+        "models": {
+            model: {"digest": digest, "runs": runs and runs + quote(f"tags.`goal.model` = '{digest}'")}
+            for model, digest in digests.items()
+        },
         "outs": dict(sorted(outs.items())),
         "versions": {name: versions[name] for name in PACKAGES if name in versions},
         "params": PARAMS_FILE.read_text(encoding="utf-8") if PARAMS_FILE.exists() else "",
-        "mlflow": _server(os.environ.get("MLFLOW_TRACKING_URI", "")),
+        "mlflow": server,
     }
 
 
@@ -53,7 +62,7 @@ def _server(address: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return ""
     port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}".rstrip("/")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The page of the report: results and figures put into one HTML file that needs no network."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class Chart:
 class Content:
     """What the page shows beside the figures; empty parts are left out."""
 
-    comparisons: list[tuple[str, str, list[Line]]]
+    comparisons: dict[str, list[Line]]  # by the model that `after` is compared with
     data: dict[str, Any]
     mining: dict[str, dict[str, Any]]
     pairs: list[dict[str, Any]]
@@ -67,6 +67,8 @@ def render(data_set: str, results: Results, charts: Sequence[Chart], content: Co
         sections={name: title for name, title in SECTIONS.items() if name in present},
         titles=[title for *_, title in table.columns(results)],
         rows=_rows(results),
+        paired=_paired(results, content.comparisons),
+        framed=any(sentence["box"] for one in content.grounded for sentence in one["sentences"]),
         notes=table.notes(results),
         others=table.peers(results)[1],
         figures={name: figures[name] for name in SECTIONS},
@@ -76,11 +78,6 @@ def render(data_set: str, results: Results, charts: Sequence[Chart], content: Co
 
 def _rows(results: Results) -> list[dict]:
     columns = table.columns(results)
-    values = {
-        (result.model, benchmark, metric): result
-        for benchmark, metric, _ in columns
-        for result in results.benchmarks[benchmark]
-    }
     best = {
         column: max(one.metrics[column[1]]["mean"] for one in results.benchmarks[column[0]])
         for column in columns
@@ -89,15 +86,27 @@ def _rows(results: Results) -> list[dict]:
     for model in results.models:
         cells = []
         for column in columns:
-            result = values.get((model, *column[:2]))
+            result = results.of(model, column[0])
             found = result.metrics[column[1]] if result else None
             cells.append(_cell(found, bool(result and result.differs), best[column]))
-        rows.append({"name": model, "published": False, "cells": cells})
+        rows.append({"name": model, "source": "", "cells": cells})
     for label, peer in table.peers(results)[0]:
         numbers = table.peer_cells(results, label, peer)
         plain = [{"mean": number, "interval": "", "best": False} for number in numbers]
-        rows.append({"name": f"{peer.setting} ({peer.source})", "published": True, "cells": plain})
+        rows.append({"name": peer.setting, "source": peer.source, "cells": plain})
     return rows
+
+
+def _paired(results: Results, comparisons: Mapping[str, Sequence[Line]]) -> dict[str, list[Line | None]]:
+    """The differences of each metric, a column a model; None where the two were not measured alike."""
+    lines = {
+        (other, line.benchmark, line.metric): line for other, found in comparisons.items() for line in found
+    }
+    rows = {
+        title: [lines.get((other, benchmark, metric)) for other in comparisons]
+        for benchmark, metric, title in table.columns(results)
+    }
+    return {title: found for title, found in rows.items() if any(found)}
 
 
 def _cell(found: dict[str, float] | None, differs: bool, best: float) -> dict:

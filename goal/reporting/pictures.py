@@ -17,7 +17,7 @@ SIDE = 320
 QUALITY = 80
 HEAT = "inferno"
 HEAT_ALPHA = 0.6
-# Darkened and lightened by none: read on light and dark ground, told apart by the colour-blind.
+# Seen on light and on dark ground, and told apart by colour-blind readers.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8b5a2b", "#808080")
 
 
@@ -53,7 +53,7 @@ def heat(values: torch.Tensor) -> str:
 
 
 def colour(place: int) -> str:
-    """The colour of the place-th sentence of a picture."""
+    """The colour of the place-th box of a picture."""
     return COLOURS[place % len(COLOURS)]
 
 

@@ -4,8 +4,8 @@ import functools
 import html
 import logging
 import os
-import tempfile
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ CSS = """
 .gradio-container > main { max-width: 80rem !important; width: 100%; margin: 0 auto; }
 #pictures .thumbnail-item { background: var(--background-fill-secondary); }
 #pictures .grid-wrap { height: auto !important; max-height: none !important; }
+#pictures .grid-container { grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
 .heading { overflow-wrap: anywhere; }
 .hint { color: var(--body-text-color-subdued); }
 footer { display: none !important; }
@@ -43,32 +44,34 @@ footer { display: none !important; }
 
 def serve(params: "Params", search: Search, port: int) -> None:
     """Answer on 127.0.0.1 until interrupted; port 0 takes a free one."""
-    with tempfile.TemporaryDirectory(prefix="goal-app-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build(params, search)
-        try:
-            _, address, _ = page.launch(
-                server_name=ADDRESS,
-                server_port=port or None,
-                share=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                max_file_size=MAX_UPLOAD,
-                ssr_mode=False,
-                footer_links=[],
-                theme=theme(),
-                css=CSS,
-            )
-        except OSError as error:
-            raise UserError(f"--port {port}: cannot be had on {ADDRESS}: {error}; leave it out") from error
-        log.info("open %s (Ctrl-C ends it)", address)
-        page.block_thread()
+    page = build(params, search)
+    try:
+        _, address, _ = page.launch(
+            server_name=ADDRESS,
+            server_port=port or None,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=MAX_UPLOAD,
+            ssr_mode=False,
+            footer_links=[],
+            theme=theme(),
+            css=CSS,
+        )
+    except OSError as error:
+        raise UserError(f"--port {port}: cannot be had on {ADDRESS}: {error}; leave it out") from error
+    # Like Ctrl-C: whoever called goes on.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    log.info("open %s (Ctrl-C ends it)", address)
+    page.block_thread()
 
 
 def theme() -> gr.Theme:
     """Fonts of the reader's machine: the page fetches nothing from elsewhere."""
     sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-    return gr.themes.Default(primary_hue="orange", neutral_hue="slate", font=sans, font_mono=mono)
+    fonts = gr.themes.Default(primary_hue="orange", neutral_hue="slate", font=sans, font_mono=mono)
+    # A shade darker than gradio's, which is hard to read on white.
+    return fonts.set(body_text_color_subdued="*neutral_500")
 
 
 def build(params: "Params", search: Search) -> gr.Blocks:
@@ -92,7 +95,8 @@ def build(params: "Params", search: Search) -> gr.Blocks:
                 )
                 reading = gr.HTML(elem_id="reading")
                 button = gr.Button("Search", variant="primary", elem_id="search")
-                gr.HTML("… or drop a picture: pictures like it, and captions for it.", elem_classes="hint")
+                captioned = f", and captions of {params.data.name} for it" if handlers.captions.texts else ""
+                gr.HTML(f"… or drop a picture: pictures like it{captioned}.", elem_classes="hint")
                 dropped = gr.File(file_types=["image"], show_label=False, height=120, elem_id="dropped")
             with gr.Column(scale=3, min_width=320):
                 gr.HTML("Nearest first, with the cosine; click one to see what is where", elem_classes="hint")
@@ -124,21 +128,23 @@ def build(params: "Params", search: Search) -> gr.Blocks:
         dropped.upload(
             handlers.by_picture, dropped, found, show_progress_on=gallery, api_visibility="private"
         )
-        gallery.select(handlers.grounded, [words, shown], grounded, api_visibility="private")
+        gallery.select(
+            handlers.grounded, [words, shown], grounded, scroll_to_output=True, api_visibility="private"
+        )
     # One at a time: the model takes all cores.
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
-def told(work: Callable) -> Callable:
+def told(work: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     """Show the user's faults on the page."""
 
     @functools.wraps(work)
-    def tell(*arguments: Any) -> Any:
+    def tell(*arguments: Any) -> Iterator[Any]:
         try:
-            return work(*arguments)
+            yield from work(*arguments)
         except UserError as error:
             gr.Warning(html.escape(str(error)), title="Not possible")
-            return gr.skip()
+            yield gr.skip()
 
     return tell
 
@@ -148,36 +154,38 @@ class Handlers:
 
     def __init__(self, params: "Params", search: Search) -> None:
         self._params, self._search = params, search
-
-    @functools.cached_property
-    def _captions(self) -> Captions:
-        return Captions(self._params, self._search.model)
+        self.captions = Captions(params, search)
 
     def reading(self, words: str) -> str:
         return panel.reading(words, self._search.reading(words), self._search.network.spec.context_length)
 
     @told
-    def by_text(self, words: str) -> tuple:
-        return *self._shown(self._search.by_text(words, SHOWN)), "", ""
+    def by_text(self, words: str) -> Iterator[tuple]:
+        yield *self._shown(self._search.by_text(words, SHOWN)), "", ""
 
     @told
-    def by_picture(self, file: str) -> tuple:
+    def by_picture(self, file: str) -> Iterator[tuple]:
         try:
             image = self._open(os.fsencode(file))
         except images.ImageError as error:
             # The path is the server's, not the user's.
             raise UserError(f"{Path(file).name}: {error.reason}") from error
-        vector = self._search.of_picture(image)
-        hits = self._search.nearest(vector, SHOWN)
-        found = self._captions.nearest(vector, CAPTIONS)
-        return *self._shown(hits), "", panel.captions(found, self._params.data.name)
+        vector, name = self._search.of_picture(image), self._params.data.name
+        shown = self._shown(self._search.nearest(vector, SHOWN))
+        count = len(self.captions.texts)
+        # The first picture waits until all captions are embedded; what is found already need not.
+        yield *shown, "", panel.captions([], f"Reading {count:,} captions of {name} …") if count else ""
+        if count:
+            found = self.captions.nearest(vector, CAPTIONS)
+            title = f"Captions of {name} nearest to this picture"
+            yield gr.skip(), gr.skip(), gr.skip(), panel.captions(found, title)
 
     @told
-    def grounded(self, words: str, shown: list[bytes], chosen: gr.SelectData) -> str:
+    def grounded(self, words: str, shown: list[bytes], chosen: gr.SelectData) -> Iterator[str]:
         if not words.strip():
             raise UserError("type a text to see which of its sentences is where")
         path = shown[chosen.index]
-        return panel.grounded(self._search.network, self._open(path), store.shown(path), words)
+        yield panel.grounded(self._search.network, self._open(path), store.shown(path), words)
 
     def _shown(self, hits: list[Hit]) -> tuple[list[tuple[Image.Image, str]], list[bytes]]:
         """Small pictures for the gallery, and the files behind them; what vanished since is left out."""

@@ -1,6 +1,6 @@
 """The captions of the project's data set: the ones nearest to a picture."""
 
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor
 from goal import devices, layout
 from goal.datasets import manifest
 from goal.evaluation import embed
+from goal.search.query import Search
 
 if TYPE_CHECKING:
     from goal.config import Params
@@ -23,22 +24,28 @@ class Caption(NamedTuple):
 
 
 class Captions:
-    """All captions of a data set, embedded by one model (kept on disk, as those of an evaluation)."""
+    """All captions of a data set, embedded by the model of a search when the first picture asks for them.
 
-    def __init__(self, params: "Params", model: Path) -> None:
+    They are kept on disk, as those of an evaluation.
+    """
+
+    def __init__(self, params: "Params", search: Search) -> None:
+        self._params, self._search = params, search
         files = [layout.manifest(params.data.name, split) for split in manifest.SPLITS]
         rows = [row for file in files if file.exists() for row in manifest.read(file)]
         self.texts = sorted({caption for row in rows for caption in row.captions})
-        if self.texts:
-            device = devices.resolve(params.train.device, "train.device").type
-            settings = embed.Settings(device, params.evaluate.batch_size, params.data.max_megapixels)
-            (found,) = embed.embed([model], [], self.texts, settings)
-            self._vectors = F.normalize(found.of_texts(self.texts), dim=1)
+
+    @cached_property
+    def _vectors(self) -> Float[Tensor, "T D"]:
+        params = self._params
+        device = devices.resolve(params.train.device, "train.device").type
+        settings = embed.Settings(device, params.evaluate.batch_size, params.data.max_megapixels)
+        network, digest = self._search.network, self._search.index.card.digest
+        (found,) = embed.embed_with([network], [digest], [], self.texts, settings)
+        return F.normalize(found.of_texts(self.texts), dim=1)
 
     def nearest(self, picture: Float[Tensor, "1 D"], count: int) -> list[Caption]:
-        """The captions nearest to a picture's L2-normalised vector, nearest first."""
-        if not self.texts:
-            return []
+        """The captions nearest to a picture's L2-normalised vector, nearest first; there must be some."""
         scores, places = (picture.float().cpu() @ self._vectors.T)[0].topk(min(count, len(self.texts)))
         return [
             Caption(self.texts[place], score)

@@ -38,15 +38,29 @@ class Read(NamedTuple):
     view: Tensor | ImageError
 
 
+class Listing(NamedTuple):
+    """What lies below a folder, by the path below it: files, and why other things were not looked into."""
+
+    files: dict[bytes, Stamp]
+    unseen: dict[bytes, str]
+
+    def hides(self, path: bytes) -> bool:
+        """Whether a file may be there all the same: unseen is not vanished."""
+        parts = path.split(b"/")
+        return any(b"/".join(parts[:end]) in self.unseen for end in range(1, len(parts) + 1))
+
+
 def run(params: "Params", folder: Path, place: Path, model: Path, name: str) -> None:
     """Index the pictures below `folder` at `place` with the model that the user called `name`.
 
-    Files that are no usable pictures are counted by reason; each run tries them again. Raises UserError for
-    a folder without a file (a disk that is not mounted looks like that: nothing is dropped) and for an index
-    of another model or folder; Interrupted after a signal, when what was embedded is saved.
+    Files that are no usable pictures are counted by reason; each run tries them again. Folders that cannot be
+    read and linked ones are counted too, and nothing below them is dropped. Raises UserError for a folder
+    without a file (a disk that is not mounted looks like that: nothing is dropped) and for an index of
+    another model or folder; Interrupted after a signal, when what was embedded is saved.
     """
     root = os.fsencode(folder.resolve())
-    found = _files(root, os.fsencode(place.resolve()))
+    listing = _list(root, os.fsencode(place.resolve()))
+    found = listing.files
     if not found:
         raise UserError(f"{folder}: holds no file; nothing was indexed or dropped")
     network = weights.load(model)
@@ -55,57 +69,64 @@ def run(params: "Params", folder: Path, place: Path, model: Path, name: str) -> 
         place, Card(os.fsdecode(root), name, weights.digest(model), spec.name, spec.embed_dim)
     )
     known = index.stamps()
-    gone = known.keys() - found.keys()
+    gone = {path for path in known.keys() - found.keys() if not listing.hides(path)}
     index.change([], gone)
     todo = sorted(path for path, stamp in found.items() if known.get(path) != stamp)
     device = devices.resolve(params.train.device, "train.device")
     network.to(device).eval()
     read = partial(_read, root, clip.preprocess(spec), params.data.max_megapixels)
-    left_out: dict[bytes, ImageError] = {}
+    left_out = dict(listing.unseen)
+    embedded = 0
     with interrupts.taken_down() as asked, tqdm(total=len(todo), unit=" files") as progress:
         for batch in prefetched(read, todo, params.evaluate.batch_size):
             refused = {one.path: one.view for one in batch if isinstance(one.view, ImageError)}
             views = {one.path: one.view for one in batch if isinstance(one.view, Tensor)}
             vectors = _embed(network, views, device)
             index.change([Entry(path, found[path], vector) for path, vector in vectors], refused)
-            left_out |= refused
+            left_out |= {path: error.reason for path, error in refused.items()}
+            embedded += len(views)
             progress.update(len(batch))
             if asked() and progress.n < len(todo):
                 raise Interrupted(f"{place}: {len(index)} pictures are in; the same command goes on")
     ann.prepare(index)
-    embedded = len(todo) - len(left_out)
     log.info(
         "%s: %d pictures: %d embedded, %d as before; %d dropped, their files are gone",
         *(place, len(index), embedded, len(found) - len(todo), len(gone)),
     )
-    for reason, count in Counter(error.reason for error in left_out.values()).most_common():
-        example = next(path for path, error in left_out.items() if error.reason == reason)
+    for reason, count in Counter(left_out.values()).most_common():
+        example = next(path for path, why in left_out.items() if why == reason)
         log.warning("left out: %d x %s, such as %s", count, reason, store.shown(example))
 
 
-def _files(root: bytes, place: bytes) -> dict[bytes, Stamp]:
-    """Every file below `root` but the index's own, by its path below it."""
+def _list(root: bytes, place: bytes) -> Listing:
+    """Everything below `root` but the index itself."""
+    files: dict[bytes, Stamp] = {}
+    unseen: dict[bytes, str] = {}
 
     def fail(error: OSError) -> None:
-        # Unread is not vanished: its pictures must not be dropped.
-        raise UserError(
-            f"{store.shown(os.fsencode(error.filename))}: {error.strerror}; nothing was indexed"
-        ) from error
+        if error.filename == root:
+            raise UserError(f"{store.shown(root)}: {error.strerror}; nothing was indexed") from error
+        unseen[os.path.relpath(error.filename, root)] = error.strerror
 
-    found = {}
     for folder, folders, names in os.walk(root, onerror=fail):
         folders[:] = [name for name in folders if os.path.join(folder, name) != place]
+        for name in folders:
+            if os.path.islink(os.path.join(folder, name)):
+                unseen[os.path.relpath(os.path.join(folder, name), root)] = "linked folder, not followed"
         for name in names:
             path = os.path.join(folder, name)
             try:
                 status = os.stat(path)
-            except OSError:
+            except FileNotFoundError:
                 # It vanished, or is a link to nothing.
+                continue
+            except OSError as error:
+                fail(error)
                 continue
             # A pipe would be waited for.
             if stat.S_ISREG(status.st_mode):
-                found[os.path.relpath(path, root)] = Stamp(status.st_size, status.st_mtime_ns)
-    return found
+                files[os.path.relpath(path, root)] = Stamp(status.st_size, status.st_mtime_ns)
+    return Listing(files, unseen)
 
 
 def _read(root: bytes, prepare: Preprocess, max_megapixels: float, path: bytes) -> Read:

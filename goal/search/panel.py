@@ -43,7 +43,6 @@ def grounded(model: GoalClip, image: Image.Image, name: str, words: str) -> str:
     return templates.render("grounding.html", name=name, one=one, unread=len(found.sentences) - len(read))
 
 
-def captions(found: Sequence[Caption], data_set: str) -> str:
+def captions(found: Sequence[Caption], title: str) -> str:
     """Captions with their scores."""
-    title = f"Captions of {data_set} nearest to this picture" if found else f"{data_set} has no captions here"
     return templates.render("captions.html", title=title, captions=found)

@@ -48,23 +48,26 @@ class Search:
         store.check_model(place, self.index.card, name, weights.digest(model))
         if not len(self.index):
             raise UserError(f"{place}: holds no picture; `goal index` says why")
-        self.model = model
         self._device = devices.resolve(params.train.device, "train.device")
         self.network = weights.load(model).to(self._device).eval()
         self._prepare = clip.preprocess(self.network.spec)
         self._nearest = ann.load(self.index)
 
-    @torch.inference_mode()
     def by_text(self, words: str, count: int) -> list[Hit]:
         """The pictures nearest to a text, of which the model reads what its context holds."""
         if not words.strip():
             raise UserError("the text is empty; describe a picture")
-        ids = text.tokenize(words, [], self.network.spec.context_length).ids
-        return self.nearest(self.network.encode_texts(ids[None].to(self._device), normalize=True), count)
+        return self.nearest(self.of_text(words), count)
 
     def by_picture(self, image: Image.Image, count: int) -> list[Hit]:
         """The pictures nearest to one (RGB, image frame)."""
         return self.nearest(self.of_picture(image), count)
+
+    @torch.inference_mode()
+    def of_text(self, words: str) -> Float[Tensor, "1 D"]:
+        """The L2-normalised vector of what the model reads of a text."""
+        ids = text.tokenize(words, [], self.network.spec.context_length).ids
+        return self.network.encode_texts(ids[None].to(self._device), normalize=True)
 
     @torch.inference_mode()
     def of_picture(self, image: Image.Image) -> Float[Tensor, "1 D"]:

@@ -1,13 +1,13 @@
 """An index on disk: the vector of every picture of a folder, made by one model.
 
-card.json names the model and the pictures' folder, pictures.sqlite has a row a picture. SQLite makes each
-change whole or not at all, also under kill -9. Letters: P pictures, D embedding width.
+pictures.sqlite has a card, which names the model and the pictures' folder, and a row a picture. SQLite makes
+each change whole or not at all, also under kill -9. Letters: P pictures, D embedding width.
 """
 
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,18 +19,21 @@ from jaxtyping import Float32, Int64
 from goal import files
 from goal.errors import UserError
 
-CARD = "card.json"
 DATABASE = "pictures.sqlite"
-# Paths are bytes, below the pictures' folder: a file's name need not be text.
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS pictures (
-    id INTEGER PRIMARY KEY,
-    path BLOB NOT NULL UNIQUE,
-    size INTEGER NOT NULL,
-    mtime_ns INTEGER NOT NULL,
-    vector BLOB NOT NULL
+# Paths are bytes, below the pictures' folder: a file's name need not be text. An id is never given twice: a
+# page may still ask for what it read before a picture went.
+SCHEMA = (
+    "CREATE TABLE card (content TEXT NOT NULL)",
+    """
+    CREATE TABLE pictures (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        path BLOB NOT NULL UNIQUE,
+        size INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL,
+        vector BLOB NOT NULL
+    )
+    """,
 )
-"""
 INSERT = """
 INSERT INTO pictures (path, size, mtime_ns, vector) VALUES (?, ?, ?, ?)
 ON CONFLICT (path) DO UPDATE SET size = excluded.size, mtime_ns = excluded.mtime_ns, vector = excluded.vector
@@ -69,13 +72,26 @@ class Card:
 class Store:
     """The index in the folder `place`; make it with `create` or `opened`."""
 
-    def __init__(self, place: Path, card: Card) -> None:
-        self.place, self.card = place, card
+    def __init__(self, place: Path, card: Card | None = None) -> None:
+        """With a `card` the index is made if there is none."""
+        self.place = place
         self._file = place / DATABASE
         with self._answering():
             # A page answers from several threads, one at a time.
             self._database = sqlite3.connect(self._file, timeout=PATIENCE, check_same_thread=False)
-            self._database.execute(SCHEMA)
+            if card:
+                self._make(card)
+            ((content,),) = self._database.execute("SELECT content FROM card")
+        self.card = Card(**json.loads(content))
+
+    def _make(self, card: Card) -> None:
+        with self._database as transaction:
+            # Of two at once, the second finds what the first made.
+            transaction.execute("BEGIN IMMEDIATE")
+            if not transaction.execute("SELECT name FROM sqlite_master").fetchone():
+                for table in SCHEMA:
+                    transaction.execute(table)
+                transaction.execute("INSERT INTO card VALUES (?)", (json.dumps(asdict(card)),))
 
     @property
     def root(self) -> bytes:
@@ -141,42 +157,34 @@ class Store:
 
 def create(place: Path, card: Card) -> Store:
     """The index at `place`, made if need be; UserError where it is another model's or another folder's."""
-    if not (place / CARD).exists():
-        files.make_folder(place)
-        files.write_json(asdict(card), place / CARD)
-    found = read_card(place)
-    check_model(place, found, card.model, card.digest)
-    if found.folder != card.folder:
-        raise UserError(
-            f"{place}: is the index of {shown(os.fsencode(found.folder))}; give another one with --index"
-        )
-    return Store(place, found)
+    files.make_folder(place)
+    found = Store(place, card)
+    check_model(place, found.card, card.model, card.digest)
+    if found.card.folder != card.folder:
+        raise UserError(f"{place}: is the index of {shown(found.root)}; give another one with --index")
+    return found
 
 
 def opened(place: Path) -> Store:
     """The index at `place`; UserError where there is none."""
-    return Store(place, read_card(place))
-
-
-def read_card(place: Path) -> Card:
-    """What the index at `place` says of itself."""
-    path = place / CARD
-    try:
-        content: Mapping = json.loads(path.read_text(encoding="utf-8"))
-        return Card(**content)
-    except FileNotFoundError as error:
-        raise UserError(f"{place}: no index; `goal index FOLDER --index {place}` makes it") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; remove {place} to index anew") from error
+    if not (place / DATABASE).exists():
+        raise UserError(f"{place}: no index; `goal index FOLDER --index {place}` makes it")
+    return Store(place)
 
 
 def check_model(place: Path, card: Card, model: str, digest: str) -> None:
     """Refuse a model whose vectors cannot be compared with those of the index."""
-    if card.digest != digest:
+    if card.digest == digest:
+        return
+    if card.model == model:
         raise UserError(
-            f"{place}: made by {card.model} ({card.network}, sha256 {card.digest[:12]}), not by {model}"
-            f" ({digest[:12]}); give that model, or index anew with another --index"
+            f"{place}: {model} changed since (sha256 {card.digest[:12]}, now {digest[:12]}); index anew with "
+            f"another --index, or remove {place}"
         )
+    raise UserError(
+        f"{place}: made by {card.model} ({card.network}, sha256 {card.digest[:12]}), not by {model}"
+        f" ({digest[:12]}); give that model, or index anew with another --index"
+    )
 
 
 def shown(path: bytes) -> str:

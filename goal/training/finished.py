@@ -31,6 +31,8 @@ def write(params: Params, recipe: Recipe, learner: Learner, counts: Mapping[str,
     card = {
         "name": recipe.name,
         "data": params.data.name,
+        "source": params.data.source,
+        "pretrained": _pretrained(recipe.start),
         "parent": {"path": str(recipe.start), "sha256": weights.digest(recipe.start)},
         "seed": params.seed,
         "params": {recipe.section: recipe.stage.model_dump(by_alias=True) | {"loss": recipe.weights}},
@@ -42,6 +44,12 @@ def write(params: Params, recipe: Recipe, learner: Learner, counts: Mapping[str,
 def records(name: str) -> list[Path]:
     """The files of a training that belong into its record."""
     return [layout.metrics_dir(name) / NUMBERS, layout.metrics_dir(name) / CURVE]
+
+
+def _pretrained(start: Path) -> str | None:
+    """Which weights were the first of all, as the card of the start says."""
+    card = start / weights.CARD
+    return json.loads(card.read_text(encoding="utf-8")).get("pretrained") if card.exists() else None
 
 
 def _table(learner: Learner) -> str:

@@ -1,6 +1,7 @@
 """The page of `goal app` in a real browser: its own server, chromium, drawn scenes, the embedded network."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,11 +17,13 @@ from goal.config import Params
 from goal.datasets import manifest, scenes
 from goal.evaluation import grounding
 from goal.search import index
+from goal.search.captions import Captions
 from goal.search.query import Search
 from tests import browser as browsers
 from tests import tiny
 
 PICTURES = 24
+ODD = b'two\nlines "<b>\xff.png'
 HOSTILE = '<script>alert(1)</script> {{ 7 * 7 }} ${7 * 7} & "quoted".'
 TAIL = " And one sentence more." * 60
 WAIT = 60_000  # milliseconds; a machine may be busy
@@ -39,7 +42,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         drawn = [
             scenes.draw(params, folder, scenes.Order("test", number, False)) for number in range(PICTURES)
         ]
-        manifest.write([one.row for one in drawn], folder / "test.parquet")
+        *known, odd = (one.row for one in drawn)
+        manifest.write(known, folder / "test.parquet")
+        shutil.copy(odd.image, "odd.png")
+        os.rename(odd.image, os.fsencode(folder / "images") + b"/" + ODD)
         weights.save(clip.load("scenes-vit/embedded"), Path("models/stage2"))
         index.run(params, folder / "images", Path("work/index"), Path("models/stage2"), "stage2")
         Path("params.yaml").write_text((tiny.ROOT / "params.yaml").read_text())
@@ -64,7 +70,13 @@ def caption(project: Path) -> str:
 @pytest.fixture(scope="module")
 def server(project: Path) -> Iterator[tuple[str, psutil.Process]]:
     """`goal app` as a user starts it: its address and process."""
-    environment = os.environ | {"PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"}
+    temporary = project / "temporary"
+    temporary.mkdir()
+    environment = os.environ | {
+        "PYTHONPATH": str(tiny.ROOT),
+        "OMP_NUM_THREADS": "1",
+        "TMPDIR": str(temporary),
+    }
     process = subprocess.Popen(
         [sys.executable, "-m", "goal", "app"], stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -78,6 +90,7 @@ def server(project: Path) -> Iterator[tuple[str, psutil.Process]]:
     yield line.split()[1], psutil.Process(process.pid)
     process.terminate()
     process.wait()
+    assert list(temporary.iterdir()) == [], "what was uploaded is gone"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +114,6 @@ def test_a_long_text_finds_pictures_and_each_sentence_its_place(
     browser: Browser,
     search: Search,
     caption: str,
-    tmp_path: Path,
     size: dict,
     scheme: str,
 ) -> None:
@@ -119,7 +131,10 @@ def test_a_long_text_finds_pictures_and_each_sentence_its_place(
             f"{reading.tokens} tokens, the model reads {search.network.spec.context_length}."
         )
         expect(page.locator("#reading mark")).to_have_text(words[reading.end :])
-        page.screenshot(path=tmp_path / "found.png", full_page=True)
+        browsers.keep(page, f"app-found-{scheme}")
+        for picture in pictures.all():
+            box = picture.bounding_box()
+            assert 0 <= box["x"] < box["x"] + box["width"] <= size["width"]
 
         pictures.nth(1).locator("img").click()
         panel = page.locator("#grounded")
@@ -131,18 +146,20 @@ def test_a_long_text_finds_pictures_and_each_sentence_its_place(
             if score == score
         ]
         assert any("<script>" in sentence for sentence, _ in told)
-        expect(panel.locator("figcaption")).to_have_text([score + sentence for sentence, score in told])
+        expect(panel.locator("figcaption")).to_have_text(
+            ["The picture as the model sees it", *(score + sentence for sentence, score in told)]
+        )
         expect(panel.locator("svg image.heat")).to_have_count(len(told))
         unread = len(found.sentences) - len(told)
         expect(panel).to_contain_text(f"Beyond the context, not read: {unread} sentences.")
-        page.screenshot(path=tmp_path / "grounded.png", full_page=True)
+        browsers.keep(page, f"app-grounded-{scheme}")
         assert browsers.overflow(page) == 0
     assert seen.faults == []
     assert seen.fetched == []
 
 
 def test_a_dropped_picture_finds_pictures_and_captions(
-    server: tuple, browser: Browser, project: Path, tmp_path: Path
+    server: tuple, browser: Browser, project: Path
 ) -> None:
     address, _ = server
     rows = manifest.read(Path("data/scenes/test.parquet"))
@@ -155,8 +172,69 @@ def test_a_dropped_picture_finds_pictures_and_captions(
         expect(page.locator("#pictures .thumbnail-item").first).to_have_text("1.000")
         shown = [text[len("0.000") :] for text in captions.all_inner_texts()]
         assert {text.strip() for text in shown} <= {row.captions[0] for row in rows}
-        page.screenshot(path=tmp_path / "dropped.png", full_page=True)
+        browsers.keep(page, "app-dropped")
     assert seen.faults == []
+
+
+def test_the_captions_are_read_by_the_network_that_is_there(params: Params, project: Path) -> None:
+    """No second copy of it: its file may even be gone."""
+    shutil.copytree("models/stage2", "models/moving")
+    search = Search(params, Path("work/index"), Path("models/moving"), "stage2")
+    shutil.rmtree("models/moving")
+    row = manifest.read(Path("data/scenes/test.parquet"))[3]
+    vector = search.of_picture(images.open_image(row.image, 200))
+    found = Captions(params, search).nearest(vector, 5)
+    told = {text: float(search.of_text(text) @ vector.T) for text in (one.text for one in found)}
+    assert {one.text: one.score for one in found} == pytest.approx(told, abs=1e-5)
+
+
+def test_a_picture_of_an_odd_name(server: tuple, browser: Browser, project: Path) -> None:
+    address, _ = server
+    with browsers.page(browser, address, viewport=browsers.DESK) as (page, seen):
+        page.goto(address)
+        page.locator("#words textarea").fill("A red circle.")
+        page.locator("#dropped input[type=file]").set_input_files(project / "odd.png")
+        first = page.locator("#pictures .thumbnail-item").first
+        expect(first).to_have_text("1.000", timeout=WAIT)
+        first.locator("img").click()
+        name = f'{project}/data/scenes/images/two\\nlines "<b>\\xff.png'
+        expect(page.locator("#grounded h3")).to_have_text(name, timeout=WAIT)
+    assert seen.faults == []
+
+
+def test_ten_thousand_words(server: tuple, browser: Browser, search: Search) -> None:
+    address, _ = server
+    words = "A green square lies left of it. " * 1430
+    with browsers.page(browser, address, viewport=browsers.PHONE) as (page, seen):
+        page.goto(address)
+        ask(page, words)
+        pictures = page.locator("#pictures .thumbnail-item")
+        expect(pictures).to_have_text([f"{hit.score:.3f}" for hit in search.by_text(words, 12)], timeout=WAIT)
+        expect(page.locator("#reading")).to_contain_text(
+            f"{search.reading(words).tokens} tokens, the model reads", timeout=WAIT
+        )
+        pictures.first.locator("img").click()
+        expect(page.locator("#grounded")).to_contain_text("Beyond the context, not read:", timeout=WAIT)
+        browsers.keep(page, "app-ten-thousand-words")
+        assert browsers.overflow(page) == 0
+    assert seen.faults == []
+
+
+@pytest.mark.parametrize("megabytes", [21, 500])
+def test_a_large_file_is_refused_in_words(
+    server: tuple, browser: Browser, project: Path, tmp_path: Path, megabytes: int
+) -> None:
+    address, _ = server
+    with (tmp_path / "large.jpg").open("wb") as file:
+        file.truncate(megabytes * 2**20)
+    with browsers.page(browser, address, viewport=browsers.DESK) as (page, _):
+        page.goto(address)
+        page.locator("#dropped input[type=file]").set_input_files(tmp_path / "large.jpg")
+        words = 'File(s) exceed the maximum allowed size of 20.0 Mb: "large.jpg"'
+        expect(page.get_by_text(words)).to_be_visible(timeout=WAIT)
+        # The page takes another one.
+        page.locator("#dropped input[type=file]").set_input_files(project / "odd.png")
+        expect(page.locator("#pictures .thumbnail-item")).to_have_count(12, timeout=WAIT)
 
 
 def test_what_cannot_be_done_is_said(server: tuple, browser: Browser, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """An index keeps up with its folder, says what it leaves out, and survives a kill at any moment."""
 
+import contextlib
 import json
 import logging
 import os
@@ -135,6 +136,39 @@ def test_ten_thousand_files_of_which_a_third_are_no_pictures(
     np.testing.assert_allclose(found[b"3/3001.jpg"], embedded(project / "3/3001.jpg"), atol=1e-5)
 
 
+def test_folders_that_are_not_looked_into_are_counted_and_keep_their_pictures(
+    project: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A path that is too long cannot be listed, whoever asks; a folder that became a link is not followed."""
+    caplog.set_level(logging.INFO)
+    before = run(project)
+    (project / "deep").rename(tmp_path / "elsewhere")
+    (project / "deep").symlink_to(tmp_path / "elsewhere")
+    picture(project / "new.png", 7)
+    with contextlib.chdir(project):
+        for _ in range(25):
+            os.mkdir("x" * 200)
+            os.chdir("x" * 200)
+    found = run(project)
+    assert sorted(found) == [b"a.png", b"b.jpg", b"deep/c.png", b"deep/d.webp", b"new.png"]
+    assert np.array_equal(found[b"deep/c.png"], before[b"deep/c.png"])
+    assert "5 pictures: 1 embedded, 2 as before; 0 dropped" in caplog.text
+    assert "left out: 1 x linked folder, not followed, such as deep" in caplog.text
+    assert "left out: 1 x File name too long, such as xxx" in caplog.text
+
+
+def test_an_id_is_never_given_twice(project: Path) -> None:
+    """A page that was opened before must not show another picture in the place of one that went."""
+    run(project)
+    kept = store.opened(PLACE)
+    last = max(int(ids.max()) for ids, _ in kept.vectors())
+    (path,) = kept.paths([last]).values()
+    os.unlink(os.path.join(os.fsencode(project), path))
+    picture(project / "new.png", 7)
+    assert b"new.png" in run(project)
+    assert kept.paths([last]) == {}
+
+
 def test_names_are_bytes(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = os.fsencode(project)
     odd = [
@@ -178,16 +212,16 @@ def test_files_that_vanish_meanwhile_are_counted(
     project: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder is read first; then a file goes and another changes."""
-    listed = index._files
+    listed = index._list
 
-    def then_change(root: bytes, place: bytes) -> dict:
+    def then_change(root: bytes, place: bytes) -> index.Listing:
         found = listed(root, place)
         (project / "a.png").unlink()
         picture(project / "b.jpg", 99)
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(index, "_files", then_change)
+        patch.setattr(index, "_list", then_change)
         assert len(run(project)) == 3
     assert "1 x not found, such as a.png" in caplog.text
     # Its stamp is that of before the change, so the next run reads it again.
@@ -205,8 +239,9 @@ def test_a_broken_index_is_one_line(project: Path) -> None:
     (PLACE / store.DATABASE).write_text("not a database" * 100)
     with pytest.raises(UserError, match=r"pictures.sqlite: file is not a database; .*remove index"):
         run(project)
-    (PLACE / store.CARD).write_text("{")
-    with pytest.raises(UserError, match=r"card.json: cannot be read"):
+    sqlite3.connect("other.sqlite").execute("CREATE TABLE other (id INTEGER)")
+    Path("other.sqlite").replace(PLACE / store.DATABASE)
+    with pytest.raises(UserError, match=r"pictures.sqlite: no such table: card; .*remove index"):
         run(project)
 
 

@@ -1,14 +1,11 @@
 """Queries: the nearest pictures, exactly or nearly; what is read of a text; the command line."""
 
 import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from goal import images, text, weights
+from goal import images, text
 from goal.commands import named
 from goal.errors import UserError
 from goal.search import index, store
@@ -83,22 +80,3 @@ def test_models_have_names(search: Search) -> None:
         UserError, match=r"stage2: no weights at models/stage2/.*; name a path, or one of champion"
     ):
         named.find("stage2")
-
-
-def test_the_command_line_prints_scores_and_paths(search: Search) -> None:
-    Path("params.yaml").write_text((tiny.ROOT / "params.yaml").read_text())
-    os.rename("data/tiny/images/2.png", b"data/tiny/images/two\nli\xffnes.png")
-    index.run(tiny.params(), Path("data/tiny/images"), PLACE, MODEL, "zero-shot")
-    done = subprocess.run(
-        [sys.executable, "-m", "goal", "search", "A man reads. " * 90, "--index", "index", "--count", "6"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    lines = done.stdout.splitlines()
-    assert len(lines) == 6
-    assert all(re.fullmatch(r"-?\d\.\d{3}  /.*/data/tiny/images/.*\.png", line) for line in lines)
-    assert any(line.endswith("two\\nli\\xffnes.png") for line in lines)
-    assert "362 tokens, of which 77 are read" in done.stderr
-    assert weights.digest(MODEL)[:12] in store.read_card(PLACE).digest
