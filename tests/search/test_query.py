@@ -8,7 +8,7 @@ import pytest
 from goal import images, text
 from goal.commands import named
 from goal.errors import UserError
-from goal.search import index, store
+from goal.search import index
 from goal.search.query import Search, reading
 from tests import tiny
 
