@@ -258,7 +258,7 @@ def main() -> None:
         for seed in range(arguments.seeds):
             for name, arm in arms.items():
                 seen, own, asked = wide if arm.wide else (rows, pairs, found)
-                file = folder / f"{seed}" / name.replace("/", " ") / weights.FILE
+                file = folder / f"{seed}" / name.replace("/", " ") / layout.WEIGHTS
                 told = train(arm, params, seen, own, seed, file)
                 results.setdefault(name, []).append(told | measure(file, asked, params))
             _write(results, arguments.out)

@@ -5,6 +5,9 @@ from pathlib import Path
 
 TRAINED = ("stage1", "stage2", "global", "global+local")
 MODELS = ("zero-shot", *TRAINED)
+# A model's folder: its weights, and what made them.
+WEIGHTS = "model.safetensors"
+CARD = "card.json"
 
 
 def data_dir(data_set: str) -> Path:
@@ -29,7 +32,7 @@ def model_dir(name: str) -> Path:
 
 
 def weights_file(name: str) -> Path:
-    return model_dir(name) / "model.safetensors"
+    return model_dir(name) / WEIGHTS
 
 
 def metrics_dir(name: str, data_set: str = "") -> Path:

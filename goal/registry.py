@@ -202,7 +202,7 @@ def _make(
 def _evidence(name: str, folder: Path) -> None:
     """What a promotion judges, what the training says of the model, and what dvc.lock says of both."""
     folder.mkdir(parents=True)
-    if (card := layout.model_dir(name) / weights.CARD).exists():
+    if (card := layout.model_dir(name) / layout.CARD).exists():
         shutil.copy2(card, folder)
     if layout.metrics_dir(name).is_dir():
         shutil.copytree(layout.metrics_dir(name), folder, dirs_exist_ok=True)

@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goal import files, tensorfiles
+from goal import files, layout, tensorfiles
 from goal.errors import UserError
 from goal.model import layouts
 from goal.model.network import GoalClip, Spec
 
 logger = logging.getLogger(__name__)
 
-FILE = "model.safetensors"
-CARD = "card.json"
 _SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".ckpt"}
 _METADATA = "goal"
 
@@ -39,7 +37,7 @@ def publish(model: GoalClip, folder: Path, card: Mapping[str, Any]) -> Path:
     """Write a finished model: its weights, and `card` as card.json with the file's sha256 and the network."""
     file = save(model, folder)
     content = {**card, "sha256": digest(file), "network": asdict(model.spec)}
-    files.write_text(folder / CARD, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    files.write_text(folder / layout.CARD, json.dumps(content, indent=2, sort_keys=True) + "\n")
     return file
 
 
@@ -147,7 +145,7 @@ def _huggingface_config(file: Path) -> tuple[tuple[int, int] | None, bool | None
 def file_of(path: Path | str) -> Path:
     """The weights file itself, or the one in a model's folder."""
     path = Path(path)
-    return path if path.is_file() or path.suffix in _SUFFIXES else path / FILE
+    return path if path.is_file() or path.suffix in _SUFFIXES else path / layout.WEIGHTS
 
 
 def digest(path: Path | str) -> str:

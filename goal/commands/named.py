@@ -36,16 +36,16 @@ def _registered(alias: str) -> Path:
         if version is None:
             raise UserError(f"{registered}: no {alias} yet; `goal register`, then `goal promote`, make one")
         digest = version.tags["goal.model"]
-        file = layout.registered_dir(digest) / weights.FILE
+        file = layout.registered_dir(digest) / layout.WEIGHTS
         files.make_folder(file.parent)
         with tempfile.TemporaryDirectory(dir=file.parent) as draft:
             # Each time: the same weights may have been measured again.
             said = registry.fetch(client, version, Path(draft))
-            if (said / weights.CARD).exists():
-                os.replace(said / weights.CARD, file.with_name(weights.CARD))
+            if (said / layout.CARD).exists():
+                os.replace(said / layout.CARD, file.with_name(layout.CARD))
             files.replace_folder(said, file.with_name(results.FETCHED))
             if not file.exists():
-                fetched = registry.fetch(client, version, Path(draft), f"artifacts/{weights.FILE}")
+                fetched = registry.fetch(client, version, Path(draft), f"artifacts/{layout.WEIGHTS}")
                 if weights.digest(fetched) != digest:
                     raise UserError(f"{registered} version {version.version}: its weights are not its own")
                 os.replace(fetched, file)

@@ -104,7 +104,7 @@ def _quieten() -> None:
 
 
 def _search(params: config.Params, index: Path, model: str) -> "Search":
-    from goal import layout, weights
+    from goal import layout
     from goal.commands import named
     from goal.search import store
 
@@ -114,7 +114,7 @@ def _search(params: config.Params, index: Path, model: str) -> "Search":
 
     card = store.opened(index).card
     name = model or card.model
-    kept = layout.registered_dir(card.digest) / weights.FILE
+    kept = layout.registered_dir(card.digest) / layout.WEIGHTS
     # The champion may be another one by now; the index goes with the one that made it.
     path = kept if not model and kept.exists() else named.find(name)
     return Search(params, index, path, name)

@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 def write(path: Path, spec: Spec, library: str, folder: Path) -> None:
     """Write the README.md of an export; `path` is where its weights come from."""
     file, digest = weights.file_of(path), weights.digest(path)
-    made = _made(file.with_name(weights.CARD), digest)
+    made = _made(file.with_name(layout.CARD), digest)
     content = templates.render(
         "model_card.md",
         name=f"{made.get('name', file.parent.name or spec.name)} ({spec.name})",

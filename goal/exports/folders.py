@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from goal import files, tensorfiles, weights
+from goal import files, layout, tensorfiles, weights
 from goal.model.network import GoalClip, Spec
 
 
@@ -32,7 +32,7 @@ def transformers(model: GoalClip, folder: Path) -> None:
     """
     _write(folder / "config.json", _huggingface_config(model.spec))
     preprocessor(model.spec, folder)
-    tensorfiles.write(folder / weights.FILE, weights.to_huggingface(model), {"format": "pt"})
+    tensorfiles.write(folder / layout.WEIGHTS, weights.to_huggingface(model), {"format": "pt"})
 
 
 def _huggingface_config(spec: Spec) -> dict[str, Any]:

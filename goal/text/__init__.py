@@ -29,7 +29,7 @@ class Tokens:
     BOS is token 0. A span is None when the sentence has no token in ids.
     """
 
-    ids: Int[Tensor, "T"]
+    ids: Int[Tensor, " T"]
     spans: list[tuple[int, int] | None]
 
 
@@ -65,7 +65,7 @@ def tokenize(caption: str, sentences: Sequence[Sentence], context_length: int | 
     return Tokens(torch.tensor(ids), spans)
 
 
-def pad(ids: Sequence[Int[Tensor, "_"]]) -> Int[Tensor, "B T"]:
+def pad(ids: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, "B T"]:
     """Texts of different length as one batch, zero padded to its longest; ValueError for an empty batch."""
     if not ids:
         raise ValueError("pad: no texts")

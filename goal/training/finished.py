@@ -48,7 +48,7 @@ def records(name: str) -> list[Path]:
 
 def _pretrained(start: Path) -> str | None:
     """Which weights were the first of all, as the card of the start says."""
-    card = start / weights.CARD
+    card = start / layout.CARD
     return json.loads(card.read_text(encoding="utf-8")).get("pretrained") if card.exists() else None
 
 
