@@ -15,7 +15,7 @@ from goal.config import Params
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import UserError
-from goal.evaluation import answers, embed, galleries
+from goal.evaluation import answers, embed
 from goal.evaluation.embed import Embeddings, Settings
 from goal.evaluation.galleries import Gallery, Picture
 from tests import tiny
@@ -185,50 +185,12 @@ def test_every_benchmark_of_a_full_set(project: Path, params: Params) -> None:
     assert [row["attribute"] for row in twin_rows[:4]] == ["colour", "shape"] * 2
 
 
-def test_joint_takes_the_best_usable_pair(project: Path) -> None:
-    tiny.write_pairs(
-        tiny.pair("p0", 0.9, dropped="whole image wins"),
-        tiny.pair("p0", 0.3, start=2, end=5),
-        tiny.pair("p0", 0.5, caption=1, start=0, end=6, x2=30.0),
-        tiny.pair("p1", 0.9, dropped="whole image wins"),
-    )
-    found = {gallery.benchmark: gallery for gallery in galleries.load("tiny")[0]}["joint"]
-    assert found.pictures == (
-        Picture("data/tiny/images/0.png"),
-        Picture("data/tiny/images/0.png", (0.0, 0.0, 30.0, 20.0)),
-    )
-    assert found.texts == ("Number 0.", "Number")
-    assert found.ids == ("p0", "p0")
-
-
-def test_faulty_pairs_are_blamed_on_their_stage(project: Path) -> None:
-    tiny.write_pairs(tiny.pair("p0", 0.9))
-    shard = Path("pairs/test/shard-00000.parquet")
-    pq.write_table(pq.read_table(shard).drop(["similarity"]), shard)
-    with pytest.raises(UserError, match=r"no column similarity; `dvc repro --force pairs` writes it anew"):
-        galleries.load("tiny")
-
-
 def test_a_picture_without_a_text_finds_nothing() -> None:
     """Its rank is 0, which is not among the first k."""
     rows = pa.table({"rank": pa.array([0, 1, 2], pa.int32())})
     names, values = answers.columns(rows, [1, 5])
     assert names == ["r1", "r5"]
     assert values.tolist() == [[0, 0], [100, 100], [0, 100]]
-
-
-def test_own_crops_come_before_mined_ones(project: Path) -> None:
-    tiny.write_pairs(tiny.pair("p0", 0.3))
-    box = {"x1": 1.0, "y1": 2.0, "x2": 3.0, "y2": 4.0}
-    own = {"id": "c", "of": "p3", "image": "data/tiny/images/3.png", **box, "caption": "A sail."}
-    manifest.write_table(manifest.table([own], manifest.JOINT), Path("data/tiny/joint.parquet"))
-    found = {gallery.benchmark: gallery for gallery in galleries.load("tiny")[0]}["joint"]
-    assert found.texts == ("A boat.", "A sail.")
-    assert found.pictures[1] == Picture("data/tiny/images/3.png", (1.0, 2.0, 3.0, 4.0))
-    own["of"] = "p9"
-    manifest.write_table(manifest.table([own], manifest.JOINT), Path("data/tiny/joint.parquet"))
-    with pytest.raises(UserError, match=r"joint.parquet: 'p9' is no test picture"):
-        galleries.load("tiny")
 
 
 def test_fault_10_a_crop_belongs_to_its_picture() -> None:

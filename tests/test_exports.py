@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from transformers import CLIPModel, CLIPProcessor
 
-from goal import evaluate, exports, text, weights
+from goal import clip, evaluate, exports, images, text, weights
 from goal.errors import UserError
 from goal.exports import onnx_files
 from tests import tiny
@@ -56,6 +58,34 @@ def test_onnx_answers_as_the_network_for_any_batch(written: Path, batch: int) ->
         {"height": 32, "width": 32},
         list(model.spec.mean),
     )
+
+
+@pytest.mark.parametrize("changes", [{}, {"quick_gelu": True, "view": "squash"}], ids=str)
+def test_transformers_reads_the_same_model_without_a_network(
+    project: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
+) -> None:
+    """Tokens, views and embeddings, from the folder alone; a text longer than the context is cut alike."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    weights.save(weights.GoalClip(replace(tiny.SPEC, **changes)), MODEL)
+    exports.run(MODEL, Path("out"), "transformers")
+    theirs = CLIPModel.from_pretrained("out").eval()
+    processor = CLIPProcessor.from_pretrained("out")
+    ours = weights.load(MODEL).eval()
+    texts = [*tiny.CAPTIONS, "Café, naïve: 'so' it's 4.5 m; U.S. 12,345\n日本 ❤️", ""]
+    pictures = [images.open_image(f"data/tiny/images/{number}.png", 200) for number in range(4)]
+    inputs = processor(text=texts, images=pictures, padding=True, truncation=True, return_tensors="pt")
+    ids = [text.tokenize(one, [], ours.spec.context_length).ids for one in texts]
+    for own, row, mask in zip(ids, inputs["input_ids"], inputs["attention_mask"], strict=True):
+        assert torch.equal(row[mask.bool()], own)
+    views = torch.stack([clip.preprocess(ours.spec)(picture) for picture in pictures])
+    # A grey level more or less: their resizing rounds otherwise.
+    torch.testing.assert_close(inputs["pixel_values"], views, atol=0.016, rtol=0)
+    with torch.inference_mode():
+        answered = theirs(**inputs | {"pixel_values": views})
+        seen = ours.encode_images(views, normalize=True)
+        told = torch.cat([ours.encode_texts(one[None], normalize=True) for one in ids])
+    torch.testing.assert_close(answered.image_embeds, seen, atol=1e-5, rtol=0)
+    torch.testing.assert_close(answered.text_embeds, told, atol=1e-5, rtol=0)
 
 
 def test_a_program_that_answers_otherwise_is_not_left_behind(

@@ -46,17 +46,17 @@ def test_an_index_goes_on_with_the_model_that_made_it(
     pictures, place = Path("data/tiny/images"), Path("index")
     registered.train(0)
     registry.run(registered.params("names"))
-    commands.index(pictures, place, "challenger")
-    commands.search("A red ball.", None, 6, place)
+    commands.index(pictures, index=place, model="challenger")
+    commands.search("A red ball.", count=6, index=place)
     before = capsys.readouterr().out
     registered.train(1)
     registry.run(registered.params("names"))
     with pytest.raises(
         UserError, match="index: challenger changed since .*; index anew with another --index"
     ):
-        commands.index(pictures, place, "challenger")
+        commands.index(pictures, index=place, model="challenger")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    commands.search("A red ball.", None, 6, place)
+    commands.search("A red ball.", count=6, index=place)
     assert capsys.readouterr().out == before
 
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from open_clip.tokenizer import SimpleTokenizer
+
 from goal import files, layout, tensorfiles, weights
 from goal.model.network import GoalClip, Spec
 
@@ -25,13 +27,15 @@ def open_clip(model: GoalClip, folder: Path) -> None:
 
 
 def transformers(model: GoalClip, folder: Path) -> None:
-    """Write a folder for transformers' `CLIPModel.from_pretrained` and `CLIPImageProcessor.from_pretrained`.
+    """Write a folder for transformers' `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained`.
 
-    Texts: the tokenizer of any CLIP, `model_max_length` set to the context. Pictures: transformers' centre
-    crop may lie one pixel beside open_clip's and ours. Raises UserError where the disk refuses.
+    Texts: transformers does not mend broken characters and HTML entities, as open_clip and this project do.
+    Pictures: its resizing rounds otherwise, and its centre crop may lie one pixel beside ours.
+    Raises UserError where the disk refuses.
     """
     _write(folder / "config.json", _huggingface_config(model.spec))
     preprocessor(model.spec, folder)
+    _tokenizer(model.spec, folder)
     tensorfiles.write(folder / layout.WEIGHTS, weights.to_huggingface(model), {"format": "pt"})
 
 
@@ -91,6 +95,23 @@ def preprocessor(spec: Spec, folder: Path) -> None:
         "image_std": spec.std,
     }
     _write(folder / "preprocessor_config.json", content)
+
+
+def _tokenizer(spec: Spec, folder: Path) -> None:
+    """CLIP's byte pairs in the files of transformers."""
+    pairs = SimpleTokenizer()
+    # Padding comes after the end and is not looked at; transformers' CLIP pads with the end itself.
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    special = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": spec.context_length, **special}
+    # open_clip calls them otherwise.
+    names = {pairs.decoder[pairs.sot_token_id]: start, pairs.decoder[pairs.eot_token_id]: end}
+    vocabulary = {names.get(token, token): number for token, number in pairs.encoder.items()}
+    files.write_text(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False) + "\n")
+    merges = "".join(f"{first} {second}\n" for first, second in pairs.bpe_ranks)
+    files.write_text(folder / "merges.txt", f"#version: 0.2\n{merges}")
+    _write(folder / "tokenizer_config.json", config)
+    _write(folder / "special_tokens_map.json", special)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

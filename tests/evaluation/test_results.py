@@ -1,6 +1,7 @@
 """Results read back into tables and comparisons, from real evaluations of random networks."""
 
 import csv
+import importlib
 import io
 import os
 import re
@@ -13,7 +14,8 @@ import pytest
 import torch
 import yaml
 
-from goal import evaluate, layout, report, weights
+from goal import config, evaluate, layout, report, weights
+from goal.datasets import released
 from goal.errors import UserError
 from goal.evaluation import compare, published, results, table
 from goal.model.network import GoalClip
@@ -169,6 +171,15 @@ def test_published_numbers_stand_only_beside_the_same_protocol() -> None:
     # The same pictures in another number, and a gallery that nobody states, are not the same protocol.
     assert published.of("docci", "ViT-B-16", 5000)[0] == []
     assert published.of("scenes", "scenes-vit", 500) == ([], [])
+
+
+@pytest.mark.parametrize("preset", ["docci-b16", "docci-l14", "dci-b16", "dci-l14"])
+def test_the_paper_s_runs_have_its_numbers_beside_them(preset: str) -> None:
+    params = config.load(tiny.ROOT / f"presets/{preset}.yaml")
+    source = importlib.import_module(f"goal.datasets.{params.data.source}")
+    images = released.usual_gallery(params, source.RELEASE, source.GALLERIES)
+    same, _ = published.of(params.data.name, params.model.name, images)
+    assert any(row.setting.startswith("GOAL") for row in same)
 
 
 def test_a_published_row_appears_in_the_table(project: Path) -> None:

@@ -1,74 +1,23 @@
-"""An index keeps up with its folder, says what it leaves out, and survives a kill at any moment."""
+"""An index keeps up with its folder and says what it leaves out."""
 
 import contextlib
-import json
 import logging
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
-from PIL import Image
 
-from goal import clip, images, weights
-from goal.config import Params
 from goal.errors import UserError
 from goal.search import index, store
-from tests import tiny
-
-PLACE = Path("index")
-MODEL = Path("models/base")
+from tests.search import photos
+from tests.search.photos import PLACE, embedded, picture, run, vectors
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with a random network and a folder `photos` of four pictures."""
-    tiny.make(tmp_path, monkeypatch, ("zero-shot", "stage1"))
-    photos = tmp_path / "photos"
-    (photos / "deep").mkdir(parents=True)
-    for number, name in enumerate(("a.png", "b.jpg", "deep/c.png", "deep/d.webp")):
-        picture(photos / name, number)
-    return photos
-
-
-def picture(path: Path | bytes, seed: int) -> None:
-    pixels = np.random.default_rng(seed).integers(0, 255, (40, 50, 3), np.uint8)
-    kind = os.fsdecode(path).rpartition(".")[2].replace("jpg", "jpeg")
-    with open(path, "wb") as file:
-        Image.fromarray(pixels).save(file, kind)
-
-
-def run(folder: Path, place: Path = PLACE, model: Path = MODEL) -> dict[bytes, np.ndarray]:
-    """Index; the vectors of the index by path."""
-    index.run(params(), folder, place, model, str(model))
-    return vectors(place)
-
-
-def params() -> Params:
-    return tiny.params()
-
-
-def vectors(place: Path = PLACE) -> dict[bytes, np.ndarray]:
-    found = store.opened(place)
-    ids, values = zip(*found.vectors(), strict=True)
-    paths = found.paths(np.concatenate(ids).tolist())
-    return dict(zip(paths.values(), np.concatenate(values), strict=True))
-
-
-def embedded(file: Path) -> np.ndarray:
-    """What the network says of one picture, without the index."""
-    network = weights.load(MODEL).eval()
-    view = clip.preprocess(network.spec)(images.open_image(file, 200))
-    with torch.inference_mode():
-        return F.normalize(network.encode_images(view[None]), dim=1)[0].numpy()
+    return photos.make(tmp_path, monkeypatch)
 
 
 def test_every_picture_has_its_vector(project: Path) -> None:
@@ -243,59 +192,3 @@ def test_a_broken_index_is_one_line(project: Path) -> None:
     Path("other.sqlite").replace(PLACE / store.DATABASE)
     with pytest.raises(UserError, match=r"pictures.sqlite: no such table: card; .*remove index"):
         run(project)
-
-
-@pytest.fixture
-def command(project: Path) -> Iterator[subprocess.Popen]:
-    """`goal index` on 200 pictures in a process of its own."""
-    for number in range(200):
-        picture(project / f"{number:03d}.png", number)
-    values = params().model_dump(by_alias=True)
-    Path("params.yaml").write_text(json.dumps(values))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "goal", "index", "photos", "--index", "index", "--model", str(MODEL)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    yield process
-    process.kill()
-    process.wait()
-
-
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(signal.SIGKILL, id="kill -9"),
-        pytest.param(signal.SIGTERM, id="terminate", marks=pytest.mark.slow),
-    ],
-)
-def test_a_kill_loses_at_most_a_batch(command: subprocess.Popen, project: Path, number: int) -> None:
-    while command.poll() is None and _count() < 40:
-        time.sleep(0.02)
-    command.send_signal(number)
-    said = command.communicate()[1]
-    kept = _count()
-    assert 40 <= kept < 204, said
-    if number == signal.SIGTERM:
-        assert command.returncode == 75
-        assert f"index: {kept} pictures are in; the same command goes on" in said
-    database = sqlite3.connect(PLACE / store.DATABASE)
-    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    version = store.opened(PLACE).version()
-    found = run(project)
-    assert len(found) == 204
-    # Each batch is one change: what was in is not done again.
-    assert store.opened(PLACE).version() - version == -(-(204 - kept) // params().evaluate.batch_size)
-    for name in ("000.png", "199.png"):
-        np.testing.assert_allclose(found[name.encode()], embedded(project / name), atol=1e-5)
-
-
-def _count() -> int:
-    path = PLACE / store.DATABASE
-    if not path.exists():
-        return 0
-    try:
-        return sqlite3.connect(path, timeout=5).execute("SELECT count(*) FROM pictures").fetchone()[0]
-    except sqlite3.OperationalError:
-        return 0
