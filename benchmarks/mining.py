@@ -23,23 +23,23 @@ SPLIT = "train"
 DIFFERENT = 500
 
 
-def params(**sections: dict) -> Params:
+def params(device: str = "cpu", **sections: dict) -> Params:
     """The project's own parameters with changes; one split, one process, one thread."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values["data"]["name"] = NAME
-    values["regions"] |= {"splits": [SPLIT], "workers": 1, "threads": 1, "device": "cpu"}
-    values["pairs"] |= {"workers": 1, "threads": 1, "device": "cpu"}
+    values["regions"] |= {"splits": [SPLIT], "workers": 1, "threads": 1, "device": device}
+    values["pairs"] |= {"workers": 1, "threads": 1, "device": device}
     for name, changes in sections.items():
         values[name] |= changes
     return config.parse(values, "benchmark")
 
 
-def enter(folder: Path) -> None:
-    """Make `folder` the project's folder, with a random matcher in models/base."""
+def enter(folder: Path, network: str = SCENES) -> None:
+    """Make `folder` the project's folder, with a random matcher of this network in models/base."""
     os.chdir(folder)
     (layout.data_dir(NAME) / "images").mkdir(parents=True)
     torch.manual_seed(0)
-    spec = replace(spec_of(SCENES), context_length=248)
+    spec = replace(spec_of(network), context_length=248)
     weights.save(GoalClip(spec), layout.model_dir("zero-shot"))
 
 
