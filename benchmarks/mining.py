@@ -11,7 +11,7 @@ from PIL import Image
 
 from goal import config, layout, weights
 from goal.config import Params
-from goal.datasets import manifest, scenes_layout, scenes_render, scenes_words
+from goal.datasets import manifest, scenes_layout, scenes_render, scenes_words, stage
 from goal.datasets.manifest import Row
 from goal.model.architectures import SCENES, spec_of
 from goal.model.network import GoalClip
@@ -54,6 +54,11 @@ def scenes(count: int, side: int) -> None:
         caption, _ = scenes_words.long_caption(scene, streams[1])
         rows.append(Row(f"{number:08d}", str(path), side, side, (caption,), "scenes"))
     manifest.write(rows, layout.manifest(NAME, SPLIT))
+
+
+def photographs(folder: Path) -> None:
+    """The rows of one's own folder of photographs with its captions file."""
+    stage.run(params(data={"source": "folder", "path": str(folder)}))
 
 
 def tiny(count: int) -> None:

@@ -2,12 +2,13 @@
 
     python -m benchmarks.scale                 # all parts; figures in benchmarks/results/scale.json
     python -m benchmarks.scale workers         # some of: workers rows storage held
+    python -m benchmarks.scale storage --folder photos
 
 | part | measures |
 |---|---|
 | workers | regions of scenes by one worker of one thread and by two, the start of the processes included |
 | rows | regions and pairs of 1k, 10k and 100k tiny pictures: seconds, and peak memory of the process |
-| storage | bytes of the shards that regions and pairs of scenes take |
+| storage | bytes of the shards of regions and pairs: of scenes, or of a folder of photographs with captions |
 | held | bytes of memory for a row of a manifest in `data`, and for a picture in `train` |
 
 Each measurement is a process of its own.
@@ -30,7 +31,7 @@ import torch
 
 from benchmarks import figures, mining
 from goal import devices, layout, pairs
-from goal.datasets import manifest, scenes_layout, scenes_words
+from goal.datasets import manifest, scenes_layout, scenes_words, slices
 from goal.datasets.manifest import Row
 from goal.model.architectures import spec_of
 from goal.regions import stage as regions
@@ -47,6 +48,7 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="parts to run; all by default")
     parser.add_argument("--scenes", type=int, default=1000, help="pictures of `workers` and `storage`")
+    parser.add_argument("--folder", default="", help="photographs and captions.jsonl, for `storage`")
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument(
         "--held", type=int, default=10_000, help="rows of `held`; measured with as many again"
@@ -57,11 +59,14 @@ def main() -> None:
         part, size = arguments.child
         with tempfile.TemporaryDirectory() as folder:
             mining.enter(Path(folder))
-            print(json.dumps(CHILDREN[part](int(size), arguments.scenes)))
+            print(json.dumps(CHILDREN[part](int(size), arguments)))
         return
     for part in arguments.parts or PARTS:
         settings = {name: getattr(arguments, name) for name in SETTINGS[part]}
-        figures.tell("scale", part, settings, PARTS[part](arguments))
+        if part == "storage" and arguments.folder:
+            figures.tell("scale", "storage (photographs)", {}, storage(arguments))
+        else:
+            figures.tell("scale", part, settings, PARTS[part](arguments))
 
 
 def workers(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
@@ -85,7 +90,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
 
 
 def storage(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
-    yield from _child("storage", arguments.scenes, arguments).items()
+    yield from _child("storage", 0, arguments).items()
 
 
 def held(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
@@ -98,8 +103,8 @@ PARTS = {"workers": workers, "rows": rows, "storage": storage, "held": held}
 SETTINGS = {"workers": ["scenes"], "rows": ["rows"], "storage": ["scenes"], "held": ["held"]}
 
 
-def _work(count: int, scenes: int) -> dict[str, float | str]:
-    mining.scenes(scenes, 128)
+def _work(count: int, arguments: argparse.Namespace) -> dict[str, float | str]:
+    mining.scenes(arguments.scenes, 128)
     given = mining.params(regions={"workers": count, "sources": ["felzenszwalb"], "shard_size": 100})
     started = time.perf_counter()
     regions.run(given)
@@ -110,7 +115,7 @@ def _work(count: int, scenes: int) -> dict[str, float | str]:
     return {"seconds": seconds, "bytes": content.hexdigest()}
 
 
-def _grow(count: int, scenes: int) -> dict[str, float]:
+def _grow(count: int, arguments: argparse.Namespace) -> dict[str, float]:
     _elsewhere(mining.tiny, count)
     given = mining.params(regions={"sources": ["fixed"], "shard_size": 1000}, pairs={"shard_size": 1000})
     seconds = []
@@ -122,8 +127,12 @@ def _grow(count: int, scenes: int) -> dict[str, float]:
     return {"regions": seconds[0], "pairs": seconds[1], "megabytes": devices.peak(CPU) / MEGABYTE}
 
 
-def _store(count: int, scenes: int) -> dict[str, float]:
-    mining.scenes(count, 128)
+def _store(_: int, arguments: argparse.Namespace) -> dict[str, float]:
+    if arguments.folder:
+        mining.photographs(Path(arguments.folder))
+    else:
+        mining.scenes(arguments.scenes, 128)
+    count = slices.count(layout.manifest(mining.NAME, mining.SPLIT))
     sources = ["felzenszwalb", "fixed"]
     given = mining.params(regions={"sources": sources, "shard_size": 1000}, pairs={"shard_size": 1000})
     regions.run(given)
@@ -138,10 +147,10 @@ def _store(count: int, scenes: int) -> dict[str, float]:
         found[f"{thing}s a picture"] = lines / count
         found[f"bytes a {thing}"] = sum(path.stat().st_size for path in shards) / lines
     size = layout.manifest(mining.NAME, mining.SPLIT).stat().st_size
-    return found | {"bytes a row of the manifest": size / count}
+    return found | {"pictures": count, "bytes a row of the manifest": size / count}
 
 
-def _hold(count: int, scenes: int) -> dict[str, float]:
+def _hold(count: int, arguments: argparse.Namespace) -> dict[str, float]:
     _elsewhere(_long_captions, count)
     before = psutil.Process().memory_info().rss
     known = manifest.read(layout.manifest(mining.NAME, mining.SPLIT))
@@ -185,8 +194,10 @@ CHILDREN = {"workers": _work, "rows": _grow, "storage": _store, "held": _hold}
 
 
 def _child(part: str, size: int, arguments: argparse.Namespace) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.scale", "--scenes", str(arguments.scenes)]
-    command += ["--child", part, str(size)]
+    command = [sys.executable, "-m", "benchmarks.scale", "--child", part, str(size)]
+    command += ["--scenes", str(arguments.scenes)]
+    if arguments.folder:
+        command += ["--folder", str(Path(arguments.folder).resolve())]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, cwd=mining.ROOT)
     return json.loads(done.stdout)
 
