@@ -11,7 +11,7 @@ from PIL import Image
 
 from goal import config, layout, weights
 from goal.config import Params
-from goal.datasets import manifest, scenes_layout, scenes_render, scenes_words
+from goal.datasets import manifest, scenes_layout, scenes_render, scenes_words, stage
 from goal.datasets.manifest import Row
 from goal.model.architectures import SCENES, spec_of
 from goal.model.network import GoalClip
@@ -23,23 +23,23 @@ SPLIT = "train"
 DIFFERENT = 500
 
 
-def params(**sections: dict) -> Params:
+def params(device: str = "cpu", **sections: dict) -> Params:
     """The project's own parameters with changes; one split, one process, one thread."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values["data"]["name"] = NAME
-    values["regions"] |= {"splits": [SPLIT], "workers": 1, "threads": 1, "device": "cpu"}
-    values["pairs"] |= {"workers": 1, "threads": 1, "device": "cpu"}
+    values["regions"] |= {"splits": [SPLIT], "workers": 1, "threads": 1, "device": device}
+    values["pairs"] |= {"workers": 1, "threads": 1, "device": device}
     for name, changes in sections.items():
         values[name] |= changes
     return config.parse(values, "benchmark")
 
 
-def enter(folder: Path) -> None:
-    """Make `folder` the project's folder, with a random matcher in models/base."""
+def enter(folder: Path, network: str = SCENES) -> None:
+    """Make `folder` the project's folder, with a random matcher of this network in models/base."""
     os.chdir(folder)
     (layout.data_dir(NAME) / "images").mkdir(parents=True)
     torch.manual_seed(0)
-    spec = replace(spec_of(SCENES), context_length=248)
+    spec = replace(spec_of(network), context_length=248)
     weights.save(GoalClip(spec), layout.model_dir("zero-shot"))
 
 
@@ -54,6 +54,11 @@ def scenes(count: int, side: int) -> None:
         caption, _ = scenes_words.long_caption(scene, streams[1])
         rows.append(Row(f"{number:08d}", str(path), side, side, (caption,), "scenes"))
     manifest.write(rows, layout.manifest(NAME, SPLIT))
+
+
+def photographs(folder: Path) -> None:
+    """The rows of one's own folder of photographs with its captions file."""
+    stage.run(params(data={"source": "folder", "path": str(folder)}))
 
 
 def tiny(count: int) -> None:

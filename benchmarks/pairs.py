@@ -1,13 +1,13 @@
 """Matching: crops batched across pictures and sentences by length, against one picture at a time.
 
-    python -m benchmarks.pairs                 # a Markdown table, and work/benchmarks/pairs.json
+    python -m benchmarks.pairs                 # scenes' network on a CPU; benchmarks/results/pairs.json
+    python -m benchmarks.pairs --network ViT-L-14-336 --device cuda          # the paper's matcher
 
 Both ways run in this process with one thread over the same regions of the same scenes, with the same network
 (random weights: its time does not depend on them), and must choose the same boxes.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections import defaultdict
@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks import mining
-from goal import boxes, clip, images, layout, text, weights
+from benchmarks import figures, mining
+from goal import boxes, clip, devices, images, layout, text, weights
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.mining.matching import Match
 from goal.mining.mined import SIDES
+from goal.model.architectures import SCENES
 from goal.model.network import GoalClip
 from goal.regions import stage as regions
 
-RESULTS = Path("work/benchmarks/pairs.json")
 SOURCES = ["felzenszwalb", "fixed"]
 
 
@@ -36,22 +36,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scenes", type=int, default=200, help="pictures")
+    parser.add_argument("--network", default=SCENES)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
-    target = RESULTS.resolve()
     torch.set_num_threads(1)
+    settings = vars(arguments)
+    if arguments.device == "cuda":
+        settings = settings | {"device": torch.cuda.get_device_name()}
     with tempfile.TemporaryDirectory() as folder:
-        mining.enter(Path(folder))
+        mining.enter(Path(folder), arguments.network)
         mining.scenes(arguments.scenes, 128)
-        results = measure(arguments.scenes)
-    print("| measured | value |\n|---|---|")
-    for name, value in results.items():
-        print(f"| {name} | {value:.4g} |")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        found = measure(arguments.scenes, arguments.device).items()
+    figures.tell("pairs", f"{arguments.network} ({arguments.device})", settings, found)
 
 
-def measure(scenes: int) -> dict[str, float]:
-    given = mining.params(regions={"sources": SOURCES})
+def measure(scenes: int, device: str) -> dict[str, float]:
+    given = mining.params(device, regions={"sources": SOURCES})
     regions.run(given)
     work = Match(
         manifest=str(layout.manifest(mining.NAME, mining.SPLIT)),
@@ -66,14 +66,18 @@ def measure(scenes: int) -> dict[str, float]:
     rows = manifest.read(layout.manifest(mining.NAME, mining.SPLIT))
     # What is done once a process (weights, the tokenizer's words) is not part of the comparison.
     work(0, scenes)
-    one_at_a_time(rows[:2])
+    one_at_a_time(rows[:2], device)
     batched, table = _timed(lambda: work(0, scenes))
-    single, plain = _timed(lambda: one_at_a_time(rows))
+    single, plain = _timed(lambda: one_at_a_time(rows, device))
     found = {
         (line["id"], line["sentence"]): tuple(line[side] for side in SIDES) for line in table.to_pylist()
     }
     same = sum(found[key] == plain[key] for key in plain) / len(plain)
+    crops = scenes + sum(map(len, _regions().values()))
     return {
+        "crops a picture, the whole included": crops / scenes,
+        "sentences a picture": len(plain) / scenes,
+        "batched, ms a crop": 1000 * batched.wall / crops,
         "batched, pictures a second": scenes / batched.wall,
         "one picture at a time, pictures a second": scenes / single.wall,
         "batched, times faster": single.wall / batched.wall,
@@ -96,9 +100,9 @@ def _timed(work: Callable[[], Any]) -> tuple[Seconds, Any]:
 
 
 @torch.inference_mode()
-def one_at_a_time(rows: Iterable[Row]) -> dict[tuple[str, int], tuple]:
+def one_at_a_time(rows: Iterable[Row], device: str) -> dict[tuple[str, int], tuple]:
     """Each picture's crops in one batch, each sentence padded to the context, as the release has it."""
-    model = weights.load(layout.model_dir("zero-shot")).eval()
+    model = weights.load(layout.model_dir("zero-shot")).eval().to(devices.resolve(device, "--device"))
     found = _regions()
     chosen = {}
     for row in rows:
@@ -108,6 +112,7 @@ def one_at_a_time(rows: Iterable[Row]) -> dict[tuple[str, int], tuple]:
 
 def _match(model: GoalClip, row: Row, candidates: list[tuple]) -> dict[tuple[str, int], tuple]:
     see, context = clip.preprocess(model.spec), model.spec.context_length
+    device = model.logit_scale.device
     image = images.open_image(Path(row.image), 200)
     crops = torch.stack([see(image.crop(boxes.pixels(box, image.size))) for box in candidates])
     sentences = text.split_sentences(row.captions[0])
@@ -115,7 +120,8 @@ def _match(model: GoalClip, row: Row, candidates: list[tuple]) -> dict[tuple[str
     for number, one in enumerate(sentences):
         tokens = text.tokenize(one.text, [], context).ids
         ids[number, : len(tokens)] = tokens
-    cosines = model.encode_images(crops, normalize=True) @ model.encode_texts(ids, normalize=True).T
+    seen = model.encode_images(crops.to(device), normalize=True)
+    cosines = seen @ model.encode_texts(ids.to(device), normalize=True).T
     return {(row.id, number): candidates[best] for number, best in enumerate(cosines.argmax(0).tolist())}
 
 

@@ -43,7 +43,8 @@ class Detector:
 
     def _regions(self, image: np.ndarray) -> list[Region]:
         height, width = image.shape[:2]
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1).float() / 255
+        # A copy: the picture may be read-only, which torch does not know.
+        pixels = torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1).float() / 255
         found = self.network([pixels])[0]
         sure = found["scores"] >= self.params.min_score
         boxes, scores = found["boxes"][sure].tolist(), found["scores"][sure].tolist()

@@ -1,12 +1,13 @@
 """The detector source: a real torchvision network, weights through files, faults in one line."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torchvision.models import get_model, get_model_weights
+from torchvision.models import detection, get_model, get_model_weights, list_models
 
 from goal import config
 from goal.datasets import download
@@ -123,6 +124,12 @@ def test_torchvisions_own_weights_are_fetched_and_checked_by_the_digits_of_their
         with pytest.raises(UserError, match=r"model-00000000\.pth: sha256 .* instead of 00000000"):
             detector.file(params(""))
     assert (cache / f"model-{digits}.pth").read_bytes() == content
+
+
+def test_the_address_of_every_known_model_tells_its_checksum() -> None:
+    for model in list_models(module=detection):
+        assert re.fullmatch("[0-9a-f]{8}", detector._own(model).sha256), model
+    assert set(list_models(module=detection)) > detector.WITHOUT_EPS
 
 
 @pytest.mark.parametrize("model", [MODEL, "fasterrcnn_resnet50_fpn"])
