@@ -89,8 +89,9 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
                     tensorfiles.write(saves.folder / _best_file(taught), model.state_dict(), {})
             if taught.step == steps or 0 < plan.stage.patience <= taught.stale:
                 break
-            stop = group.any(asked())
-            if stop or (group.first and time.monotonic() - saved_at > params.train.checkpoint_minutes * 60):
+            late = group.first and time.monotonic() - saved_at > params.train.checkpoint_minutes * 60
+            stop, save = group.any(asked(), late)
+            if stop or save:
                 _stop_if_wrong(taught, order, rows, plan)
                 told.losses()
                 _save(saves, taught, group, stop)
@@ -219,9 +220,8 @@ def _save(saves: Checkpoints, taught: Learner, group: Group, stop: bool) -> None
         if stop:
             raise
         log.warning("%s; training goes on", error)
-    if stop:
-        # The others wait: the first process that ends has torchrun end all.
-        group.told(None)
+    # The others wait: after a stop, the first process that ends has torchrun end all.
+    group.told(None)
 
 
 @contextlib.contextmanager
