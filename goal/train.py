@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from goal import files, interrupts, layout, tensorfiles, weights
+from goal import files, interrupts, layout, weights
 from goal.config import Params
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import Interrupted, UserError
 from goal.model.network import Spec
-from goal.training import batches, distributed, examples, finished, learner, packed, recipe, step
+from goal.training import batches, best, distributed, examples, finished, learner, packed, recipe, step
 from goal.training.batches import Collate, Order
 from goal.training.checkpoint import Checkpoints
 from goal.training.distributed import Group
@@ -86,7 +86,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
                 taught.validations.append(group.told(found))
                 told.validation()
                 if group.first and plan.stage.keep == "best" and taught.stale == 0:
-                    tensorfiles.write(saves.folder / _best_file(taught), model.state_dict(), {})
+                    best.keep(saves, taught)
             if taught.step == steps or 0 < plan.stage.patience <= taught.stale:
                 break
             late = group.first and time.monotonic() - saved_at > params.train.checkpoint_minutes * 60
@@ -120,7 +120,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
 
         if group.first:
             if plan.stage.keep == "best":
-                model.load_state_dict(tensorfiles.read(saves.folder / _best_file(taught))[0])
+                best.take(saves, taught)
             finished.write(params, plan, taught, data.counts())
             told.files(finished.records(name))
             saves.clear()
@@ -198,11 +198,6 @@ def _validates(taught: Learner, plan: Recipe, steps_an_epoch: int) -> bool:
     every = steps_an_epoch * plan.stage.validate_epochs
     last = taught.validations[-1]["step"] if taught.validations else 0
     return taught.step > last and (taught.step % every == 0 or taught.step == taught.steps)
-
-
-def _best_file(taught: Learner) -> str:
-    # Named by its step: a kill may leave a later one than the state that is gone on from knows.
-    return f"best-{taught.best['step']}.safetensors"
 
 
 def _stop_if_wrong(taught: Learner, order: Order, rows: Sequence[Row], plan: Recipe) -> None:

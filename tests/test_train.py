@@ -149,6 +149,23 @@ def test_the_best_weights_are_kept_where_asked(monkeypatch: pytest.MonkeyPatch) 
     assert {name: value.numpy().tobytes() for name, value in kept.items()} == seen[1]
 
 
+def test_best_weights_that_no_checkpoint_names_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    recall = iter(range(99))
+    left: list[int] = []
+
+    def measure(self: Any, model: Any, autocast: Any, step: int) -> dict[str, Any]:
+        left.append(len(list(Path("work").rglob("best-*.safetensors"))))
+        return {"step": step, "recall": float(next(recall)), "image_to_text": {}, "text_to_image": {}}
+
+    monkeypatch.setattr(train.Validation, "measure", measure)
+    often = {"train__checkpoint_minutes": 1e-9, "train__keep_checkpoints": 2}
+    train.run(trainings.params(stage2__epochs=8, stage2__keep="best", **often), "stage2", Silent())
+    # Those of the two checkpoints and the last validation's.
+    assert left[0] == 0
+    assert max(left) <= 3
+    assert json.loads(Path("metrics/stage2/train.json").read_text())["best_validation"]["step"] == 16
+
+
 def test_patience_ends_a_training_that_gets_no_better(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(self: Any, model: Any, autocast: Any, step: int) -> dict[str, Any]:
         return {"step": step, "recall": 5.0, "image_to_text": {}, "text_to_image": {}}
