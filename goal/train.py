@@ -46,6 +46,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
     steps = plan.stage.epochs * steps_an_epoch
     recipe.check_steps(plan, steps)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_room(params, plan))
         group = stack.enter_context(distributed.group(plan.device, params.train.processes))
         stack.enter_context(_deterministic(group.device))
         asked = stack.enter_context(interrupts.taken_down())
@@ -217,6 +218,19 @@ def _save(saves: Checkpoints, taught: Learner, group: Group, stop: bool) -> None
         log.warning("%s; training goes on", error)
     # The others wait: after a stop, the first process that ends has torchrun end all.
     group.told(None)
+
+
+@contextlib.contextmanager
+def _room(params: Params, plan: Recipe) -> Iterator[None]:
+    """Say what to do where the GPU's memory does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        pairs = params.train.chunk_size or plan.stage.batch_size // params.train.processes
+        raise UserError(
+            f"{plan.name}: the GPU is out of memory; set train.chunk_size to fewer than {pairs} pairs (`goal "
+            f"fit-batch {plan.name}` says what fits), or train.checkpoint_activations to true"
+        ) from error
 
 
 @contextlib.contextmanager

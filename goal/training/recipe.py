@@ -17,6 +17,9 @@ DECISIVE = ("precision", "processes", "compile", "checkpoint_activations", "chun
 # The baselines are stage 2 with these terms only.
 BASELINES = {"global": ("global",), "global+local": ("global", "local")}
 
+CPU = Path("/proc/cpuinfo")
+CPU_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one: Arm
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -86,10 +89,19 @@ def _check_count(device: torch.device, processes: int) -> None:
 
 
 def _bf16(wanted: str, device: torch.device) -> bool:
-    has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if wanted == "bf16" and device.type == "cuda" and not has:
-        raise UserError("train.precision bf16: this GPU has no bf16 arithmetic; set auto or fp32")
-    return wanted == "bf16" or (wanted == "auto" and has)
+    gpu = device.type == "cuda"
+    has = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else _cpu_has_bf16()
+    if wanted == "bf16" and not has:
+        raise UserError(
+            f"train.precision bf16: this {'GPU' if gpu else 'CPU'} has no bf16 arithmetic; set auto or fp32"
+        )
+    # On a CPU `auto` is fp32, whose bits are the same on all of them.
+    return wanted == "bf16" or (wanted == "auto" and gpu and has)
+
+
+def _cpu_has_bf16() -> bool:
+    # torch computes it on any CPU, without these more slowly than fp32. Only Linux tells.
+    return not CPU.exists() or bool(CPU_BF16 & set(CPU.read_text().split()))
 
 
 def _flat(prefix: str, values: Any) -> dict[str, Any]:
