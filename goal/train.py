@@ -42,7 +42,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
     plan = recipe.plan(params, name)
     rows = _rows(params, plan)
     size = plan.stage.batch_size
-    steps_an_epoch = len(rows) // size
+    steps_an_epoch = batches.steps_an_epoch(len(rows), size)
     steps = plan.stage.epochs * steps_an_epoch
     recipe.check_steps(plan, steps)
     with contextlib.ExitStack() as stack:
