@@ -61,6 +61,8 @@ def run(params: Params, name: str) -> Fit:
     needs = Needs.of(plan.weights)
 
     def memory_of(size: int) -> int:
+        # A step that was refused leaves gradients.
+        model.zero_grad()
         _forget_peak(plan.device)
         if params.train.processes > 1:
             # The buckets of step.wrapped: they stay from step to step, and gradients are views of them.
