@@ -349,7 +349,11 @@ def test_what_ended_a_job_is_told_of_the_process_that_ended_it(
 
 
 @pytest.mark.parametrize(
-    "death", ["first", *(pytest.param(one, marks=pytest.mark.slow) for one in ("second", "launcher", "term"))]
+    "death",
+    [
+        "first",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("second", "launcher", "term", "term to all")),
+    ],
 )
 def test_a_dead_job_ends_whole_and_goes_on_to_the_same_bytes(death: str) -> None:
     expected = whole()
@@ -357,11 +361,17 @@ def test_a_dead_job_ends_whole_and_goes_on_to_the_same_bytes(death: str) -> None
     job.wait_for_steps(3)
     first, second = job.ranks()
     victim = {"first": first, "second": second}.get(death, job.process.pid)
-    os.kill(victim, signal.SIGTERM if death == "term" else signal.SIGKILL)
+    os.kill(victim, signal.SIGTERM if death.startswith("term") else signal.SIGKILL)
+    if death == "term to all":
+        # As schedulers do: the launcher, which hands it on, and those to whom it does.
+        for rank in (first, second):
+            os.kill(rank, signal.SIGTERM)
     code, said = job.end()
     if death in ("first", "second"):
         assert f"process {int(death == 'second')} of 2 was ended by SIGKILL" in said
         assert "the same command goes on" in said
+    if death.startswith("term"):
+        assert "stage2: saved after step" in said
     if death != "launcher":
         assert code == EXIT_RESUMABLE
     assert Job().end()[0] == 0
