@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -176,7 +176,7 @@ def test_only_what_other_rows_meet_is_exchanged() -> None:
     together(_columns)
 
 
-def _train(values: dict[str, Any]) -> None:
+def train_stage2(values: dict[str, Any]) -> None:
     train.run(config.parse(values, "tests"), "stage2", Silent())
 
 
@@ -190,7 +190,7 @@ def test_two_processes_train_the_weights_of_one(chunk: int) -> None:
     settings = {"stage2__epochs": 10, "stage2__lr": 3e-4, "train__chunk_size": chunk}
     train.run(trainings.params(**settings), "stage2", Silent())
     alone = load_file("models/stage2/model.safetensors")
-    together(_train, values(trainings.params(train__processes=2, **settings)))
+    together(train_stage2, values(trainings.params(train__processes=2, **settings)))
     both = load_file("models/stage2/model.safetensors")
     for name, value in alone.items():
         if name.endswith("in_proj_bias"):
@@ -298,11 +298,10 @@ class Job:
         """Process ids in the order of the ranks, once both have started."""
         ranks: dict[int, int] = {}
         while sorted(ranks) != [0, 1]:
-            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-            for child in children.split():
-                found = re.search(r"\0RANK=(\d+)\0", Path(f"/proc/{child}/environ").read_text())
-                if found:
-                    ranks[int(found[1])] = int(child)
+            for child in psutil.Process(self.process.pid).children():
+                # Those that are gone already looked at the machine.
+                with suppress(psutil.NoSuchProcess, KeyError):
+                    ranks[int(child.environ()["RANK"])] = child.pid
         self._seen = [ranks[0], ranks[1]]
         return self._seen
 
@@ -318,7 +317,7 @@ class Job:
 
 def whole() -> dict[str, bytes]:
     """What such a training leaves that nobody disturbs."""
-    together(_train, Job.settings)
+    together(train_stage2, Job.settings)
     found = trainings.outputs("stage2")
     for path in trainings.OUTPUTS:
         Path(path.format("stage2")).unlink()
