@@ -15,7 +15,8 @@ from pathlib import Path
 
 import psutil
 
-GRACE_SECONDS = 22.0  # a trainer's last checkpoint; Prefect kills what is left of a cancelled run after 30
+# For a trainer's last checkpoint; Prefect kills what is left of a cancelled run after 30.
+GRACE_SECONDS = float(os.environ.get("GOAL_GRACE_SECONDS", "22"))
 LAST_SECONDS = 2.0  # for what does not belong to the stage's own process
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

@@ -11,6 +11,8 @@ from goal.errors import UserError
 # Linux: writing 5 there has the kernel forget the peak.
 FORGET = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
+CPU = Path("/proc/cpuinfo")
+CPU_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one: Arm
 
 
 def resolve(name: str, field: str, worker: int = 0) -> torch.device:
@@ -28,8 +30,11 @@ def resolve(name: str, field: str, worker: int = 0) -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device is a GPU with bf16 arithmetic; GPUs before Ampere have to emulate it, slowly."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    """Whether the device has bf16 arithmetic; older ones emulate it, more slowly than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Only Linux tells.
+    return not CPU.exists() or bool(CPU_BF16 & set(CPU.read_text().split()))
 
 
 def forget_peak(device: torch.device) -> None:

@@ -9,8 +9,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from goal import devices, weights
+from goal import devices, layout, weights
 from goal.config import Params
+from goal.datasets import manifest
 from goal.errors import UserError
 from goal.model.network import Spec
 from goal.training import recipe, step
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 USED = 0.9
 # Where memory cannot be refused (a CPU) sizes double until so many bytes tell what a pair takes.
 FEWEST, TELLING = 2, 256 * 2**20
-LARGEST = 65536
+STEPS = 1_000_000  # of a training long enough for any warm-up
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -45,35 +46,55 @@ def run(params: Params, name: str) -> Fit:
     nothing. Raises UserError where not even a pair fits.
     """
     plan = recipe.plan(params, name)
+    most = _most(params)
     model = weights.load(plan.start).to(plan.device).train()
     model.set_grad_checkpointing(params.train.checkpoint_activations)
     group = Group(0, 1, plan.device)
-    taught = Learner(model, plan.stage, plan.weights, LARGEST, group)
+    wrapped = step.wrapped(model, params.train.compile, group)
+    taught = Learner(model, plan.stage, plan.weights, STEPS, group)
     collate = Collate(model.spec, params.train.chunk_size)
     needs = Needs.of(plan.weights)
 
     def memory_of(size: int) -> int:
+        # A step that was refused leaves gradients.
+        model.zero_grad()
         devices.forget_peak(plan.device)
+        if params.train.processes > 1:
+            # The buckets of step.wrapped: they stay from step to step, and gradients are views of them.
+            for value in model.parameters():
+                value.grad = torch.zeros_like(value)
         chunks = collate([_sample(model.spec, needs)] * size).to(plan.device).chunks()
-        taught.update(step.backward(model, chunks, plan.weights, group, plan.autocast))
+        taught.update(step.backward(wrapped, chunks, plan.weights, group, plan.autocast))
         return devices.peak(plan.device)
 
     limit = int(_limit(plan.device) * USED)
     # The first step also makes the optimizer's state.
     memory_of(1)
-    found = _on_gpu(memory_of, limit) if plan.device.type == "cuda" else _on_cpu(memory_of, limit)
+    search = _on_gpu if plan.device.type == "cuda" else _on_cpu
+    found = search(memory_of, limit, most)
     if found.batch_size < 1:
         raise UserError(
             f"{name}: not even one pair fits {limit / 2**30:.1f} GiB; set train.checkpoint_activations"
         )
+    if found.batch_size == most:
+        log.info("%s: there is room for all training pictures in one batch", name)
     return found
 
 
-def _on_gpu(memory_of: Callable[[int], int], limit: int) -> Fit:
-    """Double until the device refuses, then halve the gap to an eighth of the size."""
-    fits, taken, refused = 0, 0, LARGEST
+def _most(params: Params) -> int:
+    """The pairs of a process where all training pictures are one batch."""
+    file = layout.manifest(params.data.name, "train")
+    most = len(manifest.read(file)) // params.train.processes
+    if most < 1:
+        raise UserError(f"train.processes {params.train.processes}: more than the pictures of {file}")
+    return most
+
+
+def _on_gpu(memory_of: Callable[[int], int], limit: int, most: int) -> Fit:
+    """Double until the device refuses, then halve the gap to an eighth of the size; never past `most`."""
+    fits, taken, refused = 0, 0, most + 1
     size = 1
-    while size < refused and refused - fits > max(1, fits // 8):
+    while fits < most and (refused > most or refused - fits > max(1, fits // 8)):
         try:
             memory = memory_of(size)
         except torch.OutOfMemoryError:
@@ -82,19 +103,19 @@ def _on_gpu(memory_of: Callable[[int], int], limit: int) -> Fit:
             refused = size
         else:
             fits, taken = size, memory
-        size = fits * 2 if refused == LARGEST else (fits + refused) // 2
+        size = min(fits * 2, most) if refused > most else (fits + refused) // 2
     return Fit(fits, taken, limit)
 
 
-def _on_cpu(memory_of: Callable[[int], int], limit: int) -> Fit:
+def _on_cpu(memory_of: Callable[[int], int], limit: int, most: int) -> Fit:
     """Reckon from small batches: a process that takes too much is killed, not refused."""
     first = last = memory_of(FEWEST)
     size = FEWEST
-    while last - first < TELLING and size < LARGEST:
-        size *= 2
+    while last - first < TELLING and size < most:
+        size = min(size * 2, most)
         last = memory_of(size)
-    a_pair = max(1, (last - first) // (size - FEWEST))
-    fits = min(size + (limit - last) // a_pair, LARGEST)
+    a_pair = max(1, (last - first) // max(1, size - FEWEST))
+    fits = min(size + (limit - last) // a_pair, most)
     return Fit(fits, last + (fits - size) * a_pair, limit)
 
 

@@ -18,17 +18,21 @@ _PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
-def taken_down() -> Iterator[Callable[[], bool]]:
+def taken_down(guarded: bool = False) -> Iterator[Callable[[], bool]]:
     """Within, SIGTERM and SIGINT only set what the yielded function returns; a second one ends the process.
 
-    Outside the main thread, where Python allows no handlers, the function returns False.
+    Not where it is `guarded` by a parent that ends it when it takes too long: that parent hands on what a
+    scheduler may have sent to all, and the same signal comes twice. Outside the main thread, where Python
+    allows no handlers, the function returns False.
     """
     asked: list[int] = []
 
     def take(number: int, frame: FrameType | None) -> None:
+        if not asked:
+            log.warning("%s: finishing the step, then saving", signal.Signals(number).name)
         asked.append(number)
-        signal.signal(number, before[number])
-        log.warning("%s: finishing the step, then saving", signal.Signals(number).name)
+        if not guarded:
+            signal.signal(number, before[number])
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

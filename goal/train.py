@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from goal import files, interrupts, layout, tensorfiles, weights
+from goal import files, interrupts, layout, weights
 from goal.config import Params
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import Interrupted, UserError
 from goal.model.network import Spec
-from goal.training import batches, distributed, examples, finished, learner, packed, recipe, step
+from goal.training import batches, best, distributed, examples, finished, learner, packed, recipe, step
 from goal.training.batches import Collate, Order
 from goal.training.checkpoint import Checkpoints
 from goal.training.distributed import Group
@@ -42,13 +42,14 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
     plan = recipe.plan(params, name)
     rows = _rows(params, plan)
     size = plan.stage.batch_size
-    steps_an_epoch = len(rows) // size
+    steps_an_epoch = batches.steps_an_epoch(len(rows), size)
     steps = plan.stage.epochs * steps_an_epoch
     recipe.check_steps(plan, steps)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_room(params, plan))
         group = stack.enter_context(distributed.group(plan.device, params.train.processes))
         stack.enter_context(_deterministic(group.device))
-        asked = stack.enter_context(interrupts.taken_down())
+        asked = stack.enter_context(interrupts.taken_down(guarded=distributed.started()))
         torch.manual_seed(params.seed)
         model = weights.load(plan.start).to(group.device).train()
         model.set_grad_checkpointing(params.train.checkpoint_activations)
@@ -86,11 +87,12 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
                 taught.validations.append(group.told(found))
                 told.validation()
                 if group.first and plan.stage.keep == "best" and taught.stale == 0:
-                    tensorfiles.write(saves.folder / _best_file(taught), model.state_dict(), {})
+                    best.keep(saves, taught)
             if taught.step == steps or 0 < plan.stage.patience <= taught.stale:
                 break
-            stop = group.any(asked())
-            if stop or (group.first and time.monotonic() - saved_at > params.train.checkpoint_minutes * 60):
+            late = group.first and time.monotonic() - saved_at > params.train.checkpoint_minutes * 60
+            stop, save = group.any(asked(), late)
+            if stop or save:
                 _stop_if_wrong(taught, order, rows, plan)
                 told.losses()
                 _save(saves, taught, group, stop)
@@ -119,7 +121,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
 
         if group.first:
             if plan.stage.keep == "best":
-                model.load_state_dict(tensorfiles.read(saves.folder / _best_file(taught))[0])
+                best.take(saves, taught)
             finished.write(params, plan, taught, data.counts())
             told.files(finished.records(name))
             saves.clear()
@@ -199,11 +201,6 @@ def _validates(taught: Learner, plan: Recipe, steps_an_epoch: int) -> bool:
     return taught.step > last and (taught.step % every == 0 or taught.step == taught.steps)
 
 
-def _best_file(taught: Learner) -> str:
-    # Named by its step: a kill may leave a later one than the state that is gone on from knows.
-    return f"best-{taught.best['step']}.safetensors"
-
-
 def _stop_if_wrong(taught: Learner, order: Order, rows: Sequence[Row], plan: Recipe) -> None:
     fault = taught.fault()
     if fault:
@@ -219,9 +216,21 @@ def _save(saves: Checkpoints, taught: Learner, group: Group, stop: bool) -> None
         if stop:
             raise
         log.warning("%s; training goes on", error)
-    if stop:
-        # The others wait: the first process that ends has torchrun end all.
-        group.told(None)
+    # The others wait: after a stop, the first process that ends has torchrun end all.
+    group.told(None)
+
+
+@contextlib.contextmanager
+def _room(params: Params, plan: Recipe) -> Iterator[None]:
+    """Say what to do where the GPU's memory does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        pairs = params.train.chunk_size or plan.stage.batch_size // params.train.processes
+        raise UserError(
+            f"{plan.name}: the GPU is out of memory; set train.chunk_size to fewer than {pairs} pairs (`goal "
+            f"fit-batch {plan.name}` says what fits), or train.checkpoint_activations to true"
+        ) from error
 
 
 @contextlib.contextmanager

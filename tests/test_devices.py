@@ -36,4 +36,10 @@ def test_emulated_bf16_does_not_count(three_gpus, monkeypatch, major: int, has: 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
     assert devices.has_bf16(torch.device("cuda", 0)) is has
-    assert not devices.has_bf16(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("flags", "has"), [("fpu avx2 avx512f", False), ("fpu avx512_bf16", True)])
+def test_a_cpu_has_bf16_where_its_flags_say_so(tmp_path, monkeypatch, flags: str, has: bool) -> None:
+    monkeypatch.setattr(devices, "CPU", tmp_path / "cpuinfo")
+    devices.CPU.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert devices.has_bf16(torch.device("cpu")) is has

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from goal import layout, train, weights
+from goal import devices, layout, train, weights
 from goal.config import Params
 from goal.errors import UserError
-from goal.training import finished
+from goal.training import finished, recipe
 from goal.training.progress import Silent
 from tests import trainings
 
@@ -151,6 +152,23 @@ def test_the_best_weights_are_kept_where_asked(monkeypatch: pytest.MonkeyPatch) 
     assert {name: value.numpy().tobytes() for name, value in kept.items()} == seen[1]
 
 
+def test_best_weights_that_no_checkpoint_names_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    recall = iter(range(99))
+    left: list[int] = []
+
+    def measure(self: Any, model: Any, autocast: Any, step: int) -> dict[str, Any]:
+        left.append(len(list(Path("work").rglob("best-*.safetensors"))))
+        return {"step": step, "recall": float(next(recall)), "image_to_text": {}, "text_to_image": {}}
+
+    monkeypatch.setattr(train.Validation, "measure", measure)
+    often = {"train__checkpoint_minutes": 1e-9, "train__keep_checkpoints": 2}
+    train.run(trainings.params(stage2__epochs=8, stage2__keep="best", **often), "stage2", Silent())
+    # Those of the two checkpoints and the last validation's.
+    assert left[0] == 0
+    assert max(left) <= 3
+    assert json.loads(Path("metrics/stage2/train.json").read_text())["best_validation"]["step"] == 16
+
+
 def test_patience_ends_a_training_that_gets_no_better(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(self: Any, model: Any, autocast: Any, step: int) -> dict[str, Any]:
         return {"step": step, "recall": 5.0, "image_to_text": {}, "text_to_image": {}}
@@ -213,11 +231,32 @@ def test_bad_parameters_are_one_line(changes: dict[str, Any], words: str) -> Non
 
 
 def test_a_gpu_that_is_not_there_is_one_line() -> None:
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert "train.device" in _refused(trainings.params(train__device="cuda"))
+
+
+def test_bf16_is_refused_where_the_cpu_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "cpuinfo"
+    monkeypatch.setattr(devices, "CPU", other)
+    other.write_text("flags\t\t: fpu sse2 avx2 avx512f\n")
+    assert "train.precision bf16: this CPU has no" in _refused(trainings.params(train__precision="bf16"))
+    assert not recipe.plan(trainings.params(train__precision="auto"), "stage2").bf16
+    other.write_text("flags\t\t: fpu sse2 avx2 avx512f avx512_bf16\n")
+    train.run(trainings.params(train__precision="bf16"), "stage2", Silent())
+    assert not recipe.plan(trainings.params(train__precision="auto"), "stage2").bf16
+
+
+@pytest.mark.parametrize(("chunk", "pairs"), [(0, 4), (3, 3)])
+def test_a_gpu_out_of_memory_is_one_line(chunk: int, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        # As torch does; no GPU is at hand that would.
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total ...")
+
+    monkeypatch.setattr(train.step, "backward", refuse)
+    text = _refused(trainings.params(train__chunk_size=chunk))
+    assert f"train.chunk_size to fewer than {pairs} pairs" in text
+    assert "`goal fit-batch stage2`" in text
 
 
 def test_missing_inputs_are_one_line() -> None:

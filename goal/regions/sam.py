@@ -37,9 +37,10 @@ def source(params: config.Sam, device: str, worker: int = 0) -> "Fast | Package"
     place = devices.resolve(device, "regions.device", worker)
     if params.precision == "fp16" and place.type == "cpu":
         raise UserError("params.yaml: regions.sam.precision: fp16 needs a GPU; set it to auto, fp32 or bf16")
-    if params.precision == "bf16" and place.type == "cuda" and not devices.has_bf16(place):
+    if params.precision == "bf16" and not devices.has_bf16(place):
+        other = "auto, fp16 or fp32" if place.type == "cuda" else "auto or fp32"
         raise UserError(
-            "params.yaml: regions.sam.precision: this GPU has no bf16; set it to auto, fp16 or fp32"
+            f"params.yaml: regions.sam.precision: bf16, which this {place.type} device lacks; set {other}"
         )
     network = sam_weights.load(params).to(place)
     return Fast(network, params) if params.fast else Package(network, params)

@@ -77,6 +77,11 @@ class Shipment:
         return Shipment({dtype: values.pin_memory() for dtype, values in self.values.items()}, self.shapes)
 
 
+def steps_an_epoch(pictures: int, batch_size: int) -> int:
+    """Full batches that the pictures make; see Order for the rest."""
+    return pictures // batch_size
+
+
 class Order(Sampler):
     """Keys of this process's part of every batch from `step` on, over all epochs.
 
@@ -89,6 +94,7 @@ class Order(Sampler):
     ) -> None:
         self._size = size
         self._batch_size = batch_size
+        self._steps_an_epoch = steps_an_epoch(size, batch_size)
         self._epochs = epochs
         self._seed = seed
         self._step = step
@@ -96,13 +102,9 @@ class Order(Sampler):
         self._world = world
         self._drawn: tuple[int, np.ndarray] | None = None
 
-    @property
-    def steps_an_epoch(self) -> int:
-        return self._size // self._batch_size
-
     def batch(self, step: int) -> list[Key]:
         """Keys of the whole batch of `step`, the processes' parts one after the other."""
-        epoch, place = divmod(step, self.steps_an_epoch)
+        epoch, place = divmod(step, self._steps_an_epoch)
         if self._drawn is None or self._drawn[0] != epoch:
             self._drawn = epoch, np.random.default_rng([self._seed, epoch]).permutation(self._size)
         order = self._drawn[1]
@@ -110,18 +112,16 @@ class Order(Sampler):
         return [Key(epoch, int(index)) for index in order[first : first + self._batch_size]]
 
     def __len__(self) -> int:
-        return self._epochs * self.steps_an_epoch - self._step
+        return self._epochs * self._steps_an_epoch - self._step
 
     def __iter__(self) -> Iterator[list[Key]]:
         own = self._batch_size // self._world
-        for step in range(self._step, self._epochs * self.steps_an_epoch):
+        for step in range(self._step, self._epochs * self._steps_an_epoch):
             yield self.batch(step)[self._rank * own : (self._rank + 1) * own]
 
 
 def check(section: str, batch_size: int, pictures: int, world: int, source: object) -> None:
     """Refuse a batch that the pictures or the processes do not make up; `section` names the parameter."""
-    if batch_size < 2:
-        raise UserError(f"{section}.batch_size {batch_size}: a pair is told from others; set at least 2")
     if batch_size > pictures:
         raise UserError(
             f"{section}.batch_size {batch_size}: {source} has only {pictures} pictures; at most that many fit"

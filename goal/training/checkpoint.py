@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ class Checkpoints:
                     f"{self.folder}: another process trains this right now; wait for it"
                 ) from error
             for draft in self.folder.glob(f"{_DRAFT}*"):
-                shutil.rmtree(draft)
+                remove(draft)
             self._tell_of_others()
             yield
 
@@ -114,7 +114,7 @@ class Checkpoints:
                 f"{final}: cannot be saved: {reason}; the checkpoint before it is kept"
             ) from error
         for old in self._found()[self._keep :]:
-            shutil.rmtree(old)
+            remove(old)
 
     def restore(self) -> Saved | None:
         """The last whole checkpoint, or None; damaged ones are passed over, saying so.
@@ -128,9 +128,17 @@ class Checkpoints:
                 log.warning("%s: damaged (%s); going back to the one before", folder, damage)
         return None
 
+    def values(self) -> list[dict[str, Any]]:
+        """The values of all checkpoints that are kept, the last one's first."""
+        found = []
+        for folder in self._found():
+            with suppress(Damaged):
+                found.append(_head(folder)["values"])
+        return found
+
     def clear(self) -> None:
         """Remove the run's folder: its result is written."""
-        shutil.rmtree(self.folder)
+        remove(self.folder)
 
     def _found(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)
@@ -164,6 +172,14 @@ class Checkpoints:
             except Damaged:
                 continue
             log.info("%s: unfinished, of another run (%s); left alone", folder, "; ".join(other))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder that nobody needs; a disk that refuses is told of, and ends no training."""
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        log.warning("%s: cannot be removed: %s; remove it by hand", path, error.strerror)
 
 
 def _head(folder: Path) -> dict[str, Any]:

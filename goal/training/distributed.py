@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,10 +21,16 @@ from torch import Tensor
 from goal import interrupts
 from goal.errors import EXIT_RESUMABLE, EXIT_USER_ERROR, Interrupted, UserError
 
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
 log = logging.getLogger(__name__)
 
-# The others wait while the first packs the pictures or validates; a process that died is noticed at once.
+# The others wait while the first packs the pictures, validates or saves; by way of the host (gloo), where a
+# process that died is noticed at once. Between GPUs (nccl) it is not: there torch's own, shorter wait stays.
 WAIT = timedelta(hours=12)
+# Seconds that torchrun leaves its processes after a signal, to save; read by torch 2.12 and later, 30 before.
+GRACE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110"}
 # Process id of the `goal` that started this process; absent where the user's own torchrun did.
 LAUNCHER = "GOAL_LAUNCHER"
 
@@ -36,6 +42,7 @@ class Group:
     rank: int
     world: int
     device: torch.device
+    patient: dist.ProcessGroup | None = None  # the same processes, for what may take WAIT
 
     @property
     def first(self) -> bool:
@@ -54,20 +61,20 @@ class Group:
         dist.all_reduce(total)
         return total / self.world
 
-    def any(self, flag: bool) -> bool:
-        """Whether any process says so; by way of the host, so that no device is waited for."""
+    def any(self, *flags: bool) -> list[bool]:
+        """Of each flag, whether any process says so; by way of the host, so that no device is waited for."""
         if self.world == 1:
-            return flag
-        said = torch.tensor(int(flag))
-        dist.all_reduce(said, dist.ReduceOp.MAX)
-        return bool(said)
+            return list(flags)
+        said = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(said, dist.ReduceOp.MAX, self.patient)
+        return said.bool().tolist()
 
     def told(self, value: Any) -> Any:
-        """What the first process says."""
+        """What the first process says, for which the others wait."""
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box)
+        dist.broadcast_object_list(box, group=self.patient)
         return box[0]
 
 
@@ -102,7 +109,7 @@ def is_first() -> bool:
 def group(device: torch.device, processes: int) -> Iterator[Group]:
     """Join the processes that torchrun started, or be alone; `processes` is train.processes.
 
-    Raises UserError where the processes started are not as many as asked for.
+    Raises UserError where the processes started are not as many as asked for, or more than GPUs.
     """
     if not started():
         _end_with_dvc()
@@ -116,13 +123,17 @@ def group(device: torch.device, processes: int) -> Iterator[Group]:
     if rank:
         logging.getLogger("goal").setLevel(logging.WARNING)
     if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"process {rank}: torchrun started more processes here than the {torch.cuda.device_count()} "
+                "GPUs of this machine; lower --nproc-per-node and train.processes, one process a GPU"
+            )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
-    try:
-        yield Group(rank, world, device)
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    yield Group(rank, world, device, dist.new_group(backend="gloo", timeout=WAIT))
+    # Not after an error: the others may be anywhere, and nccl would wait for them.
+    dist.destroy_process_group()
 
 
 def launch(arguments: Sequence[str], processes: int) -> None:
@@ -139,7 +150,8 @@ def launch(arguments: Sequence[str], processes: int) -> None:
     what = " ".join(arguments)
     # Each process would otherwise take all cores.
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    for name, value in {"OMP_NUM_THREADS": str(threads), **GRACE}.items():
+        os.environ.setdefault(name, value)
     os.environ[LAUNCHER] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1,
@@ -156,16 +168,29 @@ def launch(arguments: Sequence[str], processes: int) -> None:
     except SignalException as error:
         raise Interrupted(f"{what}: {signal.Signals(error.sigval).name}; the same command goes on") from error
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode == EXIT_RESUMABLE:
-            raise Interrupted(f"{what}: stopped and saved; the same command goes on") from error
-        if failure.exitcode < 0:
-            raise Interrupted(
-                f"{what}: process {rank} of {processes} was ended by {failure.signal_name()}, the others "
-                "were stopped; the same command goes on from the last checkpoint"
-            ) from error
-        where = "its message" if failure.exitcode == EXIT_USER_ERROR else "its traceback"
-        raise UserError(f"{what}: process {rank} of {processes} failed; {where} is above") from error
+        raise end(what, error, processes) from error
+
+
+def end(what: str, error: "ChildFailedError", processes: int) -> Interrupted | UserError:
+    """The error for the whole where processes failed.
+
+    One that was killed (its exit code is negative) counts most: a peer it left fails too, with a traceback of
+    its own, and may be noticed first.
+    """
+    failures = sorted(error.failures.items(), key=lambda one: one[1].timestamp)
+    codes = {rank: failure.exitcode for rank, failure in failures}
+    killed = [(rank, code) for rank, code in codes.items() if code < 0]
+    if killed:
+        rank, code = killed[0]
+        return Interrupted(
+            f"{what}: process {rank} of {processes} was ended by {signal.Signals(-code).name}, the others "
+            "were stopped; the same command goes on from the last checkpoint"
+        )
+    if EXIT_RESUMABLE in codes.values():
+        return Interrupted(f"{what}: stopped and saved; the same command goes on")
+    rank, code = min(codes.items(), key=lambda one: one[1] != EXIT_USER_ERROR)
+    where = "its message" if code == EXIT_USER_ERROR else "its traceback"
+    return UserError(f"{what}: process {rank} of {processes} failed; {where} is above")
 
 
 def _end_with_dvc() -> None:

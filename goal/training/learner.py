@@ -93,8 +93,8 @@ class Learner:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The validation with the highest recall; of equal ones the first."""
-        return max(self.validations, key=lambda one: one["recall"], default=None)
+        """The best validation so far."""
+        return best(self.validations)
 
     @property
     def stale(self) -> int:
@@ -139,9 +139,13 @@ class Learner:
             if f"step.{name}" in tensors
         }
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": kept})
-        self.optimizer.found_inf = self._stopped
         self.step = saved.step
         self.validations = list(saved.values["validations"])
+
+
+def best(validations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The validation with the highest recall; of equal ones the first."""
+    return max(validations, key=lambda one: one["recall"], default=None)
 
 
 def optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -159,6 +163,6 @@ def refusal(fault: tuple[int, list[str]], name: str, ids: Sequence[str], section
     step, wrong = fault
     named = [one for one in wrong if one not in (TOTAL, GRADIENT)] or wrong
     return UserError(
-        f"{name}: {', '.join(named)} not finite at step {step + 1}; the weights before it are kept; lower "
-        f"{section}.lr or look at the batch: {', '.join(ids)}"
+        f"{name}: {', '.join(named)} not finite at step {step + 1}; lower {section}.lr or look at the batch: "
+        f"{', '.join(ids)}"
     )

@@ -87,9 +87,13 @@ def _check_count(device: torch.device, processes: int) -> None:
 
 def _bf16(wanted: str, device: torch.device) -> bool:
     has = devices.has_bf16(device)
-    if wanted == "bf16" and device.type == "cuda" and not has:
-        raise UserError("train.precision bf16: this GPU has no bf16 arithmetic; set auto or fp32")
-    return wanted == "bf16" or (wanted == "auto" and has)
+    gpu = device.type == "cuda"
+    if wanted == "bf16" and not has:
+        raise UserError(
+            f"train.precision bf16: this {'GPU' if gpu else 'CPU'} has no bf16 arithmetic; set auto or fp32"
+        )
+    # On a CPU `auto` is fp32, whose bits are the same on all of them.
+    return wanted == "bf16" or (wanted == "auto" and gpu and has)
 
 
 def _flat(prefix: str, values: Any) -> dict[str, Any]:

@@ -31,14 +31,15 @@ class Telling:
         if not self._steps:
             return
         learner, names = self._learner, self._learner.names
-        rows = torch.stack(self._steps).tolist()
+        measured = torch.stack(self._steps)
+        rows = measured.tolist()
         self._steps.clear()
         for number, row in enumerate(rows, learner.step - len(rows) + 1):
             values = {f"loss/{name}": value for name, value in zip(names, row[:-1], strict=True)}
             values |= {f"{GRADIENT}_norm": row[-1], "lr": learner.rate(number - 1)}
             self._tracker.log_metrics(values, number)
         speed = self._progress.speed(learner.step)
-        if torch.cuda.is_available():
+        if measured.is_cuda:
             speed["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self._tracker.log_metrics(speed, learner.step)
         self._progress.show(learner.step, dict(zip(names, rows[-1][:-1], strict=True)), speed)

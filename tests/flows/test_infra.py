@@ -15,7 +15,11 @@ from tests.imports import ROOT
 
 INFRA = ROOT / "infra"
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
-KUBERNETES = list(yaml.safe_load_all((INFRA / "kubernetes.yaml").read_text()))
+KUBERNETES = [
+    body
+    for name in ("kubernetes.yaml", "kubernetes-train.yaml")
+    for body in yaml.safe_load_all((INFRA / name).read_text())
+]
 DOCKERFILE = (INFRA / "Dockerfile").read_text()
 FILES = sorted(path for path in INFRA.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 SERVICES = sorted(COMPOSE["services"])
@@ -57,7 +61,7 @@ def test_a_service_that_stays_has_a_health_check(name: str) -> None:
     "command",
     [
         ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", "infra/compose.yaml"],
-        ["kubernetes-validate", "--strict", "infra/kubernetes.yaml"],
+        ["kubernetes-validate", "--strict", "infra/kubernetes.yaml", "infra/kubernetes-train.yaml"],
         ["hadolint", "infra/Dockerfile"],
     ],
     ids=lambda command: command[0],
@@ -99,9 +103,11 @@ def test_nobody_is_root() -> None:
     for stage in re.split(r"^FROM ", DOCKERFILE, flags=re.M)[1:]:
         if "ENTRYPOINT" in stage:
             assert re.findall(r"^USER (\S+)", stage, re.M)[-1:] == ["1000:1000"]
-    worker = next(body for body in KUBERNETES if body["kind"] == "Deployment")["spec"]["template"]["spec"]
-    assert worker["securityContext"]["runAsNonRoot"] is True
-    assert worker["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
+    pods = [body["spec"]["template"]["spec"] for body in KUBERNETES if "template" in body.get("spec", {})]
+    assert len(pods) == 2
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
 
 
 def test_the_code_is_no_part_of_the_layer_of_packages() -> None:
@@ -122,7 +128,7 @@ def test_the_servers_have_the_locked_versions() -> None:
         assert re.search(rf"^{name}=={re.escape(version)} ", lock, re.M), name
 
 
-@pytest.mark.parametrize("script", ["entry.sh", "s3.sh", "slurm.sbatch"])
+@pytest.mark.parametrize("script", ["entry.sh", "s3.sh", "slurm.sbatch", "slurm-train.sbatch"])
 def test_scripts_parse(script: str) -> None:
     path = INFRA / script
     shell = "bash" if "bash" in path.read_text().splitlines()[0] else "sh"

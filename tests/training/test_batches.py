@@ -83,7 +83,6 @@ def test_order_goes_on_at_any_step() -> None:
         (16, 10, 1, "has only 10 pictures"),
         (10, 30, 4, "train.processes 4"),
         (2, 30, 4, "4 would"),
-        (1, 30, 1, "set at least 2"),
     ],
 )
 def test_batches_that_cannot_be_made_are_refused(size: int, pictures: int, world: int, words: str) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints on a real disk: whole or absent, checked when read, refused by name, safe on a full disk."""
 
+import errno
 import json
 import os
 import subprocess
@@ -176,6 +177,24 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     saves = Checkpoints(tmp_path, IDENTITY, 2)
     assert saves.restore().step == 1
     assert not list(saves.folder.glob(".draft*"))
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_told_of_and_ends_nothing(
+    tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+
+    saves = Checkpoints(tmp_path, IDENTITY, 1)
+    with saves.held():
+        saves.save(saved(1))
+        # As a network file system may, whose files another machine still reads.
+        monkeypatch.setattr(checkpoint.shutil, "rmtree", refuse)
+        saves.save(saved(2))
+        assert saves.restore().step == 2
+        saves.clear()
+    assert "step-00000001: cannot be removed: Device or resource busy" in caplog.text
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

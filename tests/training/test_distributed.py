@@ -1,6 +1,7 @@
 """Two real processes (gloo) against one: gradients term by term, weights after 20 steps, deaths, signals."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -8,18 +9,23 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
+from torch.distributed import distributed_c10d as c10d
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from goal import config, interrupts, layout, losses, train
 from goal.config import Params
-from goal.errors import EXIT_RESUMABLE, Interrupted, UserError
+from goal.errors import EXIT_RESUMABLE, EXIT_USER_ERROR, Interrupted, UserError
 from goal.losses import Embeddings
 from goal.model.network import normalised
 from goal.training import distributed, step
@@ -137,8 +143,7 @@ def _exchanges() -> None:
         (everyone * (group.rank + 1)).sum().backward()
         assert own.grad.tolist() == [[3, 3], [3, 3]]
         assert group.mean(torch.tensor([2.0 * group.rank])).tolist() == [1.0]
-        assert group.any(group.rank == 1) is True
-        assert group.any(False) is False
+        assert group.any(group.rank == 1, False, group.rank == 0) == [True, False, True]
         assert group.told({"from": group.rank}) == {"from": 0}
         assert group.first is (group.rank == 0)
         assert distributed.is_first() is group.first
@@ -171,7 +176,7 @@ def test_only_what_other_rows_meet_is_exchanged() -> None:
     together(_columns)
 
 
-def _train(values: dict[str, Any]) -> None:
+def train_stage2(values: dict[str, Any]) -> None:
     train.run(config.parse(values, "tests"), "stage2", Silent())
 
 
@@ -185,7 +190,7 @@ def test_two_processes_train_the_weights_of_one(chunk: int) -> None:
     settings = {"stage2__epochs": 10, "stage2__lr": 3e-4, "train__chunk_size": chunk}
     train.run(trainings.params(**settings), "stage2", Silent())
     alone = load_file("models/stage2/model.safetensors")
-    together(_train, values(trainings.params(train__processes=2, **settings)))
+    together(train_stage2, values(trainings.params(train__processes=2, **settings)))
     both = load_file("models/stage2/model.safetensors")
     for name, value in alone.items():
         if name.endswith("in_proj_bias"):
@@ -204,6 +209,54 @@ def test_a_world_of_another_size_is_refused() -> None:
     together(_other_world)
 
 
+def _no_gpus() -> None:
+    gpu = torch.device("cuda")
+    with pytest.raises(UserError, match="here than the 0 GPUs"), distributed.group(gpu, 2):
+        pass
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_more_processes_than_gpus_are_refused() -> None:
+    together(_no_gpus)
+
+
+def _fail_or_wait(group: Group) -> None:
+    if group.first:
+        raise UserError("of the first")
+    while True:
+        group.told(None)
+
+
+def _breaks() -> None:
+    with pytest.raises((UserError, RuntimeError)) as error, distributed.group(CPU, 2) as group:
+        _fail_or_wait(group)
+    assert (error.type is UserError) is (os.environ["RANK"] == "0")
+    # It leaves without a farewell, which between GPUs the others would have to answer.
+    assert dist.is_initialized()
+
+
+def test_a_process_that_fails_leaves_at_once_and_takes_the_others_along() -> None:
+    together(_breaks)
+
+
+def _patient() -> None:
+    c10d.default_pg_timeout = timedelta(seconds=3)
+    answered = []
+    with pytest.raises(RuntimeError), distributed.group(CPU, 2) as group:  # noqa: PT012
+        for exchange in (group.told, group.any, lambda flag: group.gather(torch.zeros(1))):
+            if group.first:
+                time.sleep(6)
+            exchange(False)
+            answered.append(exchange)
+    # What waits for the first was answered; an exchange of tensors was not.
+    assert len(answered) == 2
+
+
+@pytest.mark.slow
+def test_the_first_is_waited_for_longer_than_an_exchange_may_take() -> None:
+    together(_patient)
+
+
 def _orphan(parent: int) -> None:
     try:
         interrupts.die_with_parent(parent)
@@ -219,11 +272,12 @@ def test_a_process_whose_parent_is_gone_does_not_start() -> None:
 
 
 class Job:
-    """`goal train stage2` in two processes, as a user starts it."""
+    """`goal train stage2` in two processes, as a user starts it: 16 steps, saved after each."""
 
-    def __init__(self, epochs: int) -> None:
-        changes = {"train__processes": 2, "train__checkpoint_minutes": 1e-9, "stage2__epochs": epochs}
-        Path("params.yaml").write_text(yaml.safe_dump(values(trainings.params(**changes))))
+    settings = values(trainings.params(train__processes=2, train__checkpoint_minutes=1e-9, stage2__epochs=8))
+
+    def __init__(self) -> None:
+        Path("params.yaml").write_text(yaml.safe_dump(self.settings))
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "goal", "train", "stage2"],
@@ -231,6 +285,7 @@ class Job:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._seen: list[int] = []
 
     def wait_for_steps(self, count: int) -> None:
         while self.process.poll() is None:
@@ -240,39 +295,102 @@ class Job:
         pytest.fail(self.process.communicate()[1])
 
     def ranks(self) -> list[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(child) for child in children]
+        """Process ids in the order of the ranks, once both have started."""
+        ranks: dict[int, int] = {}
+        while sorted(ranks) != [0, 1]:
+            for child in psutil.Process(self.process.pid).children():
+                # Those that are gone already looked at the machine.
+                with suppress(psutil.NoSuchProcess, KeyError):
+                    ranks[int(child.environ()["RANK"])] = child.pid
+        self._seen = [ranks[0], ranks[1]]
+        return self._seen
 
     def end(self) -> tuple[int, str]:
+        """Exit code and words, once none of its processes that were seen is left."""
         _, said = self.process.communicate(timeout=300)
-        return self.process.returncode, said
+        for _ in range(600):
+            if not any(Path(f"/proc/{rank}").exists() for rank in self._seen):
+                return self.process.returncode, said
+            time.sleep(0.1)
+        pytest.fail("a process outlived its job")
+
+
+def whole() -> dict[str, bytes]:
+    """What such a training leaves that nobody disturbs."""
+    together(train_stage2, Job.settings)
+    found = trainings.outputs("stage2")
+    for path in trainings.OUTPUTS:
+        Path(path.format("stage2")).unlink()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("codes", "kind", "words"),
+    [
+        # In the order in which the agent notices them: a killed process's peer may come first.
+        ({1: 1, 0: -9}, Interrupted, "process 0 of 2 was ended by SIGKILL"),
+        ({0: 1, 1: -15}, Interrupted, "process 1 of 2 was ended by SIGTERM"),
+        ({1: 1, 0: EXIT_RESUMABLE}, Interrupted, "stopped and saved"),
+        ({1: 1, 0: EXIT_USER_ERROR}, UserError, "process 0 of 2 failed; its message is above"),
+        ({1: 1, 0: 1}, UserError, "process 1 of 2 failed; its traceback is above"),
+    ],
+)
+def test_what_ended_a_job_is_told_of_the_process_that_ended_it(
+    codes: dict[int, int], kind: type[Exception], words: str
+) -> None:
+    failures = {
+        rank: ProcessFailure(local_rank=rank, pid=1, exitcode=code, error_file="")
+        for rank, code in codes.items()
+    }
+    told = distributed.end("train stage2", ChildFailedError("goal", failures), 2)
+    assert type(told) is kind
+    assert words in str(told)
+
+
+@pytest.mark.parametrize(
+    "death",
+    [
+        "first",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("second", "launcher", "term", "term to all")),
+    ],
+)
+def test_a_dead_job_ends_whole_and_goes_on_to_the_same_bytes(death: str) -> None:
+    expected = whole()
+    job = Job()
+    job.wait_for_steps(3)
+    first, second = job.ranks()
+    victim = {"first": first, "second": second}.get(death, job.process.pid)
+    os.kill(victim, signal.SIGTERM if death.startswith("term") else signal.SIGKILL)
+    if death == "term to all":
+        # As schedulers do: the launcher, which hands it on, and those to whom it does.
+        for rank in (first, second):
+            os.kill(rank, signal.SIGTERM)
+    code, said = job.end()
+    if death in ("first", "second"):
+        assert f"process {int(death == 'second')} of 2 was ended by SIGKILL" in said
+        assert "the same command goes on" in said
+    if death.startswith("term"):
+        assert "stage2: saved after step" in said
+    if death != "launcher":
+        assert code == EXIT_RESUMABLE
+    assert Job().end()[0] == 0
+    assert trainings.outputs("stage2") == expected
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("death", ["rank", "launcher", "term"])
-def test_a_dead_job_ends_whole_and_goes_on_to_the_same_bytes(death: str) -> None:
-    assert Job(8).end()[0] == 0
-    whole = trainings.outputs("stage2")
-    for path in trainings.OUTPUTS:
-        Path(path.format("stage2")).unlink()
-    job = Job(8)
-    job.wait_for_steps(3)
-    ranks = job.ranks()
-    if death == "term":
-        os.kill(job.process.pid, signal.SIGTERM)
-    else:
-        os.kill(ranks[-1] if death == "rank" else job.process.pid, signal.SIGKILL)
-    code, said = job.end()
-    for _ in range(600):
-        if not any(Path(f"/proc/{rank}").exists() for rank in ranks):
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("a process outlived its job")
-    if death == "rank":
-        assert "was ended by SIGKILL" in said
-        assert "the same command goes on" in said
-    if death != "launcher":
-        assert code == EXIT_RESUMABLE
-    assert Job(8).end()[0] == 0
-    assert trainings.outputs("stage2") == whole
+def test_processes_killed_at_random_points_end_with_the_same_bytes() -> None:
+    expected = whole()
+    draw, killed = random.Random(0), 0
+    while killed < 8:
+        for _ in range(draw.randint(1, 2)):
+            job = Job()
+            ranks = job.ranks()
+            job.wait_for_steps(draw.randint(1, 12))
+            time.sleep(draw.uniform(0, 0.1))
+            with suppress(ProcessLookupError):
+                os.kill(draw.choice(ranks), signal.SIGKILL)
+            code, said = job.end()
+            assert code in (EXIT_RESUMABLE, 0), said
+            killed += code == EXIT_RESUMABLE
+        assert Job().end()[0] == 0
+        assert trainings.outputs("stage2") == expected

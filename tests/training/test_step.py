@@ -17,7 +17,7 @@ from goal.model.packing import pack
 from goal.training import step
 from goal.training.batches import Batch, Collate
 from goal.training.distributed import Group
-from goal.training.examples import Examples, Key, Needs, read_pairs
+from goal.training.examples import Examples, Key, Needs, Sample, read_pairs
 from goal.training.step import embed
 from tests import trainings
 from tests.training.test_batches import BEST
@@ -144,6 +144,58 @@ def test_chunks_give_the_gradient_of_the_whole_batch(
         torch.testing.assert_close(
             found[name], value, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+class Kept:
+    """A tensor that waits for the backward pass, counted while it lives."""
+
+    now = most = 0
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        Kept.now += tensor.nbytes
+        Kept.most = max(Kept.most, Kept.now)
+
+    def __del__(self) -> None:
+        Kept.now -= self.tensor.nbytes
+
+
+def drawn(count: int) -> list[Sample]:
+    """Random pairs, one in eight without a usable region and sentence."""
+    draw = torch.Generator().manual_seed(3)
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=draw))
+
+    def view() -> torch.Tensor:
+        return torch.randint(256, (3, 32, 32), generator=draw, dtype=torch.uint8)
+
+    def text(length: int) -> torch.Tensor:
+        words = torch.randint(1, 49406, (length - 2,), generator=draw)
+        return torch.tensor([49406, *words.tolist(), 49407])
+
+    samples = []
+    for place in range(count):
+        caption, start = text(number(12, 41)), number(1, 6)
+        pair = (view(), text(number(4, 12)), torch.rand(16, generator=draw) < 0.3, (start, start + 4))
+        samples.append(Sample(view(), caption, *(pair if place % 8 else (None,) * 4), None))
+    return samples
+
+
+def test_a_batch_of_512_in_chunks_has_the_gradient_of_the_whole_in_a_chunks_memory() -> None:
+    """The words of the task: a batch of 512 fits a small GPU and gives the gradient to 1e-5."""
+    model, samples = trainings.model(), drawn(512)
+    found, most = {}, {}
+    for size in (0, 32, 100):
+        Kept.now = Kept.most = 0
+        with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+            step.backward(model, Collate(SPEC, size)(samples).chunks(), WEIGHTS, ALONE, nullcontext)
+        found[size], most[size] = gradients(model), Kept.most
+    for size in (32, 100):
+        for name, value in found[0].items():
+            assert (found[size][name] - value).norm() <= 1e-5 * value.norm(), (size, name)
+    assert most[32] < most[100] < most[0] / 4
+    assert most[32] < most[0] / 12
 
 
 def _compiled(folder: str) -> None:

@@ -1,0 +1,123 @@
+"""A training as the stage of the pipeline, by real DVC: killed, started again, taken over from outside."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from goal import train
+from goal.training.progress import Silent
+from tests import trainings
+from tests.imports import ROOT
+
+STAGE = "train@stage2"
+REPRO = ("-m", "dvc", "--wait-for-lock", "repro", "--single-item", STAGE)
+# Saved after each of 16 steps.
+PARAMS = trainings.params(train__checkpoint_minutes=1e-9, stage2__epochs=8)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project's own dvc.yaml and code, with the tiny data, pairs and weights."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    trainings.project(without={1, 4})
+    shutil.copytree(ROOT / "goal", "goal", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
+    Path("params.yaml").write_text(yaml.safe_dump(PARAMS.model_dump(by_alias=True, mode="json")))
+    Path(".dvc").mkdir()
+    Path(".dvc/config").write_text("[core]\n    no_scm = True\n    analytics = false\n")
+    return tmp_path
+
+
+@pytest.fixture
+def expected(project: Path) -> dict[str, bytes]:
+    """What the training leaves that nobody disturbs."""
+    child = trainings.forks().Process(target=_train, args=(str(project),))
+    child.start()
+    child.join(120)
+    assert child.exitcode == 0
+    found = trainings.outputs("stage2")
+    for path in trainings.OUTPUTS:
+        Path(path.format("stage2")).unlink()
+    return found
+
+
+def _train(folder: str) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    # The identity of a run names its code: here that of the copy, byte for byte the same.
+    train.run(PARAMS, "stage2", Silent())
+
+
+def start(*words: str) -> subprocess.Popen:
+    """A Python program of the project, in a group of its own."""
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": tools, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(*words: str) -> str:
+    process = start(*words)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def kill(process: subprocess.Popen, step: int, victim: str) -> None:
+    """kill -9 once the training has saved `step`; returns when nothing of it is left."""
+    while not any(int(path.name[5:]) >= step for path in Path("work").rglob("step-*")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    if victim == "all":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        family[0 if victim == "dvc" else -1].kill()
+    process.communicate(timeout=120)
+    # The trainer that DVC leaves behind is told, saves and goes.
+    _, left = psutil.wait_procs(family[1:], timeout=120)
+    assert not left
+
+
+def test_a_killed_stage_started_again_ends_with_the_same_bytes(expected: dict[str, bytes]) -> None:
+    kill(start(*REPRO), 3, "all")
+    finish(*REPRO)
+    assert trainings.outputs("stage2") == expected
+    assert "didn't change, skipping" in finish(*REPRO)
+
+
+@pytest.mark.slow
+def test_a_stage_killed_at_random_points_ends_with_the_same_bytes(expected: dict[str, bytes]) -> None:
+    draw = random.Random(0)
+    for victim in ("all", "dvc", "trainer") * 2:
+        step = 0
+        for _ in range(draw.randint(1, 2)):
+            step = draw.randint(step + 1, step + 6)
+            kill(start(*REPRO, "--force"), step, victim)
+        finish(*REPRO, "--force")
+        assert trainings.outputs("stage2") == expected
+
+
+def test_dvc_takes_over_a_model_that_was_trained_outside(expected: dict[str, bytes]) -> None:
+    finish("-m", "goal", "train", "stage2")
+    finish("-m", "dvc", "commit", "--force", STAGE)
+    assert "didn't change, skipping" in finish(*REPRO)
+    assert trainings.outputs("stage2") == expected
