@@ -50,11 +50,9 @@ up: $(READY)
 down: $(READY)
 	@python -m infra.servers down
 
-# Both addresses if the servers are up, else the MLflow UI on this project's store.
+# The addresses of what is up, else the MLflow UI on this project's store.
 ui: $(READY)
-	@python -m infra.servers status 2>/dev/null || \
-	  mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
-	    --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --artifacts-destination $(CURDIR)/mlartifacts
+	@python -m infra.servers ui
 
 # What the pipeline made; the committed metrics stay.
 clean:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,10 +83,14 @@ class Project:
         return _output(self.root, "git", "-c", "user.name=t", "-c", "user.email=t@localhost", *words)
 
     def up(self) -> str:
-        """Start the servers; further commands find them."""
+        """Start the servers; commands in the project's folder find Prefect's by themselves."""
         told = self.say(sys.executable, "-m", "infra.servers", "up")
         lines = [line.removeprefix("export ") for line in told.splitlines() if line.startswith("export ")]
-        self.environment |= dict(line.split("=", 1) for line in lines)
+        self.exports = dict(line.split("=", 1) for line in lines)
+        self.mlflow = self.exports["MLFLOW_TRACKING_URI"]
+        profile = tomllib.loads((self.root / "run" / "profiles.toml").read_text())["profiles"]["goal"]
+        self.prefect = profile["PREFECT_API_URL"].removesuffix("/api")
+        self.password = tuple(profile["PREFECT_API_AUTH_STRING"].split(":"))
         return told
 
     def start(self, deployment: str, **parameters: object) -> str:
@@ -95,8 +100,9 @@ class Project:
 
     def api(self, path: str, **body: object) -> Any:
         """An answer of Prefect's API; a POST where there is a body."""
-        address = f"{self.environment['PREFECT_API_URL']}/{path}"
-        answer = requests.post(address, json=body, timeout=60) if body else requests.get(address, timeout=60)
+        given = {"json": body} if body else {}
+        address, method = f"{self.prefect}/api/{path}", "POST" if body else "GET"
+        answer = requests.request(method, address, auth=self.password, timeout=60, **given)
         answer.raise_for_status()
         return answer.json()
 
@@ -122,6 +128,11 @@ class Project:
     def idle(self) -> bool:
         """Whether no stage runs."""
         return not self.processes("dvc") + self.processes("goal", "train")
+
+    def stages(self, run: str) -> tuple[str, str]:
+        """When the first stage of an ended run began and the last one ended."""
+        tasks = self.api("task_runs/filter", flow_runs={"id": {"any_": [run]}})
+        return min(task["start_time"] for task in tasks), max(task["end_time"] for task in tasks)
 
     def artifacts(self, run: str) -> dict[str, str]:
         """What the page of a run shows, by key."""

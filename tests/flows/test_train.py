@@ -34,8 +34,7 @@ def run(project: Project) -> str:
 
 @pytest.fixture(scope="module")
 def version(project: Project, run: str) -> ModelVersion:
-    address = project.environment["MLFLOW_TRACKING_URI"]
-    return MlflowClient(address, address).get_model_version_by_alias("goal", "challenger")
+    return MlflowClient(project.mlflow, project.mlflow).get_model_version_by_alias("goal", "challenger")
 
 
 def test_the_page_of_the_run_shows_the_result_and_leads_to_it(
@@ -45,8 +44,7 @@ def test_the_page_of_the_run_shows_the_result_and_leads_to_it(
     assert "| stage2 |" in shown["benchmark-table"]
     assert all(shown[key].startswith("data:image/png;base64,") for key in ("loss-curve", "contact-sheet"))
     assert float(shown["stages"]) == 100
-    mlflow = project.environment["MLFLOW_TRACKING_URI"]
-    assert f"{mlflow}/#/models/goal/versions/{version.version}" in shown["mlflow-version"]
+    assert f"{project.mlflow}/#/models/goal/versions/{version.version}" in shown["mlflow-version"]
     assert f"/runs/{version.run_id})" in shown["mlflow-run"]
 
 
@@ -80,8 +78,6 @@ def test_the_pages_in_a_browser(project: Project, run: str, version: ModelVersio
     if chromium is None:
         pytest.skip("needs chromium (Debian: apt install chromium)")
     playwright = pytest.importorskip("playwright.sync_api")
-    prefect = project.environment["PREFECT_API_URL"].removesuffix("/api")
-    mlflow = project.environment["MLFLOW_TRACKING_URI"]
     PICTURES.mkdir(parents=True, exist_ok=True)
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -114,8 +110,7 @@ def test_the_pages_in_a_browser(project: Project, run: str, version: ModelVersio
 
 def _runs(project: Project) -> tuple[str, str]:
     """The runs of all models and their experiment, as MLflow's address of a comparison names them."""
-    address = project.environment["MLFLOW_TRACKING_URI"]
-    client = MlflowClient(address, address)
+    client = MlflowClient(project.mlflow, project.mlflow)
     experiment = client.get_experiment_by_name("goal").experiment_id
     found = client.search_runs([experiment])
     assert {run.data.tags["goal.name"] for run in found} == set(layout.MODELS)
