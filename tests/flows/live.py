@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,7 @@ TINY = [
     "report.examples=2",
 ]
 # Few pictures, so that the training begins soon; many epochs, so that it is not over before it is cancelled.
-LONG = [*TINY, "stage1.epochs=3000", "stage1.validate_epochs=3000"]
+LONG = [*TINY, "stage1.epochs=30000", "stage1.validate_epochs=30000", "train.checkpoint_minutes=0.1"]
 
 
 class Project:
@@ -142,9 +143,13 @@ class Project:
     def logged(self, run: str) -> str:
         """The log of a run as its page shows it."""
         lines = self.api(
-            "logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200
+            "logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_DESC", limit=200
         )
-        return "\n".join(line["message"] for line in lines)
+        return "\n".join(line["message"] for line in reversed(lines))
+
+    def steps(self, run: str) -> int:
+        """The last step of a training that the log of its run tells."""
+        return max(map(int, re.findall(r"stage1: step (\d+) of", self.logged(run))))
 
     def processes(self, *words: str, of: str = "") -> list[psutil.Process]:
         """What runs for this project (or one of its servers), the words being part of the command line."""

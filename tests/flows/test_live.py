@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 import requests
+from mlflow import MlflowClient
 
 from infra import processes
 from tests.flows.live import TINY, Project, serving
@@ -154,6 +155,7 @@ def test_ui_tells_of_a_dead_worker_and_starts_nothing(project: Project) -> None:
 
 
 def test_down_leaves_no_process_and_ui_then_shows_the_store(project: Project) -> None:
+    MlflowClient(project.mlflow).create_experiment("kept")
     project.say(sys.executable, "-m", "infra.servers", "down")
     assert project.processes() == []
     project.say(sys.executable, "-m", "infra.servers", "down")
@@ -168,7 +170,7 @@ def test_down_leaves_no_process_and_ui_then_shows_the_store(project: Project) ->
     try:
         address = page.stdout.readline().split()[1]
         until(lambda: _experiments(address) is not None)
-        assert "goal" in _experiments(address)
+        assert "kept" in _experiments(address)
     finally:
         page.send_signal(signal.SIGINT)
         page.wait(60)
