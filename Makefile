@@ -9,7 +9,7 @@ export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test test-slow lint format lock ui up down clean distclean
+.PHONY: demo test test-tools test-slow lint format lock ui up down clean distclean
 
 $(READY): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "goal: no python3.11 found; install it or set PYTHON=..."; exit 2; }
@@ -24,6 +24,13 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	dvc --wait-for-lock repro
 	@python -m goal table
+
+# What some tests use beside Python, from Debian; without it they are skipped and say so.
+test-tools:
+	@command -v chromium >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+	  { apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes \
+	      --no-install-recommends chromium fonts-liberation postgresql; } || \
+	  echo "goal: could not install chromium and postgresql (needs Debian's apt-get and root): tests of pages and servers are skipped"
 
 test: $(READY)
 	python -m pytest -q -m "not slow"
@@ -50,11 +57,9 @@ up: $(READY)
 down: $(READY)
 	@python -m infra.servers down
 
-# Both addresses if the servers are up, else the MLflow UI on this project's store.
+# The addresses of what is up, else the MLflow UI on this project's store.
 ui: $(READY)
-	@python -m infra.servers status 2>/dev/null || \
-	  mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
-	    --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --artifacts-destination $(CURDIR)/mlartifacts
+	@python -m infra.servers ui
 
 # What the pipeline made; the committed metrics stay.
 clean:

@@ -1,7 +1,7 @@
 """What the servers and the schedule cost, and how soon a cancelled run is over, on a handful of scenes.
 
-    python -m benchmarks.flows            # all parts, as a Markdown table
-    python -m benchmarks.flows up cancel  # some of: up overhead cancel
+    python -m benchmarks.flows            # all parts, as a Markdown table and benchmarks/results/flows.json
+    python -m benchmarks.flows up cancel  # some of: up overhead cancel; the others' results stay
 
 | part | measures |
 |---|---|
@@ -11,10 +11,11 @@
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -22,6 +23,7 @@ import yaml
 from flows.checkout import overridden
 from tests.flows.live import TINY, Project, serving
 
+RESULTS = Path("benchmarks/results/flows.json")
 TIMES = 10
 
 
@@ -32,42 +34,56 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="parts to run; all by default")
     chosen = parser.parse_args().parts
-    print("| what | seconds |\n|---|---|")
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as project:
         for part in chosen or parts:
-            for what, seconds in parts[part](project):
-                print(f"| {what} | {seconds} |", flush=True)
+            results[part] = parts[part](project)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print("| part | what | seconds |\n|---|---|---|")
+    for part, found in results.items():
+        for what, seconds in found.items():
+            print(f"| {part} | {what} | {' '.join(f'{one:.1f}' for one in seconds)} |")
 
 
 def clocked(work: Callable[[], object]) -> float:
     began = time.monotonic()
     work()
-    return time.monotonic() - began
+    return round(time.monotonic() - began, 1)
 
 
-def up(project: Project) -> Iterator[tuple[str, str]]:
+def up(project: Project) -> dict[str, list[float]]:
     project.say(sys.executable, "-m", "infra.servers", "down")
-    yield "make up", f"{clocked(project.up):.1f}"
-    yield "make up, again", f"{clocked(project.up):.1f}"
+    return {what: [clocked(project.up)] for what in ("make up", "make up, again")}
 
 
-def overhead(project: Project) -> Iterator[tuple[str, str]]:
+def overhead(project: Project) -> dict[str, list[float]]:
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         plain = Project(Path(folder) / "plain")
         file = plain.root / "params.yaml"
         file.write_text(yaml.safe_dump(overridden(yaml.safe_load(file.read_text()), TINY)))
         for when in ("all stale", "nothing stale"):
             alone = clocked(lambda: plain.say("dvc", "repro"))
-            flow = clocked(lambda: project.ended(project.start("goal/train", overrides=TINY)))
-            yield f"{when}: goal/train, less dvc repro", f"{flow:.0f} - {alone:.0f} = {flow - alone:.0f}"
+            flow = clocked(lambda: completed(project))
+            found |= {f"{when}: dvc repro": [alone], f"{when}: goal/train": [flow]}
+            found[f"{when}: difference"] = [round(flow - alone, 1)]
+    return found
 
 
-def cancel(project: Project) -> Iterator[tuple[str, str]]:
+def completed(project: Project) -> None:
+    run = project.start("goal/train", overrides=TINY)
+    if project.ended(run) != "COMPLETED":
+        raise SystemExit(f"goal/train ended otherwise: {project.state(run)}")
+
+
+def cancel(project: Project) -> dict[str, list[float]]:
     found = []
     for _ in range(TIMES):
         run = project.training()
         found.append(clocked(lambda run=run: project.cancelled(run)))
-    yield f"cancel to idle, {TIMES} times", " ".join(f"{seconds:.0f}" for seconds in sorted(found))
+        if project.ended(run) != "CANCELLED":
+            raise SystemExit(f"a cancelled run ended otherwise: {project.state(run)}")
+    return {f"cancel to idle, {TIMES} times": sorted(found)}
 
 
 if __name__ == "__main__":

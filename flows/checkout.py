@@ -5,9 +5,10 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from goal.errors import UserError
 
 BRANCHES = "runs"
 PLACE = Path(".dvc") / "tmp" / "flows"
+CONFIG = Path(".dvc") / "config.local"
 PRESET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 # The commit's author: a worker's account need not have told git a name.
 AUTHOR = ("-c", "user.name=goal flow", "-c", "user.email=goal@localhost")
@@ -47,11 +49,13 @@ def overridden(params: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     return params
 
 
-def prepare(home: Path, preset: str | None, overrides: list[str]) -> Path:
+@contextmanager
+def held(home: Path, preset: str | None, overrides: list[str], log: Callable[[str], None]) -> Iterator[Path]:
     """A worktree of the current commit with the chosen parameters, under .dvc/tmp, sharing DVC's cache.
 
     The same commit, preset and overrides give the same worktree and branch, so that a run that died is
-    resumed in it and a finished one is found again. Raises UserError for a preset or override that cannot be.
+    resumed in it and a finished one is found again; of two at once the second one waits. Raises UserError for
+    a preset or override that cannot be.
     """
     if preset and not PRESET.fullmatch(preset):
         raise UserError(f"preset {preset!r}: expected the name of a file of presets/, without .yaml")
@@ -62,59 +66,70 @@ def prepare(home: Path, preset: str | None, overrides: list[str]) -> Path:
     content = yaml.safe_dump(values, sort_keys=False) if overrides else text
     name = hashlib.sha256(f"{commit}\n{content}".encode()).hexdigest()[:12]
     root = home / PLACE / name
-    if not root.exists():
-        branch = f"{BRANCHES}/{name}"
-        known = _git(home, "branch", "--list", branch)
-        start = (branch,) if known else (commit,)
-        _git(home, "worktree", "prune")
-        _git(home, "worktree", "add", *(() if known else ("-b", branch)), str(root), *start)
-    # Each time: an earlier start may have been killed between the two.
-    _configure(home, root)
-    (root / "params.yaml").write_text(content, encoding="utf-8")
-    return root
+    with turn(
+        root.with_suffix(".lock"), log, f"another flow run has the same commit and parameters ({name})"
+    ):
+        # What is written last tells that an earlier start came to its end.
+        if not (root / CONFIG).exists():
+            _make(home, root, commit)
+        (root / "params.yaml").write_text(content, encoding="utf-8")
+        yield root
 
 
 @contextmanager
-def held(root: Path) -> Iterator[None]:
-    """Within, no other flow run works in this worktree. Raises UserError where one does."""
-    with root.with_suffix(".lock").open("w") as file:
+def turn(lock: Path, log: Callable[[str], None], busy: str) -> Iterator[None]:
+    """Hold a lock file that a killed process gives back; where another one holds it, say so and wait."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another flow run has the same commit and parameters ({root.name})") from error
+        except BlockingIOError:
+            log(f"{busy}: waiting for its end")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def keep(root: Path, message: str) -> str:
-    """Commit parameters, dvc.lock and metrics on the worktree's branch, if any changed; the branch's name."""
+def branch(root: Path) -> str:
+    """The branch of a worktree."""
+    return f"{BRANCHES}/{root.name}"
+
+
+def keep(root: Path, message: str) -> None:
+    """Commit parameters, dvc.lock and metrics on the worktree's branch, if any changed."""
     _git(root, "add", "--all")
     if _git(root, "status", "--porcelain"):
         _git(root, *AUTHOR, "commit", "--quiet", "--no-verify", "-m", message)
-    return f"{BRANCHES}/{root.name}"
 
 
 def drop(home: Path, root: Path) -> None:
     """Remove a worktree; its branch and what DVC cached stay."""
-    _git(home, "worktree", "remove", "--force", str(root))
+    # Twice: also one that git locked because it was being made when its process was killed.
+    _git(home, "worktree", "remove", "--force", "--force", str(root))
 
 
-def _git(folder: Path, *words: str) -> str:
-    return _run(folder, "git", *words)
+def _make(home: Path, root: Path, commit: str) -> None:
+    with suppress(UserError):
+        drop(home, root)
+    shutil.rmtree(root, ignore_errors=True)
+    known = _git(home, "branch", "--list", branch(root))
+    start = (str(root), branch(root)) if known else ("-b", branch(root), str(root), commit)
+    _git(home, "worktree", "add", *start)
+    _configure(home, root)
 
 
 def _configure(home: Path, root: Path) -> None:
-    """One cache for all; and no word from DVC on what to add to git, since `keep` does."""
+    """The user's own cache for all; and no word from DVC on what to add to git, since `keep` does."""
     with Repo(str(home)) as repo:
-        place = repo.cache.local_cache_dir
+        cache = {**repo.config.load_one("local").get("cache", {}), "dir": repo.cache.local_cache_dir}
     with Repo(str(root)) as repo, repo.config.edit("local") as own:
-        own["cache"] = {"dir": place}
+        own["cache"] = cache
         own["core"] = {"autostage": True}
 
 
-def _run(folder: Path, *command: str) -> str:
+def _git(folder: Path, *words: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     result = subprocess.run(
-        command,
+        ["git", *words],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -124,5 +139,5 @@ def _run(folder: Path, *command: str) -> str:
     )
     if result.returncode:
         said = " ".join(result.stderr.split()) or f"exit code {result.returncode}"
-        raise UserError(f"{' '.join(command[-3:])}: {said}")
+        raise UserError(f"{' '.join(words[-3:])}: {said}")
     return result.stdout.strip()

@@ -33,10 +33,10 @@ def up_to_date(root: Path, names: list[str]) -> set[str]:
 
     Outs that are missing, as in a new checkout, are first taken from DVC's cache.
     """
-    with Repo(str(root)) as repo, repo.lock:
+    with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
         graph = networkx.relabel_nodes(repo.index.graph, _name)
         stages = [stage for stage in repo.index.stages if _name(stage) in names]
-        for out in (out for stage in stages for out in stage.outs if not out.exists):
+        for out in (out for stage in stages for out in stage.outs if out.hash_info and not out.exists):
             # What the cache does not hold either, `allow_missing` passes over in a folder only.
             with contextlib.suppress(FileNotFoundError):
                 out.checkout(allow_missing=True)

@@ -1,19 +1,22 @@
 """The deployments goal/train, goal/evaluate, goal/mine, goal/promote and their forms on Prefect's page."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Literal
 
-from prefect import flow
+from prefect import Flow, flow
 from pydantic import Field
 
 from flows import pipeline
+from goal import interrupts
 
+# What a form offers is fixed by `make up`, which deploys it.
+Preset = Literal[*sorted(path.stem for path in (pipeline.HOME / "presets").glob("*.yaml"))]
+Override = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*=")]
 Hours = Annotated[float, Field(gt=0)]
 Number = Annotated[int, Field(ge=1)]
+Alias = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 
-
-@flow(name="goal", flow_run_name="train")
-def train(preset: str | None = None, overrides: list[str] = (), stage_hours: Hours = 24.0) -> str:
-    """The whole pipeline, to a registered model.
+ARGS = """
 
     Args:
         preset: a file of presets/, without .yaml; empty: params.yaml as committed
@@ -22,41 +25,54 @@ def train(preset: str | None = None, overrides: list[str] = (), stage_hours: Hou
 
     Returns:
         The branch that holds parameters, dvc.lock and metrics.
-    """
-    return pipeline.walk(["report", "register"], preset, list(overrides), stage_hours)
+"""
 
 
-@flow(name="goal", flow_run_name="evaluate")
-def evaluate(preset: str | None = None, overrides: list[str] = (), stage_hours: Hours = 24.0) -> str:
-    """Every model on every benchmark, and the report.
-
-    Args:
-        preset: a file of presets/, without .yaml; empty: params.yaml as committed
-        overrides: single values, as section.field=value
-        stage_hours: longest time for one stage
-    """
-    return pipeline.walk(["report"], preset, list(overrides), stage_hours)
+def _walks(function: Callable[..., str]) -> Flow:
+    """A flow whose form is described once for all."""
+    function.__doc__ += ARGS
+    return flow(name="goal", flow_run_name=function.__name__)(function)
 
 
-@flow(name="goal", flow_run_name="mine")
-def mine(preset: str | None = None, overrides: list[str] = (), stage_hours: Hours = 24.0) -> str:
-    """Regions and pairs (LISM).
+@_walks
+def train(preset: Preset | None = None, overrides: list[Override] = (), stage_hours: Hours = 24.0) -> str:
+    """The whole pipeline, to a registered model."""
+    return _walk(["report", "register"], preset, overrides, stage_hours)
 
-    Args:
-        preset: a file of presets/, without .yaml; empty: params.yaml as committed
-        overrides: single values, as section.field=value
-        stage_hours: longest time for one stage
-    """
-    return pipeline.walk(["pairs"], preset, list(overrides), stage_hours)
+
+@_walks
+def evaluate(preset: Preset | None = None, overrides: list[Override] = (), stage_hours: Hours = 24.0) -> str:
+    """Every model on every benchmark, and the report."""
+    return _walk(["report"], preset, overrides, stage_hours)
+
+
+@_walks
+def mine(preset: Preset | None = None, overrides: list[Override] = (), stage_hours: Hours = 24.0) -> str:
+    """Regions and pairs (LISM)."""
+    return _walk(["pairs"], preset, overrides, stage_hours)
+
+
+def _walk(targets: list[str], preset: str | None, overrides: list[str], stage_hours: float) -> str:
+    # Nobody but its worker could cancel this run: without it, the run saves and ends too.
+    interrupts.die_with_parent()
+    return pipeline.walk(targets, preset, list(overrides), stage_hours)
 
 
 @flow(name="goal", flow_run_name="promote")
-def promote(version: Number | None = None, dry_run: bool = True, reason: str = "") -> None:
-    """Hold a registered version to the gates of params.yaml; if all pass, make it the champion.
+def promote(
+    version: Number | None = None,
+    alias: Alias = "champion",
+    dry_run: bool = True,
+    new_data: bool = False,
+    reason: str = "",
+) -> None:
+    """Hold a registered version to the gates of the project's params.yaml; if all pass, give it the alias.
 
     Args:
         version: its number; empty: the challenger
+        alias: the target: `champion`, or one that you serve beside it
         dry_run: show the gates, change nothing
+        new_data: the benchmark was changed on purpose: compare with no champion
         reason: recorded on the version
     """
-    pipeline.promote(version, dry_run, reason)
+    pipeline.promote(version, alias, dry_run, new_data, reason)

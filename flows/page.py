@@ -3,10 +3,21 @@
 import base64
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 from prefect import get_run_logger
-from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from goal import config
 from goal.errors import UserError
@@ -18,6 +29,33 @@ PICTURES = (
 )
 
 
+@contextmanager
+def _lenient() -> Iterator[None]:
+    """A page that cannot be written, because the server is away, ends no run, and holds it up for seconds."""
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}):
+            yield
+    except (httpx.HTTPError, PrefectException) as error:
+        get_run_logger().warning("not on the run's page: %s: %s", type(error).__name__, error)
+
+
+class Progress:
+    """How many of the stages are done, as a bar."""
+
+    def __init__(self, stages: int) -> None:
+        self._stages, self._done, self._bar = stages, 0, None
+        with _lenient():
+            self._bar = create_progress_artifact(0.0, key="stages", description=f"Of {stages} stages")
+
+    def step(self) -> None:
+        """One more is done."""
+        self._done += 1
+        with _lenient():
+            if self._bar is not None:
+                update_progress_artifact(self._bar, 100.0 * self._done / self._stages)
+
+
+@_lenient()
 def show(root: Path, branch: str) -> None:
     """Put what lies in the checkout on the run's page; what a flow did not make is left out."""
     _table(root / "reports" / "table.md", branch)
@@ -34,6 +72,7 @@ def show(root: Path, branch: str) -> None:
             get_run_logger().warning("no links to MLflow: %s", error)
 
 
+@_lenient()
 def gates(lines: list[str]) -> None:
     """What `goal promote` printed."""
     table = "\n".join(lines)

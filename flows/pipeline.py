@@ -3,18 +3,13 @@
 from pathlib import Path
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.concurrency.sync import concurrency
+from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
-from flows import checkout, graph, page, stage
-from flows.pool import GPU
-from goal import interrupts
+from flows import GPU, checkout, graph, page, stage
 
 HOME = Path(__file__).parents[1]
-RETRIES = 3
-BACK_OFF_SECONDS = [10, 60, 300]
 PROMOTE_SECONDS = 3600.0
 
 
@@ -22,17 +17,21 @@ def _may_pass(_task: object, _run: object, state: State) -> bool:
     return isinstance(state.result(raise_on_failure=False), stage.TransientError)
 
 
-@task(
-    task_run_name="{name}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=RETRIES,
-    retry_delay_seconds=BACK_OFF_SECONDS,
-    retry_condition_fn=_may_pass,
-)
+RETRIED = {
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "retries": 3,
+    "retry_delay_seconds": [10, 60, 300],
+    "retry_condition_fn": _may_pass,
+}
+
+
+@task(task_run_name="{name}", **RETRIED)
 def run_stage(name: str, root: Path, limit_seconds: float, stale: bool) -> State:
     """One DVC stage; a stage that is not stale, or that DVC skips, ends as `Skipped`."""
-    ran = stale and stage.run(root, name, get_run_logger().info, limit_seconds)
+    # A version of the registered model says which flow run it comes from.
+    origin = {"GOAL_BRANCH": checkout.branch(root), "GOAL_FLOW_RUN": str(flow_run.get_id())}
+    ran = stale and stage.run(root, name, get_run_logger().info, limit_seconds, origin)
     return Completed(name="Completed" if ran else "Skipped", message=name)
 
 
@@ -41,28 +40,33 @@ def walk(targets: list[str], preset: str | None, overrides: list[str], stage_hou
 
     A run that fails or is cancelled leaves its checkout, where the next one with the same parameters goes on.
     """
-    # Nobody but its worker could cancel this run: without it, the run saves and ends too.
-    interrupts.die_with_parent()
-    root = checkout.prepare(HOME, preset, overrides)
-    get_run_logger().info("checkout %s of %s", root.name, HOME.name)
-    # Once for all stages: to take and give back the limit costs seconds.
-    with checkout.held(root), concurrency(GPU, occupy=1):
+    log = get_run_logger().info
+    # The queue's limit lets one run in. This lock holds also where the server took a live run for dead.
+    gpu = HOME / checkout.PLACE / f"{GPU}.lock"
+    with checkout.held(HOME, preset, overrides, log) as root, checkout.turn(gpu, log, "the GPU is in use"):
+        log(f"checkout {root.name} of {HOME.name}")
         names = graph.stages(root, targets)
         fresh = graph.up_to_date(root, names)
-        progress = create_progress_artifact(0.0, key="stages", description=f"Of {len(names)} stages")
-        for done, name in enumerate(names, 1):
+        progress = page.Progress(len(names))
+        for name in names:
             run_stage(name, root, stage_hours * 3600, stale=name not in fresh)
-            update_progress_artifact(progress, 100.0 * done / len(names))
-        branch = checkout.keep(root, f"goal: {', '.join(targets)} ({root.name})")
-        page.show(root, branch)
+            progress.step()
+        checkout.keep(root, f"goal: {', '.join(targets)} ({root.name})")
+        page.show(root, checkout.branch(root))
         checkout.drop(HOME, root)
-    return branch
+    return checkout.branch(root)
 
 
-def promote(version: int | None, dry_run: bool, reason: str) -> None:
+def promote(version: int | None, alias: str, dry_run: bool, new_data: bool, reason: str) -> None:
     """`goal promote` in the project itself, where the gates are; their table goes to the run's page."""
-    words = ["-m", "goal", "promote", *([str(version)] if version else []), f"--reason={reason}"]
-    words += ["--dry-run"] if dry_run else []
+    words = ["promote", *([str(version)] if version else []), f"--alias={alias}", f"--reason={reason}"]
+    words += [*(["--dry-run"] if dry_run else []), *(["--new-data"] if new_data else [])]
+    run_promotion(words)
+
+
+@task(task_run_name="promote", **RETRIED)
+def run_promotion(words: list[str]) -> None:
+    """`goal` with these words; whatever it prints is shown."""
     lines: list[str] = []
 
     def log(line: str) -> None:
@@ -70,6 +74,6 @@ def promote(version: int | None, dry_run: bool, reason: str) -> None:
         get_run_logger().info(line)
 
     try:
-        stage.command(HOME, "promote", words, log, PROMOTE_SECONDS)
+        stage.command(HOME, "promote", ["-m", "goal", *words], log, PROMOTE_SECONDS)
     finally:
         page.gates(lines)

@@ -1,4 +1,4 @@
-"""What Prefect's server holds before a worker starts: pool, limit, the end of dead runs, deployments."""
+"""What Prefect's server holds before a worker starts: pool, queue, the end of dead runs, deployments."""
 
 import subprocess
 import sys
@@ -6,14 +6,15 @@ from contextlib import suppress
 from datetime import timedelta
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 
-POOL, GPU = "goal", "gpu"
+from flows import GPU, POOL
+
 DEAD = "goal: dead flow runs"
 # Three heartbeats of PREFECT_FLOWS_HEARTBEAT_FREQUENCY.
 SILENCE = timedelta(seconds=90)
@@ -26,8 +27,9 @@ def main() -> None:
     with get_client(sync_client=True) as client:
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+        # A queue's limit counts the runs that run, so that none is lost with a server or a worker.
         with suppress(ObjectAlreadyExists):
-            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU, limit=1))
+            client.create_work_queue(GPU, concurrency_limit=1, work_pool_name=POOL)
         if not client.read_automations_by_name(DEAD):
             client.create_automation(_dead_runs())
     subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], check=True)

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from flows import guard
 from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT
@@ -28,19 +29,30 @@ class TransientError(StageError):
     """A stage failed for a reason that may pass: a download, a server, a pre-emption."""
 
 
-def run(root: Path, name: str, log: Callable[[str], None], limit_seconds: float) -> bool:
+def run(
+    root: Path,
+    name: str,
+    log: Callable[[str], None],
+    limit_seconds: float,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> bool:
     """`dvc repro --single-item name` in `root`; True if it ran, False if DVC found nothing to do.
 
     Raises TransientError or StageError with the stage's last words; past `limit_seconds` the stage is asked
     to save and stop, and StageError says so.
     """
     repro = ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-    lines = command(root, name, repro, log, limit_seconds)
+    lines = command(root, name, repro, log, limit_seconds, environment)
     return not any(words in line for line in lines for words in SKIPPED)
 
 
 def command(
-    root: Path, name: str, words: list[str], log: Callable[[str], None], limit_seconds: float
+    root: Path,
+    name: str,
+    words: list[str],
+    log: Callable[[str], None],
+    limit_seconds: float,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
     """Run `python words...` in `root` and return its lines of output; no shell reads the words.
 
@@ -50,7 +62,7 @@ def command(
     process = subprocess.Popen(
         [sys.executable, guard.__file__, str(os.getpid()), sys.executable, *words],
         cwd=root,
-        env=_environment(root),
+        env={**_environment(root), **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -202,6 +202,9 @@ def pretrain_scenes(
 @app.command(rich_help_panel=DAILY)
 def promote(
     version: Annotated[int | None, typer.Argument(help="a version's number; without: the challenger")] = None,
+    alias: Annotated[
+        str, typer.Option(help="The target; another one is served beside `champion`.")
+    ] = "champion",
     reason: Annotated[str, typer.Option(help="Recorded on the version.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the gates, change nothing.")] = False,
     new_data: Annotated[
@@ -212,32 +215,33 @@ def promote(
         bool, typer.Option("--unlock", help="Only remove the lock of a promotion that was killed.")
     ] = False,
 ) -> None:
-    """Hold a registered version to the gates of params.yaml; if all pass, make it the champion."""
+    """Hold a registered version to the gates of params.yaml; if all pass, give it the alias."""
     params = config.load()
     from goal import promote as promotion
 
     if unlock:
         promotion.unlock(params)
         return
-    decision = promotion.judge(params, version, new_data)
+    decision = promotion.judge(params, version, new_data, alias)
     _print(decision.rich())
     if not dry_run:
         promotion.promote(params, decision, reason)
     elif not decision.passed:
         raise UserError(f"dry run: version {decision.version} would be refused: {'; '.join(decision.faults)}")
     else:
-        typer.echo(f"dry run: version {decision.version} would become the champion")
+        typer.echo(f"dry run: version {decision.version} would become the {alias}")
 
 
 @app.command(rich_help_panel=DAILY)
 def rollback(
     reason: Annotated[str, typer.Option(help="Recorded on both versions.")],
+    alias: Annotated[str, typer.Option(help="Whose champion goes.")] = "champion",
 ) -> None:
     """Make the champion before this one the champion again."""
     params = config.load()
     from goal import promote as promotion
 
-    promotion.rollback(params, reason)
+    promotion.rollback(params, reason, alias)
 
 
 def _print(table: "Table", notes: Sequence[str] = ()) -> None:

@@ -1,26 +1,26 @@
-"""Promotion and rollback of the registered model: gates, then one atomic move of the alias `champion`."""
+"""Promotion and rollback of the registered model: gates, then one atomic move of an alias."""
 
 import contextlib
 import logging
 import os
+import re
 import secrets
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.table import Table
 
 from goal import interrupts, registry
 from goal.config import Gate, Params
 from goal.errors import UserError
 from goal.evaluation import answers
 from goal.record import lineage, promotion
+from goal.record.decision import Decision
 from goal.record.promotion import Answers, Outcome
 from goal.registry import CHALLENGER, CHAMPION, PREVIOUS
 
@@ -32,66 +32,24 @@ log = logging.getLogger("goal.promote")
 DECISION = "goal.decision"
 # The champion before this one: where `previous` goes on a rollback.
 PREDECESSOR = "goal.predecessor"
+# Aliases that mean something else, here or to MLflow.
+RESERVED = re.compile(rf"{CHALLENGER}|{PREVIOUS}.*|latest|[vV]\d+")
 # What makes a query the same one in two files.
 KEY = ("direction", "id", "part", "caption")
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What was asked of a version and what came out; `faults` are reasons against it.
-
-    champion: the version it would replace; new_data: that one's numbers were left out of account.
-    """
-
-    registered: str
-    version: int
-    champion: int | None
-    new_data: bool
-    outcomes: tuple[Outcome, ...]
-    faults: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        return not self.faults
-
-    def rich(self) -> Table:
-        """Every gate with its numbers, for a terminal."""
-        against = f"against champion {self.champion}" if self.champion else "no champion yet"
-        table = Table(
-            title=f"{self.registered} version {self.version}, {against}, percent", title_justify="left"
-        )
-        for title in ("gate", "benchmark", "metric"):
-            table.add_column(title, no_wrap=True)
-        for title in ("version", "champion"):
-            table.add_column(title, justify="right")
-        table.add_column("result")
-        for row in self.rows():
-            table.add_row(*row)
-        return table
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """The cells of that table."""
-        return [
-            (
-                f"{outcome.gate.rule} {outcome.gate.value:g}",
-                outcome.gate.benchmark,
-                outcome.gate.metric,
-                _number(outcome.candidate),
-                _number(outcome.champion),
-                f"{'pass' if outcome.passed else 'FAIL'}: {outcome.reason}",
-            )
-            for outcome in self.outcomes
-        ]
-
-
-def judge(params: Params, version: int | None = None, new_data: bool = False) -> Decision:
+def judge(
+    params: Params, version: int | None = None, new_data: bool = False, alias: str = CHAMPION
+) -> Decision:
     """Hold a version (None: the challenger) to the gates, and change nothing.
 
     new_data: the benchmark was changed on purpose: the champion's numbers are left out of account.
-    Raises UserError where there is no such version, or it is the champion already.
+    alias: another than `champion` has a champion of its own, served beside it.
+    Raises UserError where there is no such version or alias, or it is the champion already.
     """
+    _previous(alias)
     with registry.answering():
-        return _judge(registry.connect(), params, version, new_data)
+        return _judge(registry.connect(), params, version, new_data, alias)
 
 
 def promote(params: Params, decision: Decision, reason: str) -> None:
@@ -99,7 +57,7 @@ def promote(params: Params, decision: Decision, reason: str) -> None:
 
     The old champion gets the alias `previous`. `reason` and the decision are recorded on the version.
     """
-    name, number = decision.registered, str(decision.version)
+    name, number, alias = decision.registered, str(decision.version), decision.alias
     with registry.answering():
         client = registry.connect()
         if not decision.passed:
@@ -107,39 +65,38 @@ def promote(params: Params, decision: Decision, reason: str) -> None:
             _record(client, name, number, f"refused: {faults}" + (f"; asked for: {reason}" if reason else ""))
             raise UserError(f"{name} version {number}: not promoted: {faults}")
         with _alone(client, name):
-            _unchanged(client, name, decision.champion)
-            replaced = f"replaces version {decision.champion}" if decision.champion else "the first champion"
+            _unchanged(client, name, alias, decision.champion)
+            replaced = f"replaces version {decision.champion}" if decision.champion else f"the first {alias}"
             replaced += ", not compared with it: the benchmark is new" if decision.new_data else ""
             if decision.champion:
-                client.set_model_version_tag(name, number, PREDECESSOR, str(decision.champion))
-                client.set_registered_model_alias(name, PREVIOUS, str(decision.champion))
-            client.set_registered_model_alias(name, CHAMPION, number)
+                client.set_model_version_tag(name, number, _predecessor(alias), str(decision.champion))
+                client.set_registered_model_alias(name, _previous(alias), str(decision.champion))
+            client.set_registered_model_alias(name, alias, number)
             _record(client, name, number, f"promoted: {reason or 'all gates passed'}; {replaced}")
-    log.info("%s version %s is the champion; %s", name, number, replaced)
+    log.info("%s version %s is the %s; %s", name, number, alias, replaced)
 
 
-def rollback(params: Params, reason: str) -> None:
+def rollback(params: Params, reason: str, alias: str = CHAMPION) -> None:
     """Make `previous` the champion again, and the champion before that one `previous`."""
-    name = params.register_.name
+    name, back = params.register_.name, _previous(alias)
     with registry.answering():
         client = registry.connect()
-        champion = registry.by_alias(client, name, CHAMPION)
-        previous = registry.by_alias(client, name, PREVIOUS)
+        champion = registry.by_alias(client, name, alias)
+        previous = registry.by_alias(client, name, back)
         if champion is None or previous is None:
-            raise UserError(f"{name}: no version has the alias `{PREVIOUS}`; there is nothing to go back to")
+            raise UserError(f"{name}: no version has the alias `{back}`; there is nothing to go back to")
         with _alone(client, name):
-            _unchanged(client, name, int(champion.version))
-            client.set_registered_model_alias(name, CHAMPION, previous.version)
-            before = previous.tags.get(PREDECESSOR)
+            _unchanged(client, name, alias, int(champion.version))
+            client.set_registered_model_alias(name, alias, previous.version)
+            before = previous.tags.get(_predecessor(alias))
             if before:
-                client.set_registered_model_alias(name, PREVIOUS, before)
+                client.set_registered_model_alias(name, back, before)
             else:
-                client.delete_registered_model_alias(name, PREVIOUS)
+                client.delete_registered_model_alias(name, back)
             _record(client, name, champion.version, f"rolled back to version {previous.version}: {reason}")
-            _record(
-                client, name, previous.version, f"champion again after version {champion.version}: {reason}"
-            )
-    log.info("%s version %s is the champion again; it was %s", name, previous.version, champion.version)
+            again = f"{alias} again after version {champion.version}: {reason}"
+            _record(client, name, previous.version, again)
+    log.info("%s version %s is the %s again; it was %s", name, previous.version, alias, champion.version)
 
 
 def unlock(params: Params) -> None:
@@ -154,17 +111,32 @@ def unlock(params: Params) -> None:
     log.info("removed: %s", held.description)
 
 
-def _judge(client: "MlflowClient", params: Params, number: int | None, new_data: bool) -> Decision:
+def _previous(alias: str) -> str:
+    """The alias of the version before the one that has `alias`."""
+    if RESERVED.fullmatch(alias) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", alias):
+        raise UserError(
+            f"--alias {alias!r}: expected letters, digits, - and _, and none that has another meaning"
+        )
+    return PREVIOUS if alias == CHAMPION else f"{PREVIOUS}-{alias}"
+
+
+def _predecessor(alias: str) -> str:
+    return PREDECESSOR if alias == CHAMPION else f"{PREDECESSOR}.{alias}"
+
+
+def _judge(
+    client: "MlflowClient", params: Params, number: int | None, new_data: bool, alias: str
+) -> Decision:
     name = params.register_.name
     version = _find(client, name, number)
-    champion = registry.by_alias(client, name, CHAMPION)
+    champion = registry.by_alias(client, name, alias)
     if champion is not None and champion.version == version.version:
-        raise UserError(f"{name} version {version.version} is the champion already")
+        raise UserError(f"{name} version {version.version} is the {alias} already")
     gates = params.promote.gates
     faults = promotion.missing(version.tags, registry.run_status(client, version))
     if champion is not None and not new_data:
         faults += [
-            f"{benchmark}: other pictures or texts than champion {champion.version} was measured on"
+            f"{benchmark}: other pictures or texts than {alias} {champion.version} was measured on"
             for benchmark in promotion.other_data(gates, version.tags, champion.tags)
         ]
     compared = None if new_data else champion
@@ -174,6 +146,7 @@ def _judge(client: "MlflowClient", params: Params, number: int | None, new_data:
     return Decision(
         registered=name,
         version=int(version.version),
+        alias=alias,
         champion=int(champion.version) if champion else None,
         new_data=new_data,
         outcomes=outcomes,
@@ -236,13 +209,13 @@ def _answers(folder: Path, gate: Gate) -> Answers | None:
     return Answers(queries, chosen["id"].to_numpy(), values[:, names.index(name)])
 
 
-def _unchanged(client: "MlflowClient", name: str, champion: int | None) -> None:
+def _unchanged(client: "MlflowClient", name: str, alias: str, champion: int | None) -> None:
     """Refuse where the champion is no longer the one that was looked at."""
-    now = registry.by_alias(client, name, CHAMPION)
+    now = registry.by_alias(client, name, alias)
     number = int(now.version) if now else None
     if number != champion:
         raise UserError(
-            f"{name}: another promotion came first: the champion is version {number}, it was {champion} "
+            f"{name}: another promotion came first: the {alias} is version {number}, it was {champion} "
             "when this one was judged; nothing was changed, run it again"
         )
 
@@ -283,7 +256,3 @@ def _record(client: "MlflowClient", name: str, number: str, text: str) -> None:
 
 def _now() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"

@@ -14,7 +14,7 @@ from goal import files, layout, tracking
 from goal.config import Params
 from goal.errors import Unavailable, UserError
 from goal.record import lineage, provenance, standing
-from goal.record.recorder import Refused, Unreachable, deliver_leftovers
+from goal.record.recorder import Barred, Refused, Unreachable, deliver_leftovers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,7 +58,7 @@ def run(params: Params) -> None:
     digest = files.digest(file)
     numbers = headline(name)
     tags = _tags(params, digest, numbers)
-    known = (tracking.file(), params.register_.name, tags)
+    known = (tracking.uri(), params.register_.name, tags)
     if not params.tracking.enabled:
         log.info("register: tracking is off (tracking.enabled is false): no version is made")
     elif standing.holds(*known):
@@ -106,10 +106,10 @@ def answering() -> Iterator[None]:
         tracking.prepare(PATIENT)
         with tracking.answering():
             yield
+    except (Refused, Barred) as error:
+        raise UserError(f"{tracking.address()}: {error}") from error
     except Unreachable as error:
         raise Unavailable(f"{tracking.address()}: {error}") from error
-    except Refused as error:
-        raise UserError(f"{tracking.address()}: {error}") from error
 
 
 def connect() -> "MlflowClient":

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from goal import files, layout
 from goal.config import Params
 from goal.errors import Interrupted, UserError
-from goal.record import journal, lineage
+from goal.record import journal, lineage, whereabouts
 from goal.record.journal import Record
-from goal.record.recorder import FAILED, FINISHED, KILLED, Point, Recorder, Refused, Unreachable
+from goal.record.recorder import FAILED, FINISHED, KILLED, Barred, Point, Recorder, Refused, Unreachable
+from goal.record.whereabouts import SQLITE, address, uri
 from goal.training.progress import Silent, Tracker
 
 if TYPE_CHECKING:
@@ -43,9 +43,10 @@ SHOWN = {
     "mlflow.source.name": "goal.command",
     "mlflow.user": "goal.user",
 }
-SQLITE = "sqlite:///"
 PARAMS_A_CALL = 100  # MLflow's limit
 NEVER = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "ENDPOINT_NOT_FOUND"}
+DENIED = {"UNAUTHENTICATED", "PERMISSION_DENIED"}
+DENIED_MEND = "are MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD right, and may they do this?"
 
 
 @contextlib.contextmanager
@@ -117,22 +118,6 @@ def _recorder(params: Params, prefix: str, header: Callable[[str], Record]) -> R
     return None
 
 
-def uri() -> str:
-    """Where MLflow keeps its record: MLFLOW_TRACKING_URI, else a file in the project."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{layout.home() / 'mlflow.db'}"
-
-
-def file() -> Path | None:
-    """The file that is the store; None where a server keeps it."""
-    return Path(uri().removeprefix(SQLITE)) if uri().startswith(SQLITE) else None
-
-
-def address() -> str:
-    """The uri for people: without a password."""
-    parts = urlsplit(uri())
-    return uri().replace(f"{parts.username}:{parts.password}@", "") if parts.password else uri()
-
-
 def prepare(environment: Mapping[str, str] = {}) -> None:
     """Set what MLflow reads at its import, and import it: later threads and forked loaders find it loaded."""
     for key, value in {**ENVIRONMENT, **environment}.items():
@@ -163,7 +148,7 @@ def connect(where: str) -> "MlflowClient":
 
 @contextlib.contextmanager
 def answering() -> Iterator[None]:
-    """Turn every way in which MLflow fails into Unreachable (may work later) or Refused (never will)."""
+    """Turn every way in which MLflow fails into Unreachable, Barred or Refused."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -171,16 +156,18 @@ def answering() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
+        if error.error_code in DENIED:
+            raise Barred(f"{_one_line(error)}: {DENIED_MEND}") from error
         kind = Refused if error.error_code in NEVER else Unreachable
         raise kind(_one_line(error)) from error
-    except (RequestException, SQLAlchemyError, OSError) as error:
+    except (RequestException, SQLAlchemyError, ConnectionError, TimeoutError) as error:
         raise Unreachable(_one_line(error)) from error
+    except OSError as error:
+        raise Barred(_one_line(error)) from error
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    password = urlsplit(uri()).password
-    return (text.replace(password, "***") if password else text)[:200]
+    return whereabouts.hidden(" ".join(str(error).split()))[:200]
 
 
 def experiment_id(client: "MlflowClient", name: str) -> str:

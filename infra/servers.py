@@ -1,31 +1,27 @@
-"""`make up` and `make down`: MLflow, Prefect and a worker as processes of this machine, on loopback only."""
+"""`make up`, `make ui`, `make down`: MLflow, Prefect and a worker on this machine, on loopback only."""
 
-import contextlib
 import json
 import os
+import secrets
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
+import tomllib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from flows import POOL
+from goal import files
+from infra.processes import START_SECONDS, ServerError, Service, port
 
 ROOT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
 MLFLOW_PORT, PREFECT_PORT = 5000, 4200  # or free ones, where these are taken
-SERVERS = ("mlflow", "prefect", "worker")
-POOL = "goal"
 ADDRESSES = "addresses.json"
-START_SECONDS = 120
+PROFILE = "profiles.toml"  # prefect.toml leads `prefect` there
+SERVERS = ("mlflow", "prefect", "worker")
 STOP_SECONDS = 35  # a cancelled flow run has 30 s to save its checkpoint
-
-# Carried by all that a server starts, so that what a killed one left is found.
-MARK = "GOAL_SERVERS"
 # Nothing that the project starts reports to anybody; MLflow's job runner would cost 8 processes for nothing.
 QUIET = {
     "DO_NOT_TRACK": "true",
@@ -43,196 +39,182 @@ class Addresses:
     mlflow: str
     prefect: str
 
-    def environment(self) -> dict[str, str]:
-        """What a client needs to find them."""
-        return {"MLFLOW_TRACKING_URI": self.mlflow, "PREFECT_API_URL": f"{self.prefect}/api"}
-
-
-class ServerError(Exception):
-    """A server did not come up; the text names its log."""
-
 
 def run_dir() -> Path:
-    """Pid files, logs and Prefect's own files; git-ignored."""
+    """Logs, process numbers and Prefect's own files; git-ignored."""
     return ROOT / "run"
 
 
-def running() -> Addresses | None:
-    """The addresses, if both servers and the worker are alive."""
-    return None if any(_process(name) is None for name in SERVERS) else _recorded()
+def service(name: str) -> Service:
+    return Service(run_dir(), name)
 
 
-def up() -> Addresses:
-    """Start what is not running; a second call changes nothing. Raises ServerError after START_SECONDS."""
-    missing = [name for name in SERVERS if _process(name) is None]
-    for name in missing:
-        # A killed worker's flow runs are saving; a killed server's children hold its port.
-        _end(name, STOP_SECONDS if name == "worker" else 0)
-    if set(missing) == set(SERVERS):
-        addresses = Addresses(f"http://{HOST}:{_port(MLFLOW_PORT)}", f"http://{HOST}:{_port(PREFECT_PORT)}")
-        run_dir().mkdir(exist_ok=True)
-        (run_dir() / ADDRESSES).write_text(json.dumps(vars(addresses)))
+def up() -> None:
+    """Start what is not running; a second call changes nothing, and one at the same time waits.
+
+    Raises ServerError, where what this call started is stopped again and what ran before goes on.
+    """
+    with _alone():
+        missing = [service(name) for name in SERVERS if service(name).process() is None]
+        for one in missing:
+            # A killed worker's flow runs are saving; a killed server's children hold its port.
+            one.clear(STOP_SECONDS if one.name == "worker" else 0)
+        if len(missing) == len(SERVERS):
+            found = Addresses(
+                *(f"http://{HOST}:{port(HOST, usual)}" for usual in (MLFLOW_PORT, PREFECT_PORT))
+            )
+            (run_dir() / ADDRESSES).write_text(json.dumps(vars(found)))
+        addresses = _recorded()
+        environment = QUIET | _settings(addresses)
+        mlflow, prefect, worker = (service(name) for name in SERVERS)
+        try:
+            for one in (mlflow, prefect):
+                if one in missing:
+                    one.start(_command(one.name, addresses), ROOT, environment)
+            mlflow.wait(f"{addresses.mlflow}/health")
+            prefect.wait(f"{addresses.prefect}/api/health")
+            if worker in missing:
+                _prepare(environment)
+                worker.start(_command("worker", addresses), ROOT, environment)
+        except BaseException:
+            for one in missing:
+                one.stop(signal.SIGTERM, STOP_SECONDS)
+            raise
+
+
+def down() -> None:
+    """Stop the worker first, so that its runs can save, then the servers; harmless when nothing runs."""
+    with _alone():
+        for name in reversed(SERVERS):
+            service(name).stop(signal.SIGINT if name == "worker" else signal.SIGTERM, STOP_SECONDS)
+        (run_dir() / ADDRESSES).unlink(missing_ok=True)
+
+
+def ui() -> str | None:
+    """What to tell of the servers that run; None where none does."""
+    alive = {name for name in SERVERS if service(name).process()}
+    if not alive:
+        return None
     addresses = _recorded()
-    prefect = {
-        **addresses.environment(),
-        "GOAL_HOME": str(ROOT),  # prefect.yaml reads it
-        "PYTHONPATH": str(ROOT),
-        "PREFECT_HOME": str(run_dir() / "prefect"),
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-        "PREFECT_WORKER_QUERY_SECONDS": "3",
+    told = {
+        "mlflow": ("MLflow", addresses.mlflow),
+        "prefect": ("Prefect", f"{addresses.prefect}  sign in with {_password()}"),
+        "worker": ("Worker", "running"),
     }
-    starts = {
-        "mlflow": ([*_mlflow(), *_listen(addresses.mlflow)], {}),
-        "prefect": (_prefect("server", "start", *_listen(addresses.prefect)), prefect),
-        "worker": (_prefect("worker", "start", "--pool", POOL, "--name", "local"), prefect),
-    }
-    for name in ("mlflow", "prefect"):
-        if name in missing:
-            _start(name, *starts[name])
-    _wait("mlflow", f"{addresses.mlflow}/health")
-    _wait("prefect", f"{addresses.prefect}/api/health")
-    if "worker" in missing:
-        _prepare(prefect)
-        _start("worker", *starts["worker"])
-    return addresses
+    lines = [
+        f"{told[name][0]:<9}{told[name][1] if name in alive else 'not running; `make up` starts it'}"
+        for name in SERVERS
+    ]
+    lines += [
+        "",
+        "In this folder `prefect` and `goal` find them. In a shell elsewhere:",
+        f"export MLFLOW_TRACKING_URI={addresses.mlflow}",
+        f"export PREFECT_PROFILES_PATH={run_dir() / PROFILE}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _alone() -> AbstractContextManager[None]:
+    """Of two commands at once, the second one sees what the first one did."""
+    return files.alone(run_dir() / "servers.lock")
 
 
 def _recorded() -> Addresses:
     return Addresses(**json.loads((run_dir() / ADDRESSES).read_text()))
 
 
-def down() -> None:
-    """Stop the worker first, so that its runs can save, then the servers; harmless when nothing runs."""
-    for name in reversed(SERVERS):
-        process = _process(name)
-        if process is not None:
-            process.send_signal(signal.SIGINT if name == "worker" else signal.SIGTERM)
-        _end(name, STOP_SECONDS if process else 0)
-        (run_dir() / f"{name}.pid").unlink(missing_ok=True)
-    (run_dir() / ADDRESSES).unlink(missing_ok=True)
+def _settings(addresses: Addresses) -> dict[str, str]:
+    """The environment of the servers and the worker; what a user's `prefect` needs of it goes to the profile.
+
+    Whoever reaches Prefect's API can have the worker run anything: hence a password, also against other users
+    of this machine, and no answer to other pages in a browser.
+    """
+    api, number, password = f"{addresses.prefect}/api", addresses.prefect.rsplit(":", 1)[1], _password()
+    profile = run_dir() / PROFILE
+    profile.touch(mode=0o600)
+    profile.write_text(
+        f'active = "{POOL}"\n\n[profiles.{POOL}]\n'
+        f'PREFECT_API_URL = "{api}"\nPREFECT_API_AUTH_STRING = "{password}"\n'
+    )
+    return {
+        "MLFLOW_TRACKING_URI": addresses.mlflow,
+        "PREFECT_API_URL": api,
+        "PREFECT_API_AUTH_STRING": password,
+        "PREFECT_SERVER_API_AUTH_STRING": password,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{number},http://localhost:{number}",
+        "PREFECT_HOME": str(run_dir() / "prefect"),
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_WORKER_QUERY_SECONDS": "3",
+        "PYTHONPATH": str(ROOT),
+        "GOAL_HOME": str(ROOT),  # prefect.yaml reads it
+    }
 
 
-def _end(name: str, seconds: float) -> None:
-    """Give all that a server started so long to end, then kill the rest."""
-    _, alive = psutil.wait_procs(_marked(name), timeout=seconds)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+def _password() -> str:
+    """Prefect's user and password: those of the last `make up`, which browsers remember, else new ones."""
+    try:
+        profile = tomllib.loads((run_dir() / PROFILE).read_text())["profiles"][POOL]
+        return profile["PREFECT_API_AUTH_STRING"]
+    except (FileNotFoundError, tomllib.TOMLDecodeError, KeyError):
+        return f"{POOL}:{secrets.token_hex(8)}"
 
 
-def _marked(name: str) -> list[psutil.Process]:
-    """What a server of this folder started, directly or not, and is still alive."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == str(run_dir() / name):
-                found.append(process)
-    return found
+def _command(name: str, addresses: Addresses) -> list[str]:
+    if name == "mlflow":
+        return _mlflow(addresses.mlflow)
+    if name == "prefect":
+        return [sys.executable, "-m", "prefect", "server", "start", *_listen(addresses.prefect)]
+    return [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", "local"]
 
 
-def _mlflow() -> list[str]:
-    store = [f"sqlite:///{ROOT / 'mlflow.db'}", "--artifacts-destination", str(ROOT / "mlartifacts")]
-    return [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", *store]
+def _mlflow(address: str) -> list[str]:
+    store = ["--backend-store-uri", f"sqlite:///{ROOT / 'mlflow.db'}"]
+    store += ["--artifacts-destination", str(ROOT / "mlartifacts")]
+    return [sys.executable, "-m", "mlflow", "server", "--workers", "1", *store, *_listen(address)]
 
 
 def _listen(address: str) -> list[str]:
     return ["--host", HOST, "--port", address.rsplit(":", 1)[1]]
 
 
-def _prefect(*words: str) -> list[str]:
-    return [sys.executable, "-m", "prefect", *words]
-
-
-def _start(name: str, command: list[str], environment: dict[str, str]) -> None:
-    with (run_dir() / f"{name}.log").open("ab") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **QUIET, **environment, MARK: str(run_dir() / name)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            # A process begun in the background of a shell ignores SIGINT, and a worker would then never stop.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-    born = psutil.Process(process.pid).create_time()
-    (run_dir() / f"{name}.pid").write_text(f"{process.pid} {born}")
-
-
-def _process(name: str) -> psutil.Process | None:
-    """The process that `_start` began, unless it ended (and perhaps gave its number to another)."""
-    try:
-        number, born = (run_dir() / f"{name}.pid").read_text().split()
-        process = psutil.Process(int(number))
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
-        return None
-    alive = process.create_time() == float(born) and process.status() != psutil.STATUS_ZOMBIE
-    return process if alive else None
-
-
 def _prepare(environment: dict[str, str]) -> None:
     """Pool, limit, automation and deployments, as the worker expects them."""
-    result = subprocess.run(
-        [sys.executable, "-m", "flows.pool"],
-        cwd=ROOT,
-        env={**os.environ, **QUIET, **environment},
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-        check=False,
-    )
-    if result.returncode:
-        said = (result.stderr or result.stdout).strip().splitlines()
-        raise ServerError(f"the deployments could not be made: {said[-1] if said else 'no output'}")
-
-
-def _wait(name: str, address: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and _process(name):
-        try:
-            with urllib.request.urlopen(address, timeout=2):
-                return
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            time.sleep(0.3)
-    raise ServerError(f"{name} did not start; its log: {run_dir() / f'{name}.log'}")
-
-
-def _port(wanted: int) -> int:
-    """The usual port if it is free, else one that the system chooses."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return probe.getsockname()[1]
-    raise ServerError(f"no free port on {HOST}")
+    try:
+        subprocess.run(
+            [sys.executable, "-m", "flows.pool"],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=START_SECONDS,
+            check=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ServerError(f"the deployments were not made within {START_SECONDS} s") from error
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr or error.stdout).strip().splitlines() or ["no output"]
+        raise ServerError(f"the deployments could not be made: {said[-1]}") from error
 
 
 def main() -> None:
-    """`python -m infra.servers up|down|status`."""
+    """`python -m infra.servers up|ui|down`."""
     action = sys.argv[1] if len(sys.argv) == 2 else ""
-    if action not in ("up", "down", "status"):
-        sys.exit("usage: python -m infra.servers up|down|status")
+    if action not in ("up", "ui", "down"):
+        sys.exit("usage: python -m infra.servers up|ui|down")
     if action == "down":
         down()
         return
     try:
-        addresses = up() if action == "up" else running()
+        if action == "up":
+            up()
+        told = ui()
+        address = f"http://{HOST}:{port(HOST, MLFLOW_PORT)}" if told is None else ""
     except ServerError as error:
-        down()
         sys.exit(f"goal: {error}")
-    if addresses is None:
-        sys.exit("goal: the servers are not running; `make up` starts them")
-    lines = [
-        f"MLflow   {addresses.mlflow}",
-        f"Prefect  {addresses.prefect}",
-        "",
-        "To use them in this shell:",
-    ]
-    lines += [f"export {name}={value}" for name, value in addresses.environment().items()]
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(told or f"MLflow   {address}  on this project's own store; Ctrl-C ends it\n")
+    sys.stdout.flush()
+    if told is None:
+        os.execve(sys.executable, _mlflow(address), {**os.environ, **QUIET})
 
 
 if __name__ == "__main__":

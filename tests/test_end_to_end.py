@@ -2,10 +2,12 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -16,6 +18,7 @@ from typer.testing import CliRunner
 
 from goal import cli, clip, images, layout, weights
 from goal.text import pad, tokenize
+from tests import documents
 from tests.imports import ROOT
 
 SMALL = {
@@ -56,13 +59,15 @@ def project(folder: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     change(folder, SMALL)
-    for words in (
-        ["init", "--quiet"],
-        ["add", "--all"],
-        ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "small"],
-    ):
-        subprocess.run(["git", *words], cwd=folder, check=True)
+    git(folder, "init", "--quiet", "--initial-branch", "main")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "-m", "small")
     return folder
+
+
+def git(folder: Path, *words: str) -> None:
+    who = ("-c", "user.name=t", "-c", "user.email=t@localhost")
+    subprocess.run(["git", *who, *words], cwd=folder, check=True)
 
 
 def change(folder: Path, values: dict) -> None:
@@ -78,6 +83,11 @@ def change(folder: Path, values: dict) -> None:
 
 
 def dvc(folder: Path, *words: str) -> str:
+    return shell(folder, shlex.join(["dvc", *words]))
+
+
+def shell(folder: Path, command: str) -> str:
+    """What a command prints, as after `. .venv/bin/activate`."""
     environment = {
         **{
             name: value
@@ -87,7 +97,7 @@ def dvc(folder: Path, *words: str) -> str:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     result = subprocess.run(
-        ["dvc", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
@@ -124,10 +134,19 @@ def test_every_verb_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(versions) == 1
 
 
-@pytest.mark.slow
-def test_dvc_runs_what_is_stale_and_nothing_else(tmp_path: Path) -> None:
-    folder = project(tmp_path)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small project after `dvc repro`, committed."""
+    folder = project(tmp_path_factory.mktemp("finished"))
     dvc(folder, "repro")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "-m", "finished")
+    return folder
+
+
+@pytest.mark.slow
+def test_dvc_runs_what_is_stale_and_nothing_else(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "project")
     # The registry is no file of DVC's: this stage looks itself whether there is anything to do.
     assert running(dvc(folder, "repro")) == {"register"}
 
@@ -143,6 +162,34 @@ def test_dvc_runs_what_is_stale_and_nothing_else(tmp_path: Path) -> None:
     shown = dvc(folder, "metrics", "show")
     assert all(name in shown for name in layout.MODELS)
     assert "metrics/stage2/test.json" in dvc(folder, "metrics", "diff", "HEAD")
+
+
+@pytest.mark.slow
+def test_the_documented_sweep_is_queued_run_and_compared(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of docs/experiments.md."""
+    folder = shutil.copytree(finished, tmp_path / "project")
+    for words in ("exp run --queue", "exp run --run-all"):
+        (command,) = documents.commands("experiments.md", words, "$ ")
+        shell(folder, command)
+    (command,) = documents.commands("experiments.md", "exp show", "$ ")
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shell(folder, command).splitlines()]
+    head, _, start, *tries = [row for row in table if row]
+    columns = [head.index(name) for name in ("stage2.lr", "stage2.loss.tsl_text")]
+    values = {tuple(float(row[column]) for column in columns) for row in tries}
+    assert values == {(lr, weight) for lr in (1e-4, 3e-4) for weight in (0, 1)}
+    recalls = [row[head.index("metrics/stage2/test.json:text_to_image_r1")] for row in (start, *tries)]
+    assert all(0 <= float(recall) <= 100 for recall in recalls)
+
+    # The same tries in the project's own record, by the document's own lines of Python.
+    monkeypatch.chdir(folder)
+    lines = documents.commands("experiments.md", "", ">>> ")
+    names: dict[str, Any] = {}
+    exec("\n".join(lines[:-1]), names)
+    frame = eval(lines[-1], names)
+    assert values <= {(float(row.iloc[0]), float(row.iloc[1])) for _, row in frame.iterrows()}
+    assert frame["metrics.test/text_to_image_r1"].notna().all()
 
 
 def running(output: str) -> set[str]:

@@ -179,6 +179,27 @@ def test_the_way_of_two_versions(project: Path) -> None:
     assert registry.registered_model(client(), "way.promotion-lock") is None
 
 
+def test_an_alias_of_its_own_has_its_own_champion_and_its_own_way_back(project: Path) -> None:
+    values = registered.params("aside")
+    register(values, 1)
+    promoted(values)
+    promote.promote(values, promote.judge(values, 1, alias="staging"), "")
+    register(values, 2)
+    decision = promote.judge(values, alias="staging")
+    assert decision.champion == 1
+    promote.promote(values, decision, "to look at")
+    named = {"challenger": 2, "champion": 1}
+    assert client().get_registered_model("aside").aliases == named | {"staging": 2, "previous-staging": 1}
+    promote.rollback(values, "looked at", "staging")
+    assert client().get_registered_model("aside").aliases == named | {"staging": 1}
+
+
+@pytest.mark.parametrize("alias", ["challenger", "previous", "previous-x", "latest", "v3", "a b", "", "-x"])
+def test_an_alias_that_means_something_else_is_no_target(project: Path, alias: str) -> None:
+    with pytest.raises(UserError, match="--alias"):
+        promote.judge(registered.params("way"), 1, alias=alias)
+
+
 def test_a_failed_gate_keeps_the_champion_and_is_recorded(project: Path) -> None:
     register(registered.params("gated"), 1)
     promoted(registered.params("gated"))

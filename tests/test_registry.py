@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -241,3 +242,13 @@ def test_a_registry_that_is_down_is_one_line_and_may_be_tried_again(monkeypatch:
         registry.run(registered.params("down"))
     assert "\n" not in str(error.value)
     assert "hidden" not in str(error.value)
+
+
+def test_a_fault_of_this_machine_is_not_blamed_on_the_server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else a flow would wait for a server that is there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(UserError, match="No such file or directory.*absent") as error:
+        registry.run(registered.params("nowhere"))
+    assert not isinstance(error.value, Unavailable)

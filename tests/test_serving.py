@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from goal import clip, images, registry, served_model, text, tracking, weights
-from tests import registered, tiny
+from tests import documents, registered, tiny
 from tests.imports import ROOT, closure, modules
 
 PICTURE = Path("data/tiny/images/0.png")
@@ -167,11 +168,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     client.set_registered_model_alias("served", "champion", "1")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = ["models", "serve", "-m", "models:/served@champion", "--env-manager", "local", "-p", str(port)]
-    # As after `. .venv/bin/activate`: MLflow starts uvicorn by its name.
+    (command,) = documents.commands("serving.md", "mlflow models serve")
+    command = command.replace("models:/goal@", "models:/served@").replace("5001", str(port))
+    # As after `. .venv/bin/activate`.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", *command],
+        shlex.split(command),
         cwd=tmp_path_factory.mktemp("elsewhere"),
         env=os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": tracking.uri()},
         start_new_session=True,
@@ -206,6 +208,26 @@ def post(address: str, body: str, kind: str = "application/json") -> tuple[int, 
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def test_the_documented_requests_are_answered(server: str, tmp_path: Path) -> None:
+    with images.Image.open(PICTURE) as picture:
+        picture.save(tmp_path / "photo.jpg", quality=95)
+    asked = documents.commands("serving.md", "curl")
+    answers = [
+        subprocess.run(
+            ["bash", "-c", command.replace("http://127.0.0.1:5001", server)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for command in asked
+    ]
+    found = np.concatenate([json.loads(answer)["predictions"] for answer in answers])
+    captions = ["A red ball lies on a blue table. A cat sleeps beside it.", "A cat.", "A dog on a beach."]
+    wanted = own(captions, [tmp_path / "photo.jpg"])[[0, 3, 1, 2]]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 @pytest.mark.slow

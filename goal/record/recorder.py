@@ -28,6 +28,10 @@ class Unreachable(Exception):
     """The server did not answer, or not in time: the same call may work later."""
 
 
+class Barred(Unreachable):
+    """The same call will work once somebody has mended a password or a disk; until then it is kept."""
+
+
 class Refused(Exception):
     """The server will never take this record."""
 
@@ -39,9 +43,7 @@ class Store(Protocol):
     and step at its last step.
     """
 
-    def attach(
-        self, header: Record
-    ) -> tuple[str, bool]: ...  # the run, made where there is none; is it finished?
+    def attach(self, header: Record) -> tuple[str, bool]: ...
     def create(self, header: Record) -> str: ...
     def describe(self, run: str, header: Record) -> None: ...
     def last(self, run: str) -> dict[str, tuple[float, int]]: ...

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +43,7 @@ TINY = [
     "report.examples=2",
 ]
 # Few pictures, so that the training begins soon; many epochs, so that it is not over before it is cancelled.
-LONG = [*TINY, "stage1.epochs=3000", "stage1.validate_epochs=3000"]
+LONG = [*TINY, "stage1.epochs=30000", "stage1.validate_epochs=30000", "train.checkpoint_minutes=0.1"]
 
 
 class Project:
@@ -82,10 +84,14 @@ class Project:
         return _output(self.root, "git", "-c", "user.name=t", "-c", "user.email=t@localhost", *words)
 
     def up(self) -> str:
-        """Start the servers; further commands find them."""
+        """Start the servers; commands in the project's folder find Prefect's by themselves."""
         told = self.say(sys.executable, "-m", "infra.servers", "up")
         lines = [line.removeprefix("export ") for line in told.splitlines() if line.startswith("export ")]
-        self.environment |= dict(line.split("=", 1) for line in lines)
+        self.exports = dict(line.split("=", 1) for line in lines)
+        self.mlflow = self.exports["MLFLOW_TRACKING_URI"]
+        profile = tomllib.loads((self.root / "run" / "profiles.toml").read_text())["profiles"]["goal"]
+        self.prefect = profile["PREFECT_API_URL"].removesuffix("/api")
+        self.password = tuple(profile["PREFECT_API_AUTH_STRING"].split(":"))
         return told
 
     def start(self, deployment: str, **parameters: object) -> str:
@@ -95,8 +101,9 @@ class Project:
 
     def api(self, path: str, **body: object) -> Any:
         """An answer of Prefect's API; a POST where there is a body."""
-        address = f"{self.environment['PREFECT_API_URL']}/{path}"
-        answer = requests.post(address, json=body, timeout=60) if body else requests.get(address, timeout=60)
+        given = {"json": body} if body else {}
+        address, method = f"{self.prefect}/api/{path}", "POST" if body else "GET"
+        answer = requests.request(method, address, auth=self.password, timeout=60, **given)
         answer.raise_for_status()
         return answer.json()
 
@@ -123,6 +130,11 @@ class Project:
         """Whether no stage runs."""
         return not self.processes("dvc") + self.processes("goal", "train")
 
+    def stages(self, run: str) -> tuple[str, str]:
+        """When the first stage of an ended run began and the last one ended."""
+        tasks = self.api("task_runs/filter", flow_runs={"id": {"any_": [run]}})
+        return min(task["start_time"] for task in tasks), max(task["end_time"] for task in tasks)
+
     def artifacts(self, run: str) -> dict[str, str]:
         """What the page of a run shows, by key."""
         found = self.api("artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
@@ -131,9 +143,13 @@ class Project:
     def logged(self, run: str) -> str:
         """The log of a run as its page shows it."""
         lines = self.api(
-            "logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200
+            "logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_DESC", limit=200
         )
-        return "\n".join(line["message"] for line in lines)
+        return "\n".join(line["message"] for line in reversed(lines))
+
+    def steps(self, run: str) -> int:
+        """The last step of a training that the log of its run tells."""
+        return max(map(int, re.findall(r"stage1: step (\d+) of", self.logged(run))))
 
     def processes(self, *words: str, of: str = "") -> list[psutil.Process]:
         """What runs for this project (or one of its servers), the words being part of the command line."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from tests.flows.live import Project, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 TIMES = 10
+AWAY = 120.0  # seconds; a run without a heartbeat counts as dead after 90
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +44,35 @@ def test_a_worker_killed_with_9_is_noticed_and_the_next_run_goes_on(project: Pro
     project.until(project.idle, "the stage outlived its worker")
     tidy(project)
     project.up()
-    assert "goes on after step" in project.logged(project.training())
+    again = project.training()
+    assert "goes on after step" in project.logged(again)
+    project.cancelled(again)
 
 
-def test_a_whole_family_killed_with_9_is_noticed(project: Project) -> None:
+def test_prefect_away_for_minutes_costs_a_training_nothing(project: Project) -> None:
+    run = project.training()
+    for process in project.processes(of="prefect"):
+        process.kill()
+    time.sleep(AWAY)
+    project.up()
+    back = project.steps(run)
+    # Past the time after which a run that sends no sign of life counts as dead.
+    time.sleep(AWAY)
+    assert project.state(run)["type"] == "RUNNING", project.state(run)
+    assert project.steps(run) > back, "its log goes on"
+    project.cancelled(run)
+    assert project.ended(run) == "CANCELLED"
+
+
+def test_a_whole_family_killed_with_9_is_noticed_and_the_next_run_goes_on(project: Project) -> None:
     """As where the machine is lost: only the missing heartbeats tell."""
     run = project.training()
     for process in project.processes(of="worker"):
         process.kill()
     assert project.ended(run) == "CRASHED"
     assert "no heartbeat" in project.state(run)["message"]
+    project.up()
+    again = project.training()
+    assert "goes on after step" in project.logged(again)
+    project.cancelled(again)
+    tidy(project)

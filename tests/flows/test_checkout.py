@@ -1,6 +1,7 @@
 """A flow's own checkout: typed parameters, no shell, the user's files untouched, the result a branch."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,9 +82,15 @@ def test_what_cannot_be_is_refused(override: str, words: str) -> None:
     assert words in str(error.value)
 
 
+def made(home: Path, preset: str | None, overrides: list[str]) -> Path:
+    """The checkout of a run that ended at once without a result."""
+    with checkout.held(home, preset, overrides, print) as root:
+        return root
+
+
 def test_no_shell_reads_an_override(home: Path) -> None:
     text = "$(touch broken); `touch broken` && touch broken"
-    root = checkout.prepare(home, None, [f"tracking.experiment={text}"])
+    root = made(home, None, [f"tracking.experiment={text}"])
     assert yaml.safe_load((root / "params.yaml").read_text())["tracking"]["experiment"] == text
     assert not [*home.rglob("broken"), *root.rglob("broken")]
 
@@ -91,18 +98,19 @@ def test_no_shell_reads_an_override(home: Path) -> None:
 @pytest.mark.parametrize("preset", ["../params", "absent", "--help", "a b"])
 def test_a_preset_is_a_committed_file_of_presets(home: Path, preset: str) -> None:
     with pytest.raises(UserError, match="preset"):
-        checkout.prepare(home, preset, [])
+        made(home, preset, [])
 
 
 def test_a_run_has_a_checkout_and_a_branch_of_its_own(home: Path) -> None:
     before = user_files(home)
     status = git(home, "status", "--porcelain")
-    root = checkout.prepare(home, "small", ["stage2.epochs=1"])
-    assert checkout.prepare(home, "small", ["stage2.epochs=1"]) == root, "the same inputs resume"
-    assert checkout.prepare(home, "small", ["stage2.epochs=2"]) != root
+    root = made(home, "small", ["stage2.epochs=1"])
+    assert made(home, "small", ["stage2.epochs=1"]) == root, "the same inputs resume"
+    assert made(home, "small", ["stage2.epochs=2"]) != root
 
     subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], cwd=root, check=True)
-    branch = checkout.keep(root, "a run")
+    branch = checkout.branch(root)
+    checkout.keep(root, "a run")
     checkout.drop(home, root)
 
     assert not root.exists()
@@ -116,18 +124,83 @@ def test_a_run_has_a_checkout_and_a_branch_of_its_own(home: Path) -> None:
     md5 = lock["stages"]["seed"]["outs"][0]["md5"]
     assert (home / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]).exists(), "one cache for all"
 
-    again = checkout.prepare(home, "small", ["stage2.epochs=1"])
+    again = made(home, "small", ["stage2.epochs=1"])
     assert again == root
     assert (again / "dvc.lock").exists(), "a finished run is found again"
-    assert checkout.keep(again, "nothing new") == branch
+    checkout.keep(again, "nothing new")
     assert git(home, "log", "-1", "--format=%s", branch) == "a run"
 
 
-def test_two_runs_never_share_a_checkout(tmp_path: Path) -> None:
-    with checkout.held(tmp_path / "abc"):
-        with pytest.raises(UserError, match="another flow run"), checkout.held(tmp_path / "abc"):
-            pass
-        with checkout.held(tmp_path / "other"):
-            pass
-    with checkout.held(tmp_path / "abc"):
-        pass
+def test_the_user_s_own_settings_of_the_cache_hold_in_a_checkout(home: Path, tmp_path: Path) -> None:
+    for name, value in (("dir", str(tmp_path / "large disk")), ("type", "hardlink,copy")):
+        config = ["config", "--local", f"cache.{name}", value]
+        subprocess.run([sys.executable, "-m", "dvc", *config], cwd=home, check=True)
+    root = made(home, None, [])
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], cwd=root, check=True)
+    assert (root / "out").stat().st_nlink == 2
+    assert list((tmp_path / "large disk").rglob("??/*"))
+
+
+@pytest.mark.parametrize("folder", ["partial", "lost"])
+def test_a_checkout_that_a_kill_left_unfinished_is_made_anew(home: Path, folder: str) -> None:
+    root = made(home, None, [])
+    # What `git worktree add` leaves when it is killed: its entry locked, some files or no folder at all.
+    git(home, "worktree", "lock", "--reason", "initializing", str(root))
+    if folder == "lost":
+        shutil.rmtree(root)
+    else:
+        for name in ("dvc.yaml", ".dvc/config.local"):
+            (root / name).unlink()
+    assert made(home, None, []) == root
+    assert (root / "dvc.yaml").read_text() == git(home, "show", "HEAD:dvc.yaml") + "\n"
+    assert git(root, "status", "--porcelain") == ""
+
+
+RUN = """
+import sys, time
+from pathlib import Path
+from flows import checkout
+with checkout.held(Path(sys.argv[1]), None, [], lambda line: print(line, flush=True)) as root:
+    others = list(root.glob("*.busy"))
+    assert not others, others
+    (root / f"{sys.argv[2]}.busy").touch()
+    time.sleep(1)
+    (root / f"{sys.argv[2]}.busy").unlink()
+    checkout.drop(Path(sys.argv[1]), root)
+"""
+
+
+def test_equal_runs_take_turns(home: Path) -> None:
+    """Their checkout is made once at a time, and who waits says so."""
+    command = [sys.executable, "-c", RUN, str(home)]
+    runs = [
+        subprocess.Popen(
+            [*command, str(number)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for number in range(3)
+    ]
+    ends = [run.communicate(timeout=300) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0], ends
+    assert sum("another flow run has the same commit" in told for told, _ in ends) >= 1, ends
+
+
+def test_a_killed_run_gives_its_turn_back(tmp_path: Path) -> None:
+    program = f"""
+import sys, time
+from pathlib import Path
+from flows import checkout
+with checkout.turn(Path({str(tmp_path / "lock")!r}), print, "busy"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    waits: list[str] = []
+
+    def log(line: str) -> None:
+        waits.append(line)
+        holder.kill()
+
+    with checkout.turn(tmp_path / "lock", log, "busy"):
+        assert holder.wait() == -signal.SIGKILL
+    assert waits == ["busy: waiting for its end"]

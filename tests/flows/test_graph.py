@@ -11,6 +11,7 @@ import yaml
 
 from flows import graph
 from tests.imports import ROOT
+from tests.servers import until
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
@@ -129,3 +130,21 @@ def test_a_changed_file_is_not_written_over(done: Path) -> None:
     (done / "model").write_text("mine")
     assert "learn" not in graph.up_to_date(done, ROW)
     assert (done / "model").read_text() == "mine"
+
+
+HOLD = """
+import time
+from pathlib import Path
+from dvc.repo import Repo
+with Repo() as repo, repo.lock:
+    Path("begun").touch()
+    time.sleep(5)
+"""
+
+
+def test_another_command_of_dvc_is_waited_for(done: Path) -> None:
+    """DVC itself gives up after three seconds."""
+    other = subprocess.Popen([sys.executable, "-c", HOLD], cwd=done)
+    until((done / "begun").exists)
+    assert graph.up_to_date(done, ROW) == set(ROW)
+    assert other.wait() == 0

@@ -1,17 +1,19 @@
 """The files of infra/ that cannot run in a test: they parse, leave nothing open, and pin what they use."""
 
 import re
+import signal
 import socket
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
-from infra import servers
+from infra import processes
 from tests.imports import ROOT
+from tests.servers import until
 
 INFRA = ROOT / "infra"
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
@@ -23,6 +25,8 @@ KUBERNETES = [
 DOCKERFILE = (INFRA / "Dockerfile").read_text()
 FILES = sorted(path for path in INFRA.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 SERVICES = sorted(COMPOSE["services"])
+# What compose.yaml says to all its services and no worker reads.
+SERVERS_ONLY = {"PREFECT_SERVER_ANALYTICS_ENABLED", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"}
 PINNED = re.compile(r"[\w./-]+:\d+\.\d+[\w.-]*")
 
 
@@ -76,7 +80,7 @@ def test_the_schema_holds(command: list[str]) -> None:
 
 def test_there_is_no_default_password() -> None:
     words = re.compile(r"(?i)(password|secret|token|auth_string)[A-Za-z_]*[ \t]*[:=][ \t]*[\"']?([^\s\"']+)")
-    for path in FILES:
+    for path in (file for file in FILES if file.suffix != ".py"):
         for name, value in words.findall(path.read_text()):
             allowed = value == "false" or value.startswith(("$", "/run/secrets/", "[", "{", "admin:$"))
             assert allowed, f"{path.name}: {name} is given as {value}"
@@ -145,20 +149,55 @@ def test_every_deployment_is_a_flow() -> None:
         assert f"\ndef {function}(" in code
 
 
-def test_prefect_in_this_folder_asks_the_server_of_make_up() -> None:
-    settings = tomllib.loads((ROOT / "prefect.toml").read_text())
-    assert settings == {"api": {"url": f"http://{servers.HOST}:{servers.PREFECT_PORT}/api"}}
-
-
 def test_a_taken_port_is_gone_round() -> None:
-    with socket.create_server((servers.HOST, 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
-        assert servers._port(number) not in {0, number}
-    assert servers._port(number) == number
+        assert processes.port("127.0.0.1", number) not in {0, number}
+    assert processes.port("127.0.0.1", number) == number
 
 
-def test_no_server_is_no_fault() -> None:
+def test_a_service_is_found_again_until_it_ends(tmp_path: Path) -> None:
+    service = processes.Service(tmp_path, "sleeper")
+    assert service.process() is None
+    # A child of its own, as a server's worker processes are.
+    service.start(["sh", "-c", "sleep 600 & sleep 600"], tmp_path, {})
+    until(lambda: len(service.process().children()) == 2)
+    family = [service.process(), *service.process().children()]
+    assert processes.Service(tmp_path, "other").process() is None
+    (tmp_path / "other.pid").write_text((tmp_path / "sleeper.pid").read_text())
+    assert processes.Service(tmp_path, "other").process() is None, "a number that another process got"
+    service.stop(signal.SIGTERM, 0)
+    until(lambda: not any(alive(one) for one in family))
+    assert service.process() is None
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_server_that_ends_at_once_is_told_with_its_log(tmp_path: Path) -> None:
+    service = processes.Service(tmp_path, "broken")
+    service.start([sys.executable, "-c", "print('no such option')"], tmp_path, {})
+    with pytest.raises(processes.ServerError, match=r"broken did not start; its log: .*broken\.log"):
+        service.wait("http://127.0.0.1:9")
+    assert "no such option" in service.log.read_text()
+
+
+def test_an_unknown_action_is_answered_with_the_usage() -> None:
     command = [sys.executable, "-m", "infra.servers", "sideways"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode
-    assert "usage: python -m infra.servers up|down|status" in result.stderr
+    assert "usage: python -m infra.servers up|ui|down" in result.stderr
+
+
+def test_a_container_s_page_asks_the_published_address() -> None:
+    """Prefect would tell the browser the address it listens on, 0.0.0.0."""
+    environment = COMPOSE["services"]["prefect"]["environment"]
+    published = COMPOSE["services"]["prefect"]["ports"][0].rpartition(":")[0]
+    assert environment["PREFECT_UI_API_URL"] == f"http://{published}/api"
+    assert f"http://{published}" in environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+
+
+def test_a_pod_s_worker_is_told_what_a_container_s_is() -> None:
+    (told,) = (body["data"] for body in KUBERNETES if body["kind"] == "ConfigMap")
+    assert set(COMPOSE["services"]["worker"]["environment"]) <= {*told, *SERVERS_ONLY}

@@ -2,16 +2,22 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import psutil
 import pytest
+import requests
+from mlflow import MlflowClient
 
+from infra import processes
 from tests.flows.live import TINY, Project, serving
+from tests.servers import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+FLOWS = ("train", "evaluate", "mine", "promote")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +29,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 def test_up_again_changes_nothing(project: Project) -> None:
     before = {process.pid for process in project.processes()}
     told = project.up()
-    assert told == project.say(sys.executable, "-m", "infra.servers", "status")
+    assert told == project.say(sys.executable, "-m", "infra.servers", "ui")
     assert {process.pid for process in project.processes()} == before
     assert all("127.0.0.1" in address for address in told.splitlines()[:2])
     listening = [
@@ -36,21 +42,31 @@ def test_up_again_changes_nothing(project: Project) -> None:
     assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
 
 
-def test_the_server_knows_deployments_limit_and_what_to_do_with_dead_runs(project: Project) -> None:
-    told = project.say("prefect", "deployment", "ls")
-    assert [name for name in ("train", "evaluate", "mine", "promote") if f"goal/{name}" not in told] == []
-    assert project.api("v2/concurrency_limits/gpu")["limit"] == 1
+def test_the_server_knows_the_queue_and_what_to_do_with_dead_runs(project: Project) -> None:
+    assert project.api("work_pools/goal/queues/gpu")["concurrency_limit"] == 1
+    queues = {name: project.api(f"deployments/name/goal/{name}")["work_queue_name"] for name in FLOWS}
+    assert queues == {"train": "gpu", "evaluate": "gpu", "mine": "gpu", "promote": "default"}
     (automation,) = project.api("automations/filter", limit=10)
     assert automation["enabled"]
     assert automation["actions"][0]["state"] == "CRASHED"
 
 
-def test_the_parameters_are_a_form(project: Project) -> None:
-    schema = project.api("deployments/name/goal/train")["parameter_openapi_schema"]["properties"]
+@pytest.mark.parametrize("name", ["train", "evaluate", "mine"])
+def test_the_parameters_are_a_form(project: Project, name: str) -> None:
+    schema = project.api(f"deployments/name/goal/{name}")["parameter_openapi_schema"]["properties"]
     assert {"preset", "overrides", "stage_hours"} == set(schema)
+    choices = next(choice["enum"] for choice in schema["preset"]["anyOf"] if "enum" in choice)
+    assert choices == sorted(path.stem for path in (project.root / "presets").glob("*.yaml"))
     assert schema["overrides"]["type"] == "array"
     assert schema["stage_hours"]["exclusiveMinimum"] == 0
     assert "section.field=value" in schema["overrides"]["description"]
+
+
+def test_the_form_of_a_promotion_has_its_target(project: Project) -> None:
+    schema = project.api("deployments/name/goal/promote")["parameter_openapi_schema"]["properties"]
+    assert {"version", "alias", "dry_run", "new_data", "reason"} == set(schema)
+    assert schema["alias"]["default"] == "champion"
+    assert all(field["description"] for field in schema.values())
 
 
 def test_a_deployment_mines_pairs_and_leaves_the_checkout_alone(project: Project) -> None:
@@ -65,11 +81,22 @@ def test_a_deployment_mines_pairs_and_leaves_the_checkout_alone(project: Project
     assert "Running stage 'pairs'" in project.logged(run), "the stage's words are on the page"
 
 
-def test_a_parameter_of_the_wrong_type_starts_no_run(project: Project) -> None:
-    told = project.run("prefect", "deployment", "run", "goal/train", "--param", "stage_hours=-1")
+@pytest.mark.parametrize(
+    "given", ["stage_hours=-1", 'preset="absent"', 'overrides=["seed"]', "overrides=[7]"]
+)
+def test_a_parameter_that_cannot_be_starts_no_run(project: Project, given: str) -> None:
+    told = project.run("prefect", "deployment", "run", "goal/train", "--param", given)
     assert told.returncode == 1
-    assert "stage_hours" in told.stdout + told.stderr
+    assert given.split("=")[0] in told.stdout + told.stderr
     assert "Traceback" not in told.stdout + told.stderr
+
+
+def test_two_runs_never_use_the_gpu_at_once(project: Project) -> None:
+    """The second one waits in the queue, and no process of it does."""
+    runs = [project.start("goal/mine", overrides=[*TINY, f"seed={seed}"]) for seed in (11, 12)]
+    assert [project.ended(run) for run in runs] == ["COMPLETED", "COMPLETED"], project.worker_log()
+    first, second = sorted(map(project.stages, runs))
+    assert first[1] <= second[0], "the first run's last stage ended before the second one's first began"
 
 
 def test_a_wrong_override_is_a_failed_run_without_a_retry(project: Project) -> None:
@@ -95,11 +122,81 @@ def test_servers_that_were_killed_in_the_middle_of_a_run_do_not_end_it(project: 
     project.up()
     assert project.pid("worker") == worker
     assert project.ended(run) == "COMPLETED", project.worker_log()
+    again = project.start("goal/mine", overrides=TINY)
+    assert project.ended(again) == "COMPLETED", (
+        "the lost server did not take the GPU's place in the queue with it"
+    )
 
 
-def test_down_leaves_no_process(project: Project) -> None:
+def test_a_failed_start_leaves_what_was_running(project: Project) -> None:
+    kept = {name: project.pid(name) for name in ("prefect", "worker")}
+    number = int(project.mlflow.rsplit(":", 1)[1])
+    for process in project.processes(of="mlflow"):
+        process.kill()
+    until(lambda: processes.port("127.0.0.1", number) == number)
+    with socket.create_server(("127.0.0.1", number)):
+        failed = project.run(sys.executable, "-m", "infra.servers", "up")
+        assert failed.returncode
+        assert "goal: mlflow did not start; its log: " in failed.stderr
+        assert "mlflow" in project.say(sys.executable, "-m", "infra.servers", "ui").lower()
+    assert {name: project.pid(name) for name in kept} == kept
+    assert all(project.processes(of=name) for name in kept)
+    project.up()
+    assert {name: project.pid(name) for name in kept} == kept
+
+
+def test_ui_tells_of_a_dead_worker_and_starts_nothing(project: Project) -> None:
+    os.kill(project.pid("worker"), signal.SIGKILL)
+    until(lambda: not project.processes(of="worker"))
+    before = {process.pid for process in project.processes()}
+    told = project.say(sys.executable, "-m", "infra.servers", "ui")
+    assert "Worker   not running; `make up` starts it" in told
+    assert {process.pid for process in project.processes()} == before
+
+
+def test_down_leaves_no_process_and_ui_then_shows_the_store(project: Project) -> None:
+    MlflowClient(project.mlflow).create_experiment("kept")
     project.say(sys.executable, "-m", "infra.servers", "down")
     assert project.processes() == []
-    status: subprocess.CompletedProcess = project.run(sys.executable, "-m", "infra.servers", "status")
-    assert "not running; `make up` starts them" in status.stderr
     project.say(sys.executable, "-m", "infra.servers", "down")
+    page = subprocess.Popen(
+        [sys.executable, "-m", "infra.servers", "ui"],
+        cwd=project.root,
+        env=project.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        address = page.stdout.readline().split()[1]
+        until(lambda: _experiments(address) is not None)
+        assert "kept" in _experiments(address)
+    finally:
+        page.send_signal(signal.SIGINT)
+        page.wait(60)
+
+
+def _experiments(address: str) -> list[str] | None:
+    asked = {"max_results": 10}
+    try:
+        found = requests.post(f"{address}/api/2.0/mlflow/experiments/search", json=asked, timeout=60)
+    except requests.ConnectionError:
+        return None
+    return [experiment["name"] for experiment in found.json()["experiments"]]
+
+
+def test_of_two_starts_at_once_the_second_waits(project: Project) -> None:
+    starts = [
+        subprocess.Popen(
+            [sys.executable, "-m", "infra.servers", "up"],
+            cwd=project.root,
+            env=project.environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    first, second = (start.communicate(timeout=600)[0] for start in starts)
+    assert [start.returncode for start in starts] == [0, 0]
+    assert first == second
+    assert len(project.processes("worker", "start")) == 1

@@ -1,15 +1,20 @@
 """The flow itself on a small DVC project: order, retries, what is skipped, what the run's page shows."""
 
+import logging
+import os
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.imports import ROOT
-from tests.servers import free_port
+from tests.servers import free_port, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 # `register` meets a server that is down, the first time.
@@ -36,6 +41,7 @@ PROGRAMS = {
         Path("reports/table.md").write_text("| model | R@1 |\\n|---|---|\\n| stage2 | 90.0 |\\n")
     """,
     "register": """
+        import os
         import sys
         from pathlib import Path
         tries = Path("../tries")
@@ -45,6 +51,7 @@ PROGRAMS = {
             sys.exit(69)
         Path("metrics").mkdir()
         Path("metrics/registered.json").write_text('{"name": "goal"}')
+        Path("metrics/origin").write_text(f"{os.environ['GOAL_BRANCH']} {os.environ['GOAL_FLOW_RUN']}")
     """,
     "broken": """
         import sys
@@ -108,6 +115,8 @@ def test_a_run_retries_what_may_pass_and_shows_its_results(home: Path) -> None:
         assert branch in found["benchmark-table"]
         assert float(found["stages"]) == 100
         assert "mlflow-version" not in found, "MLflow is down: no link, and no fault of the run"
+        (run,) = client.read_flow_runs()
+        assert git(home, "show", f"{branch}:metrics/origin") == f"{branch} {run.id}"
         assert walk(["report", "register"], None, [], 1.0) == branch
         names = [run.state.name for run in client.read_task_runs()]
     assert sorted(names) == ["Completed", "Completed", "Skipped", "Skipped"]
@@ -123,3 +132,111 @@ def test_a_users_error_is_told_at_once(home: Path) -> None:
     with pytest.raises(StageError, match="broken: goal: params.yaml: seed: missing"):
         flow(pipeline.walk, name="goal")(["broken"], None, [], 1.0)
     assert (home / ".dvc" / "tmp" / "flows" / "broken").read_text() == "x"
+
+
+@pytest.fixture
+def told() -> Iterator[list[str]]:
+    """What flow runs log."""
+    from prefect.logging.configuration import setup_logging
+
+    # Now, since it takes away the handlers that it finds.
+    setup_logging()
+    lines: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    handler, logger = Handler(), logging.getLogger("prefect.flow_runs")
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from flows import checkout
+with checkout.turn(Path(sys.argv[1]), print, "busy"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.usefixtures("server")
+def test_a_run_waits_for_the_gpu_whatever_the_server_says(home: Path, told: list[str]) -> None:
+    """Where the server took a live run for dead, its queue lets the next one in."""
+    from prefect import flow
+
+    from flows import checkout, pipeline
+
+    lock = home / checkout.PLACE / "gpu.lock"
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+    seen: list[bool] = []
+
+    def end_the_other() -> None:
+        until(lambda: "the GPU is in use: waiting for its end" in told)
+        seen.append((home / checkout.PLACE / "tries").exists())
+        other.kill()
+
+    watcher = threading.Thread(target=end_the_other)
+    watcher.start()
+    flow(pipeline.walk, name="goal")(["report"], None, [], 1.0)
+    watcher.join()
+    assert seen == [False]
+
+
+@contextmanager
+def lone_server(port: int, folder: Path) -> Iterator[str]:
+    """A server of Prefect that ends by kill -9; started again, it knows what it knew."""
+    quiet = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    process = subprocess.Popen(
+        command, env=os.environ | quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        until(lambda: _answers(f"http://127.0.0.1:{port}/api/health"))
+        yield f"http://127.0.0.1:{port}/api"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(address: str) -> bool:
+    with suppress(requests.RequestException):
+        return requests.get(address, timeout=5).ok
+    return False
+
+
+def test_a_server_that_is_away_costs_pages_and_ends_no_run(tmp_path: Path, told: list[str]) -> None:
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows import page
+
+    port = free_port()
+    with ExitStack() as alive:
+        address = alive.enter_context(lone_server(port, tmp_path))
+
+        @flow(name="goal")
+        def loses_its_server() -> str:
+            progress = page.Progress(2)
+            alive.close()
+            progress.step()
+            page.gates(["a gate"])
+            alive.enter_context(lone_server(port, tmp_path))
+            progress.step()
+            return "went on"
+
+        with temporary_settings({PREFECT_API_URL: address}):
+            assert loses_its_server() == "went on"
+            with get_client(sync_client=True) as client:
+                (bar,) = client.read_artifacts()
+                (run,) = client.read_flow_runs()
+    assert sum(line.startswith("not on the run's page: ConnectError") for line in told) == 2
+    assert float(bar.data) == 100
+    assert run.state.is_completed()

@@ -20,6 +20,8 @@ import yaml
 from mlflow import MlflowClient
 
 from flows import checkout
+from goal import registry, tracking
+from goal.errors import Unavailable, UserError
 from tests import registered
 from tests.flows.live import TINY, Project
 from tests.imports import ROOT
@@ -66,8 +68,11 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def postgres(keys: Path) -> Iterator[str]:
     """Debian's PostgreSQL with the databases of infra/postgres; its host and port."""
-    if shutil.which("initdb") is None:
-        pytest.skip("needs PostgreSQL's programs on PATH (Debian: postgresql)")
+    # Debian keeps these two off PATH.
+    places = [os.environ["PATH"], *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))]
+    initdb, postgres = (shutil.which(name, path=os.pathsep.join(places)) for name in ("initdb", "postgres"))
+    if initdb is None or postgres is None:
+        pytest.skip("needs PostgreSQL (Debian: apt install postgresql)")
     root = os.geteuid() == 0
     if root and shutil.which("runuser") is None:
         pytest.skip("PostgreSQL does not run as root, and there is no runuser")
@@ -81,9 +86,9 @@ def postgres(keys: Path) -> Iterator[str]:
                 shutil.chown(path, "postgres")
         data = f"{folder}/data"
         auth = ["--auth=scram-sha-256", "--username=goal", f"--pwfile={password}"]
-        subprocess.run([*as_user, "initdb", *auth, "-D", data], check=True, capture_output=True, cwd=folder)
+        subprocess.run([*as_user, initdb, *auth, "-D", data], check=True, capture_output=True, cwd=folder)
         listen = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
-        command = [*as_user, "postgres", "-D", data, "-p", str(port), *listen]
+        command = [*as_user, postgres, "-D", data, "-p", str(port), *listen]
         server = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=folder)
         try:
             until(lambda: _databases(port, keys))
@@ -147,6 +152,27 @@ def test_a_wrong_password_is_refused(mlflow: str, keys: Path) -> None:
     assert search(mlflow) == 401
     assert search(mlflow, auth=("admin", "password1234")) == 401
     assert search(mlflow, auth=("admin", right)) == 200
+
+
+def test_a_wrong_password_is_told_at_once_and_costs_no_record(
+    mlflow: str, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No error that may pass by itself: a flow would try for six minutes. What is to be recorded is kept."""
+    registered.make(tmp_path, monkeypatch)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "password1234")
+    monkeypatch.setitem(tracking.PATIENCE, "FINISHED", 5.0)
+    registered.train(7)
+    with pytest.raises(UserError, match=r"401.*MLFLOW_TRACKING_PASSWORD right") as error:
+        registry.run(registered.params("denied"))
+    assert not isinstance(error.value, Unavailable)
+    assert "password1234" not in str(error.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", (keys / "mlflow_admin_password").read_text())
+    registry.run(registered.params("denied"))
+    client = MlflowClient(mlflow, mlflow)
+    version = client.get_model_version_by_alias("denied", "challenger")
+    assert client.get_run(version.run_id).data.tags["goal.seed"] == "7", "the record was delivered"
 
 
 def test_other_hosts_and_origins_are_refused(mlflow: str, keys: Path) -> None:

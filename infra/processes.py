@@ -1,0 +1,115 @@
+"""Processes of this machine that outlive the command which began them: found again, awaited and ended."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+# Carried in the environment by all that a service starts, so that what a killed one left is found.
+MARK = "GOAL_SERVERS"
+START_SECONDS = 120
+
+
+class ServerError(Exception):
+    """A server did not come up; the text names its log."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process by its name; its number and its log lie in `folder`."""
+
+    folder: Path
+    name: str
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def _number(self) -> Path:
+        return self.folder / f"{self.name}.pid"
+
+    @property
+    def _mark(self) -> str:
+        return str(self.folder / self.name)
+
+    def process(self) -> psutil.Process | None:
+        """The process that `start` began, unless it ended (and perhaps gave its number to another)."""
+        with contextlib.suppress(FileNotFoundError, ValueError, psutil.Error):
+            process = psutil.Process(int(self._number.read_text()))
+            if process.environ().get(MARK) == self._mark:
+                return process
+        return None
+
+    def start(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+        """Begin `command` in `folder`, in a session of its own."""
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env={**os.environ, **environment, MARK: self._mark},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # What a shell begins in its background ignores SIGINT, and a worker would then never stop.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
+        self._number.write_text(str(process.pid))
+
+    def wait(self, address: str) -> None:
+        """Return once `address` answers; raises ServerError where the process ends or takes too long."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self.process():
+            try:
+                with urllib.request.urlopen(address, timeout=2):
+                    return
+            except (urllib.error.URLError, TimeoutError, ConnectionError):
+                time.sleep(0.3)
+        raise ServerError(f"{self.name} did not start; its log: {self.log}")
+
+    def stop(self, number: signal.Signals, seconds: float) -> None:
+        """Ask the process to end, give all that it started so long, then kill the rest."""
+        process = self.process()
+        if process is not None:
+            process.send_signal(number)
+        self.clear(seconds if process else 0)
+        self._number.unlink(missing_ok=True)
+
+    def clear(self, seconds: float) -> None:
+        """Give all that the process started, itself included, so long to end, then kill the rest."""
+        _, alive = psutil.wait_procs(self._family(), timeout=seconds)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def _family(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == self._mark:
+                    found.append(process)
+        return found
+
+
+def port(host: str, wanted: int) -> int:
+    """The usual port if it is free, else one that the system chooses."""
+    for number in (wanted, 0):
+        with socket.socket() as probe:
+            # As servers do: connections of one that has just ended do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, number))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
+    raise ServerError(f"no free port on {host}")

@@ -1,0 +1,70 @@
+"""The servers of `make up` once, without a run: deployments, passwords, other pages in the user's browser."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.flows.live import Project, serving
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    with serving(tmp_path_factory.mktemp("smoke")) as made:
+        yield made
+
+
+def test_prefect_lists_the_deployments_in_the_folder_and_elsewhere(project: Project, tmp_path: Path) -> None:
+    """As a user types it; a too new fastapi answers 422 here."""
+    told = project.say("prefect", "deployment", "ls")
+    assert [name for name in ("train", "evaluate", "mine", "promote") if f"goal/{name}" not in told] == []
+    elsewhere = subprocess.run(
+        ["prefect", "deployment", "ls"],
+        cwd=tmp_path,
+        env=project.environment | project.exports,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert elsewhere.stdout == told
+
+
+def test_who_may_not_read_the_password_is_refused(project: Project) -> None:
+    """Whoever may write to Prefect's API can have the worker run anything."""
+    address = f"{project.prefect}/api/flows/filter"
+    assert requests.post(address, json={}, timeout=60).status_code == 401
+    assert requests.post(address, json={}, auth=("goal", "goal"), timeout=60).status_code == 401
+    assert requests.post(address, json={}, auth=project.password, timeout=60).status_code == 200
+    assert (project.root / "run" / "profiles.toml").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://127.0.0.1:1", "null"])
+def test_another_page_in_the_browser_does_not_drive_prefect(project: Project, origin: str) -> None:
+    headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    asked = requests.options(f"{project.prefect}/api/flows/filter", headers=headers, timeout=60)
+    assert "access-control-allow-origin" not in asked.headers
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null"])
+def test_nor_does_it_drive_mlflow(project: Project, origin: str) -> None:
+    address = f"{project.mlflow}/api/2.0/mlflow/experiments/create"
+    made = requests.post(address, json={"name": "theirs"}, headers={"Origin": origin}, timeout=60)
+    assert made.status_code == 403
+
+
+def test_its_own_page_is_answered_under_both_names(project: Project) -> None:
+    for own in (project.prefect, project.prefect.replace("127.0.0.1", "localhost")):
+        headers = {"Origin": own, "Access-Control-Request-Method": "POST"}
+        asked = requests.options(f"{project.prefect}/api/flows/filter", headers=headers, timeout=60)
+        assert asked.headers["access-control-allow-origin"] == own
+
+
+def test_ui_tells_what_runs(project: Project) -> None:
+    told = project.say(sys.executable, "-m", "infra.servers", "ui")
+    assert project.mlflow in told
+    assert project.prefect in told
+    assert ":".join(project.password) in told
+    assert "not running" not in told
