@@ -177,7 +177,7 @@ def test_published_numbers_stand_only_beside_the_same_protocol() -> None:
 def test_the_paper_s_runs_have_its_numbers_beside_them(preset: str) -> None:
     params = config.load(tiny.ROOT / f"presets/{preset}.yaml")
     source = importlib.import_module(f"goal.datasets.{params.data.source}")
-    images = released.usual_gallery(params, source.RELEASE, source.GALLERIES)
+    images = released.gallery(params, source.RELEASE, source.GALLERIES)
     same, _ = published.of(params.data.name, params.model.name, images)
     assert any(row.setting.startswith("GOAL") for row in same)
 
