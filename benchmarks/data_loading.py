@@ -27,23 +27,17 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from goal import boxes, images
-from goal.datasets.manifest import Row
-from goal.model.architectures import spec_of
+from benchmarks import photographs, step_cases
 from goal.model.network import GoalClip, Spec
-from goal.text import Sentence, tokenize
-from goal.training import batches, packed, step
+from goal.text import split_sentences
+from goal.training import batches, step
 from goal.training.batches import Collate, Order
 from goal.training.distributed import Group
-from goal.training.examples import Examples, Needs, Pair, Sample
-from goal.training.learner import optimizer
 
-WEIGHTS = {"global": 1.0, "local": 0.5, "tsl_image": 1.0, "tsl_text": 1.0}
 CAPTION = (
     "A photograph of a place. " + "Something stands in its middle, and something else lies beside it. " * 8
 )
 BATCH = 8
-MEGAPIXELS = 200.0
 
 
 def _pillow(data: bytes) -> np.ndarray:
@@ -96,26 +90,17 @@ def decoders(files: Sequence[Path], rounds: int) -> dict[str, dict[str, float]]:
 
 def loader(files: Sequence[Path], spec: Spec, epochs: int, folder: Path) -> dict[str, dict[str, float]]:
     """Pairs a second out of the training's loader."""
-    sizes = [images.probe(file, MEGAPIXELS) for file in files]
-    rows = [
-        Row(f"{number:05}", str(file), *size, (CAPTION,), "files")
-        for number, (file, size) in enumerate(zip(files, sizes, strict=True))
-    ]
-    end = CAPTION.index(".") + 1
-    pairs = {row.id: [Pair(0, 0, 0, end, (0.0, 0.0, row.width / 2, row.height / 2), 0.3)] for row in rows}
-    crops = {name: [pair.box for pair in own] for name, own in pairs.items()}
-    needs = Needs.of(WEIGHTS)
-    with contextlib.chdir(folder):
-        pictures = packed.prepare(rows, crops, spec, MEGAPIXELS, 2)
     found = {}
-    for kind, source in (("files", None), ("packed", pictures)):
-        data = Examples(rows, pairs, spec, needs, 0, MEGAPIXELS, 0.25, source)
+    for kind in ("files", "packed"):
+        with contextlib.chdir(folder):
+            data = photographs.examples(files, [CAPTION] * len(files), spec, packs=kind == "packed")
         for workers in (0, 1, 2):
-            order = Order(len(rows), BATCH, epochs, 0, 0, 0, 1)
-            coming = batches.load(data, order, Collate(spec, 0), workers, torch.device("cpu"))
-            next(coming)
-            began = time.perf_counter()
-            count = BATCH * sum(1 for _ in coming)
+            order = Order(len(files), BATCH, epochs, 0, 0, 0, 1)
+            with contextlib.chdir(folder):
+                coming = batches.load(data, order, Collate(spec, 0), workers, torch.device("cpu"))
+                next(coming)
+                began = time.perf_counter()
+                count = BATCH * sum(1 for _ in coming)
             found[f"{kind}, {workers} processes"] = {
                 "pairs_per_second": count / (time.perf_counter() - began)
             }
@@ -125,23 +110,16 @@ def loader(files: Sequence[Path], spec: Spec, epochs: int, folder: Path) -> dict
 def need(spec: Spec) -> dict[str, float]:
     """Pairs a second of a training step with random weights."""
     torch.manual_seed(0)
-    model = GoalClip(spec)
-    patches = boxes.patch_mask(
-        (0, 0, spec.image_size / 2, spec.image_size / 2), spec.image_size, spec.patch_size
-    )
-    end = CAPTION.index(".") + 1
-    tokens = tokenize(CAPTION, [Sentence(0, end, CAPTION[:end])], spec.context_length)
+    model, group = GoalClip(spec), Group(0, 1, torch.device("cpu"))
+    sentence = split_sentences(CAPTION)[1]
     view = torch.randint(256, (3, spec.image_size, spec.image_size), dtype=torch.uint8)
-    sample = Sample(
-        view, tokens.ids, view, tokenize(CAPTION[:end], [], 248).ids, patches, tokens.spans[0], None
-    )
-    chunks = Collate(spec, 0)([sample] * BATCH).chunks()
-    adamw, group, times = optimizer(model, 5e-6, 0.05), Group(0, 1, torch.device("cpu")), []
+    box = (0, 0, spec.image_size / 2, spec.image_size / 2)
+    pair = {"caption": CAPTION, "sentence": sentence, "whole": view, "crop": view, "box": box}
+    chunks = Collate(spec, 0)(step_cases.samples([pair] * BATCH, spec)).chunks()
+    taught, times = step_cases.learner(model, group), []
     for _ in range(3):
         began = time.perf_counter()
-        step.backward(model, chunks, WEIGHTS, group, lambda: torch.autocast("cpu", enabled=False))
-        adamw.step()
-        adamw.zero_grad()
+        taught.update(step.backward(model, chunks, step_cases.WEIGHTS, group, contextlib.nullcontext))
         times.append(time.perf_counter() - began)
     return {"pairs_per_second": BATCH / min(times)}
 
@@ -159,7 +137,7 @@ def main() -> None:
     files = sorted(
         path for path in arguments.folder.resolve().rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")
     )
-    spec = Spec(**{**vars(spec_of(arguments.network)), "context_length": 248})
+    spec = step_cases.spec(arguments.network)
     with tempfile.TemporaryDirectory() as folder:
         found: dict[str, Any] = {
             "pictures": len(files),

@@ -1,60 +1,72 @@
 """The largest batch at a byte budget: ours, in chunks, with activations computed again, and the plain step.
 
     python -m benchmarks.memory --captions captions.json          # ViT-B-16 within 8 GiB, on a CPU
-    python -m benchmarks.memory --captions captions.json --device cuda --budget 24
+    python -m benchmarks.memory --captions captions.json --device cuda --precision bf16 --budget 24
 
-Each way takes steps of a few small batches, each in a process of its own; what a pair takes follows from the
-difference, and the largest batch from that. The budget covers weights, gradients and AdamW's state too.
+Each way takes steps of two batches, --batch and three times that, each in a process of its own; what a pair
+takes follows from the difference, and the largest batch from that. The budget covers weights, gradients and
+AdamW's state too. In chunks a pair takes little: those batches are eight times as large.
 """
 
-import argparse
-import json
-import subprocess
-import sys
-from pathlib import Path
+from typing import NamedTuple
 
-from benchmarks.train_step import options
+from benchmarks import step_cases
+from benchmarks.step_cases import in_a_process
+
+MANY = 3
+
+
+class Way(NamedTuple):
+    """Options of benchmarks.train_step, and how much larger the batches are."""
+
+    options: tuple[str, ...]
+    larger: int = 1
+
 
 WAYS = {
-    "plain": ("--way", "plain"),
-    "ours": ("--way", "ours"),
-    "ours, activations again": ("--way", "ours", "--checkpoint"),
-    "ours, chunks of 2": ("--way", "ours", "--chunk", "2"),
+    "plain": Way(("--way", "plain")),
+    "ours": Way(("--way", "ours")),
+    "ours, activations again": Way(("--way", "ours", "--checkpoint")),
+    "ours, chunks of 2": Way(("--way", "ours", "--chunk", "2"), 8),
 }
 
 
-def peak(way: str, batch: int, arguments: argparse.Namespace) -> float:
-    """GiB of one step."""
-    command = [
-        *(sys.executable, "-m", "benchmarks.train_step", "--captions", str(arguments.captions)),
-        *("--network", arguments.network, "--device", arguments.device, "--precision", arguments.precision),
-        *("--batch", str(batch), "--steps", "1", *WAYS[way]),
-    ]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)["gib"]
+def least(network: str) -> float:
+    """GiB that a pair takes at least: its two pictures as bytes."""
+    return 2 * 3 * step_cases.spec(network).image_size ** 2 / 2**30
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--precision", default="fp32")
+    parser = step_cases.options(__doc__, batch=4, steps=1)
     parser.add_argument("--budget", type=float, default=8.0, help="GiB")
-    parser.add_argument("--batches", type=int, nargs=2, default=[4, 12], help="that are measured")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/memory.json"))
     arguments = parser.parse_args()
-    few, many = arguments.batches
+    shared = ["--captions", str(arguments.captions), "--network", arguments.network, "--steps", "1"]
+    shared += ["--device", arguments.device, "--precision", arguments.precision]
+
+    def peak(way: Way, batch: int) -> float:
+        return in_a_process("benchmarks.train_step", *shared, "--batch", str(batch), *way.options)["gib"]
+
     found = {}
-    for way in WAYS:
-        low, high = peak(way, few, arguments), peak(way, many, arguments)
-        a_pair = (high - low) / (many - few)
-        found[way] = {
+    for name, way in WAYS.items():
+        few = arguments.batch * way.larger
+        many = few * MANY
+        low, high = peak(way, few), peak(way, many)
+        # What the measurement cannot tell from nothing is taken for the pictures alone.
+        a_pair = max((high - low) / (many - few), least(arguments.network))
+        largest = max(0, few + int((arguments.budget - low) / a_pair))
+        found[name] = {
+            "batches": [few, many],
+            "gib": [low, high],
             "gib_a_pair": a_pair,
             "gib_at_rest": low - few * a_pair,
-            "largest_batch": int((arguments.budget - low) / a_pair) + few,
+            "largest_batch": largest,
         }
-        largest, plain = found[way]["largest_batch"], found["plain"]["largest_batch"]
-        print(f"{way}: {1024 * a_pair:.0f} MiB a pair, batch {largest}, {largest / plain:.1f}x")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    result = {"network": arguments.network, "device": arguments.device, "budget_gib": arguments.budget}
-    arguments.out.write_text(json.dumps(result | {"ways": found}, indent=1) + "\n")
+        print(f"{name}: {1024 * a_pair:.1f} MiB a pair, batch {largest}")
+    plain = found["plain"]["largest_batch"]
+    ratios = {name: values["largest_batch"] / plain for name, values in found.items()} if plain else {}
+    for name, ratio in ratios.items():
+        print(f"{name}, largest batch over plain's: {ratio:.1f}x")
+    step_cases.write("memory", arguments, {"ways": found, "ratios": ratios})
 
 
 if __name__ == "__main__":

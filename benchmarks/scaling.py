@@ -1,51 +1,45 @@
 """A training step over 1 and 2 processes of one thread each: the same whole batch, pairs a second.
 
     python -m benchmarks.scaling --captions captions.json        # ViT-B-16, batch 8 over all processes, gloo
-    python -m benchmarks.scaling --captions captions.json --device cuda --batch 128 --counts 1 2 4 8
+    python -m benchmarks.scaling --captions captions.json --device cuda --precision bf16 --batch 128 \\
+        --counts 1 2 4 8
 
 What keeps the ratio below the number of processes: gradients are exchanged each step, and each process waits
 for the one whose texts are longest.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
-from pathlib import Path
 from statistics import median
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.train_step import CONTEXT, WEIGHTS, options, random_pairs, samples
-from goal.model.architectures import spec_of
-from goal.model.network import GoalClip, Spec
+from benchmarks import step_cases
 from goal.training import distributed, step
 from goal.training.batches import Collate
-from goal.training.learner import optimizer
 
 
 def work(arguments: argparse.Namespace) -> float | None:
     """Seconds a step, median; None from all processes but the first."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    spec = Spec(**{**vars(spec_of(arguments.network)), "context_length": CONTEXT})
-    everything = samples(random_pairs(arguments.captions, arguments.batch, spec), spec)
+    if arguments.device == "cpu":
+        torch.set_num_threads(1)
     with distributed.group(torch.device(arguments.device), arguments.processes) as group:
-        model = GoalClip(spec).to(group.device)
-        wrapped = DistributedDataParallel(model) if group.world > 1 else model
+        model = step_cases.network(arguments).to(group.device)
+        cases = step_cases.samples(
+            step_cases.random_pairs(arguments.captions, arguments.batch, model.spec), model.spec
+        )
+        wrapped, taught = step.wrapped(model, False, group), step_cases.learner(model, group)
         own = arguments.batch // group.world
-        sent = Collate(spec, 0)(everything[group.rank * own : (group.rank + 1) * own])
-        chunks = sent.to(group.device).chunks()
-        adamw, times = optimizer(model, 5e-6, 0.05), []
+        sent = Collate(model.spec, 0)(cases[group.rank * own : (group.rank + 1) * own])
+        sent = sent.pin_memory() if group.device.type == "cuda" else sent
+        autocast, times = step_cases.autocast(arguments), []
         for _ in range(arguments.steps + 1):
             began = time.perf_counter()
-            step.backward(wrapped, chunks, WEIGHTS, group, nullcontext)
-            adamw.step()
-            adamw.zero_grad()
+            chunks = sent.to(group.device).chunks()
+            taught.update(step.backward(wrapped, chunks, step_cases.WEIGHTS, group, autocast))
             if group.device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
@@ -53,11 +47,8 @@ def work(arguments: argparse.Namespace) -> float | None:
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--batch", type=int, default=8, help="pairs over all processes")
-    parser.add_argument("--steps", type=int, default=3, help="timed ones; their median counts")
+    parser = step_cases.options(__doc__, batch=8, steps=3)
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2], help="processes")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scaling.json"))
     parser.add_argument("--processes", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.processes:
@@ -65,13 +56,11 @@ def main() -> None:
         if seconds:
             print(f"seconds {seconds}")
         return
-    found = {count: arguments.batch / _seconds(count) for count in arguments.counts}
-    base = found[arguments.counts[0]]
-    for count, rate in found.items():
+    rates = {count: arguments.batch / _seconds(count) for count in arguments.counts}
+    base = rates[arguments.counts[0]]
+    for count, rate in rates.items():
         print(f"{count} processes: {rate:.2f} pairs a second, {rate / base:.2f}x")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    result = {"network": arguments.network, "batch": arguments.batch, "pairs_per_second": found}
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    step_cases.write("scaling", arguments, {"pairs_per_second": rates})
 
 
 def _seconds(count: int) -> float:

@@ -88,6 +88,7 @@ def submit(script: str, *words: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("script", "processes", "words"),
     [

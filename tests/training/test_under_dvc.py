@@ -105,6 +105,7 @@ def test_a_killed_stage_started_again_ends_with_the_same_bytes(expected: dict[st
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_stage_killed_at_random_points_ends_with_the_same_bytes(expected: dict[str, bytes]) -> None:
     draw = random.Random(0)
     for victim in ("all", "dvc", "trainer") * 2:
