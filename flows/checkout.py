@@ -84,7 +84,7 @@ def turn(lock: Path, log: Callable[[str], None], busy: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log(f"{busy}: waiting for its end")
+            log(f"{busy}: waiting")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

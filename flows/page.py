@@ -118,4 +118,4 @@ def _links(root: Path) -> None:
     # MLFLOW_PAGES: its address for a browser, where that is not the one that the worker uses.
     pages = os.environ.get("MLFLOW_PAGES") or tracking.address()
     for key, (place, words) in links.items():
-        create_link_artifact(f"{pages}/#/{place}", words, key=key, description="In MLflow")
+        create_link_artifact(f"{pages}/#/{place}", words, key=key, description=f"{words}, in MLflow")

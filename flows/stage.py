@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from flows import guard
 from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT
@@ -34,15 +33,15 @@ def run(
     name: str,
     log: Callable[[str], None],
     limit_seconds: float,
-    environment: Mapping[str, str] = MappingProxyType({}),
+    more: Mapping[str, str] | None = None,
 ) -> bool:
     """`dvc repro --single-item name` in `root`; True if it ran, False if DVC found nothing to do.
 
-    Raises TransientError or StageError with the stage's last words; past `limit_seconds` the stage is asked
-    to save and stop, and StageError says so.
+    more: variables for the stage's environment. Raises TransientError or StageError with the stage's last
+    words; past `limit_seconds` the stage is asked to save and stop, and StageError says so.
     """
     repro = ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-    lines = command(root, name, repro, log, limit_seconds, environment)
+    lines = command(root, name, repro, log, limit_seconds, more)
     return not any(words in line for line in lines for words in SKIPPED)
 
 
@@ -52,7 +51,7 @@ def command(
     words: list[str],
     log: Callable[[str], None],
     limit_seconds: float,
-    environment: Mapping[str, str] = MappingProxyType({}),
+    more: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Run `python words...` in `root` and return its lines of output; no shell reads the words.
 
@@ -62,7 +61,7 @@ def command(
     process = subprocess.Popen(
         [sys.executable, guard.__file__, str(os.getpid()), sys.executable, *words],
         cwd=root,
-        env={**_environment(root), **environment},
+        env={**_environment(root), **(more or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -252,6 +252,7 @@ def _describe(tags: Mapping[str, str]) -> str:
     ]
     commit = tags.get("goal.commit", provenance.UNKNOWN)
     head = f"`{tags['goal.name']}` on `{tags['goal.data']}`, commit `{commit}`"
+    head += f", branch `{tags['goal.branch']}`" if "goal.branch" in tags else ""
     return "\n".join([head, "", "| metric | percent |", "|---|---|", *rows] if rows else [head])
 
 

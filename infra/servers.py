@@ -27,6 +27,8 @@ QUIET = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    # Else whoever reaches MLflow on loopback can have its assistant run a shell on this machine.
+    "MLFLOW_ENABLE_ASSISTANT_SANDBOX": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DVC_NO_ANALYTICS": "1",
 }

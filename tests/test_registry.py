@@ -193,6 +193,7 @@ def test_a_version_names_the_flow_run_that_first_registered_it(monkeypatch: pyte
         registry.run(values)
     (version,) = versions("flown")
     assert (version.tags["goal.branch"], version.tags["goal.flow_run"]) == ("runs/abc", "first")
+    assert "branch `runs/abc`" in version.description
 
 
 def test_new_measurements_of_the_same_weights_renew_their_version() -> None:

@@ -203,4 +203,4 @@ with checkout.turn(Path({str(tmp_path / "lock")!r}), print, "busy"):
 
     with checkout.turn(tmp_path / "lock", log, "busy"):
         assert holder.wait() == -signal.SIGKILL
-    assert waits == ["busy: waiting for its end"]
+    assert waits == ["busy: waiting"]

@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from tests.imports import ROOT
-from tests.servers import free_port, until
+from tests.servers import Server, free_port, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 # `register` meets a server that is down, the first time.
@@ -134,9 +134,34 @@ def test_a_users_error_is_told_at_once(home: Path) -> None:
     assert (home / ".dvc" / "tmp" / "flows" / "broken").read_text() == "x"
 
 
+@pytest.mark.usefixtures("server")
+def test_a_promotion_waits_for_a_registry_that_comes_back(home: Path, told: list[str]) -> None:
+    from prefect import flow
+
+    from flows import pipeline
+    from flows.stage import StageError, TransientError
+
+    mlflow = Server(home)
+    mlflow.port = int(os.environ["MLFLOW_TRACKING_URI"].rsplit(":", 1)[1])
+
+    def bring_it() -> None:
+        until(lambda: any(f":{mlflow.port}" in line for line in told))
+        mlflow.start()
+
+    friend = threading.Thread(target=bring_it)
+    friend.start()
+    try:
+        with pytest.raises(StageError, match="no version with the alias `challenger`") as error:
+            flow(pipeline.promote, name="goal")(None, "champion", True, False, "")
+        assert not isinstance(error.value, TransientError)
+    finally:
+        friend.join()
+        mlflow.stop()
+
+
 @pytest.fixture
 def told() -> Iterator[list[str]]:
-    """What flow runs log."""
+    """What flow and task runs log."""
     from prefect.logging.configuration import setup_logging
 
     # Now, since it takes away the handlers that it finds.
@@ -147,10 +172,13 @@ def told() -> Iterator[list[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(record.getMessage())
 
-    handler, logger = Handler(), logging.getLogger("prefect.flow_runs")
-    logger.addHandler(handler)
+    handler = Handler()
+    loggers = [logging.getLogger(f"prefect.{kind}_runs") for kind in ("flow", "task")]
+    for logger in loggers:
+        logger.addHandler(handler)
     yield lines
-    logger.removeHandler(handler)
+    for logger in loggers:
+        logger.removeHandler(handler)
 
 
 HOLD = """
@@ -178,7 +206,7 @@ def test_a_run_waits_for_the_gpu_whatever_the_server_says(home: Path, told: list
     seen: list[bool] = []
 
     def end_the_other() -> None:
-        until(lambda: "the GPU is in use: waiting for its end" in told)
+        until(lambda: "the GPU is in use: waiting" in told)
         seen.append((home / checkout.PLACE / "tries").exists())
         other.kill()
 

@@ -55,6 +55,16 @@ def test_nor_does_it_drive_mlflow(project: Project, origin: str) -> None:
     assert made.status_code == 403
 
 
+def test_mlflow_s_assistant_runs_no_shell_on_this_machine(project: Project) -> None:
+    asked = "from mlflow.assistant.providers import base; print(base.assistant_sandbox_enabled())"
+    settings = project.processes("server", of="mlflow")[0].environ()
+    for environment, boxed in ((settings, "True"), (project.environment, "False")):
+        told = subprocess.run(
+            [sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True
+        )
+        assert told.stdout.split()[-1] == boxed
+
+
 def test_its_own_page_is_answered_under_both_names(project: Project) -> None:
     for own in (project.prefect, project.prefect.replace("127.0.0.1", "localhost")):
         headers = {"Origin": own, "Access-Control-Request-Method": "POST"}

@@ -16,6 +16,8 @@ from tests.flows.live import TINY, Project, serving
 from tests.imports import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+# What docs/experiments.md looks at: a parameter, and a metric beside the one that is there.
+AXES = ("stage2.lr", "test/text_to_image_r1")
 PICTURES = ROOT / "run" / "screenshots"  # git-ignored; to be looked at
 
 
@@ -89,6 +91,10 @@ def test_the_pages_in_a_browser(project: Project, run: str, version: ModelVersio
         page.get_by_placeholder("admin:pass").fill(":".join(project.password))
         page.get_by_role("button", name="Login").click()
         page.wait_for_url("**/dashboard**")
+        form = project.api("deployments/name/goal/train")["id"]
+        page.goto(f"{project.prefect}/deployments/deployment/{form}/run")
+        page.get_by_text("single values, as section.field=value").wait_for()
+        _keep(page, "prefect-form")
         page.goto(f"{project.prefect}/runs/flow-run/{run}")
         page.get_by_text("Artifacts", exact=True).first.click()
         for words in ("benchmark-table", "contact-sheet", "loss-curve", "mlflow-version"):
@@ -100,6 +106,7 @@ def test_the_pages_in_a_browser(project: Project, run: str, version: ModelVersio
 
         page.goto(f"{project.mlflow}/#/models/goal")
         page.get_by_text("challenger").first.wait_for()
+        page.get_by_role("button", name="Close").click()  # of MLflow's assistant
         _keep(page, "mlflow-model")
         page.goto(f"{project.mlflow}/#/models/goal/versions/{version.version}")
         page.get_by_text("goal.model").first.wait_for()
@@ -108,7 +115,13 @@ def test_the_pages_in_a_browser(project: Project, run: str, version: ModelVersio
         runs, experiment = _runs(project)
         page.goto(f"{project.mlflow}/#/compare-runs?runs={quote(runs)}&experiments={quote(experiment)}")
         page.get_by_text("Parallel Coordinates Plot").first.wait_for()
-        page.locator(".parcoords").first.wait_for()
+        for box, axis in zip(page.get_by_role("combobox").all(), AXES, strict=True):
+            box.click()
+            page.keyboard.type(axis)
+            page.get_by_role("option", name=axis, exact=True).click()
+            page.keyboard.press("Escape")
+        for axis in (*AXES, "test/image_to_text_r1"):
+            page.locator(".parcoords").get_by_text(axis, exact=True).wait_for()
         _keep(page, "mlflow-parallel-coordinates")
 
 
