@@ -143,13 +143,14 @@ class Preprocess:
 
     def view(self, image: Image.Image) -> UInt8[Tensor, "3 S S"]:
         """The resized and cropped picture as bytes; `image_features` normalises such views itself."""
+        return torch.from_numpy(np.array(self.square(image))).permute(2, 0, 1).contiguous()
+
+    def square(self, image: Image.Image) -> Image.Image:
+        """The resized and cropped picture (S, S); of such a square it is the square itself."""
         side = self.spec.image_size
         view = View(image.size, side, self.spec.view)
         left, top = view.offset
-        square = image.resize(view.resized, Image.Resampling.BICUBIC).crop(
-            (left, top, left + side, top + side)
-        )
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+        return image.resize(view.resized, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
 
 
 def preprocess(spec: Spec) -> Preprocess:

@@ -28,8 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from goal import boxes, files, images, layout
-from goal.boxes import BoxTuple, View
+from goal import boxes, clip, files, images, layout
+from goal.boxes import BoxTuple
 from goal.datasets import slices
 from goal.datasets.manifest import Row
 from goal.errors import UserError
@@ -203,16 +203,9 @@ def _sample(number: int, row: Row, crops: Sequence[BoxTuple], work: Work) -> dic
     if image.size != (row.width, row.height):
         raise UserError(f"{row.id}: {row.image} was changed since the manifest; `dvc repro` reads it anew")
     parts = {f"crop{index}.npy": image.crop(boxes.pixels(box, image.size)) for index, box in enumerate(crops)}
-    squares = {name: _square(part, work.spec) for name, part in {"whole.npy": image, **parts}.items()}
+    prepare = clip.preprocess(work.spec)
+    squares = {name: np.asarray(prepare.square(part)) for name, part in {"whole.npy": image, **parts}.items()}
     return {"__key__": f"{number:09d}", "json": {"id": row.id, "captions": list(row.captions)}, **squares}
-
-
-def _square(image: Image.Image, spec: Spec) -> np.ndarray:
-    """The view (S, S, 3) of a picture: what clip.Preprocess turns into a tensor."""
-    view = View(image.size, spec.image_size, spec.view)
-    left, top = view.offset
-    box = (left, top, left + spec.image_size, top + spec.image_size)
-    return np.asarray(image.resize(view.resized, Image.Resampling.BICUBIC).crop(box))
 
 
 def _place(member: tarfile.TarInfo) -> tuple[int, int, int, int] | None:

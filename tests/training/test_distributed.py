@@ -1,31 +1,25 @@
 """Two real processes (gloo) against one: gradients term by term, weights after 20 steps, deaths, signals."""
 
 import os
-import random
-import signal
 import socket
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 import torch.distributed as dist
-import yaml
 from safetensors.torch import load_file
 from torch.distributed import distributed_c10d as c10d
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from goal import config, interrupts, layout, losses, train
 from goal.config import Params
-from goal.errors import EXIT_RESUMABLE, EXIT_USER_ERROR, Interrupted, UserError
+from goal.errors import EXIT_RESUMABLE, Interrupted, UserError
 from goal.losses import Embeddings
 from goal.model.network import normalised
 from goal.training import distributed, step
@@ -36,7 +30,6 @@ from goal.training.progress import Silent
 from tests import trainings
 from tests.trainings import SPEC
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 ALONE = Group(0, 1, CPU)
 WEIGHTS = {"global": 1.0, "local": 0.5, "tsl_image": 1.0, "tsl_text": 1.0, "short_caption": 0.5}
@@ -269,129 +262,3 @@ def test_a_process_whose_parent_is_gone_does_not_start() -> None:
     child.start()
     child.join(60)
     assert child.exitcode == EXIT_RESUMABLE
-
-
-class Job:
-    """`goal train stage2` in two processes, as a user starts it: 16 steps, saved after each."""
-
-    settings = values(trainings.params(train__processes=2, train__checkpoint_minutes=1e-9, stage2__epochs=8))
-
-    def __init__(self) -> None:
-        Path("params.yaml").write_text(yaml.safe_dump(self.settings))
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "goal", "train", "stage2"],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._seen: list[int] = []
-
-    def wait_for_steps(self, count: int) -> None:
-        while self.process.poll() is None:
-            if any(int(path.name[5:]) >= count for path in Path("work/train-stage2").glob("*/step-*")):
-                return
-            time.sleep(0.02)
-        pytest.fail(self.process.communicate()[1])
-
-    def ranks(self) -> list[int]:
-        """Process ids in the order of the ranks, once both have started."""
-        ranks: dict[int, int] = {}
-        while sorted(ranks) != [0, 1]:
-            for child in psutil.Process(self.process.pid).children():
-                # Those that are gone already looked at the machine.
-                with suppress(psutil.NoSuchProcess, KeyError):
-                    ranks[int(child.environ()["RANK"])] = child.pid
-        self._seen = [ranks[0], ranks[1]]
-        return self._seen
-
-    def end(self) -> tuple[int, str]:
-        """Exit code and words, once none of its processes that were seen is left."""
-        _, said = self.process.communicate(timeout=300)
-        for _ in range(600):
-            if not any(Path(f"/proc/{rank}").exists() for rank in self._seen):
-                return self.process.returncode, said
-            time.sleep(0.1)
-        pytest.fail("a process outlived its job")
-
-
-def whole() -> dict[str, bytes]:
-    """What such a training leaves that nobody disturbs."""
-    together(train_stage2, Job.settings)
-    found = trainings.outputs("stage2")
-    for path in trainings.OUTPUTS:
-        Path(path.format("stage2")).unlink()
-    return found
-
-
-@pytest.mark.parametrize(
-    ("codes", "kind", "words"),
-    [
-        # In the order in which the agent notices them: a killed process's peer may come first.
-        ({1: 1, 0: -9}, Interrupted, "process 0 of 2 was ended by SIGKILL"),
-        ({0: 1, 1: -15}, Interrupted, "process 1 of 2 was ended by SIGTERM"),
-        ({1: 1, 0: EXIT_RESUMABLE}, Interrupted, "stopped and saved"),
-        ({1: 1, 0: EXIT_USER_ERROR}, UserError, "process 0 of 2 failed; its message is above"),
-        ({1: 1, 0: 1}, UserError, "process 1 of 2 failed; its traceback is above"),
-    ],
-)
-def test_what_ended_a_job_is_told_of_the_process_that_ended_it(
-    codes: dict[int, int], kind: type[Exception], words: str
-) -> None:
-    failures = {
-        rank: ProcessFailure(local_rank=rank, pid=1, exitcode=code, error_file="")
-        for rank, code in codes.items()
-    }
-    told = distributed.end("train stage2", ChildFailedError("goal", failures), 2)
-    assert type(told) is kind
-    assert words in str(told)
-
-
-@pytest.mark.parametrize(
-    "death",
-    [
-        "first",
-        *(pytest.param(one, marks=pytest.mark.slow) for one in ("second", "launcher", "term", "term to all")),
-    ],
-)
-def test_a_dead_job_ends_whole_and_goes_on_to_the_same_bytes(death: str) -> None:
-    expected = whole()
-    job = Job()
-    job.wait_for_steps(3)
-    first, second = job.ranks()
-    victim = {"first": first, "second": second}.get(death, job.process.pid)
-    os.kill(victim, signal.SIGTERM if death.startswith("term") else signal.SIGKILL)
-    if death == "term to all":
-        # As schedulers do: the launcher, which hands it on, and those to whom it does.
-        for rank in (first, second):
-            os.kill(rank, signal.SIGTERM)
-    code, said = job.end()
-    if death in ("first", "second"):
-        assert f"process {int(death == 'second')} of 2 was ended by SIGKILL" in said
-        assert "the same command goes on" in said
-    if death.startswith("term"):
-        assert "stage2: saved after step" in said
-    if death != "launcher":
-        assert code == EXIT_RESUMABLE
-    assert Job().end()[0] == 0
-    assert trainings.outputs("stage2") == expected
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_processes_killed_at_random_points_end_with_the_same_bytes() -> None:
-    expected = whole()
-    draw, killed = random.Random(0), 0
-    while killed < 6:
-        for _ in range(draw.randint(1, 2)):
-            job = Job()
-            ranks = job.ranks()
-            job.wait_for_steps(draw.randint(1, 12))
-            time.sleep(draw.uniform(0, 0.1))
-            with suppress(ProcessLookupError):
-                os.kill(draw.choice(ranks), signal.SIGKILL)
-            code, said = job.end()
-            assert code in (EXIT_RESUMABLE, 0), said
-            killed += code == EXIT_RESUMABLE
-        assert Job().end()[0] == 0
-        assert trainings.outputs("stage2") == expected
