@@ -81,7 +81,8 @@ class Service:
         """Ask the process to end, give all that it started so long, then kill the rest."""
         process = self.process()
         if process is not None:
-            process.send_signal(number)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
         self.clear(seconds if process else 0)
         self._number.unlink(missing_ok=True)
 

@@ -118,7 +118,8 @@ def test_the_pages_in_a_browser(project: Project, run: str, version: ModelVersio
         for box, axis in zip(page.get_by_role("combobox").all(), AXES, strict=True):
             box.click()
             page.keyboard.type(axis)
-            page.get_by_role("option", name=axis, exact=True).click()
+            page.get_by_role("option", name=axis, exact=True).wait_for(state="attached")
+            page.keyboard.press("Enter")
             page.keyboard.press("Escape")
         for axis in (*AXES, "test/image_to_text_r1"):
             page.locator(".parcoords").get_by_text(axis, exact=True).wait_for()
