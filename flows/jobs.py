@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from prefect import Flow, flow
 from pydantic import Field
 
-from flows import pipeline
+from flows import pipeline, watch
 from goal import interrupts
 
 # What a form offers is fixed by `make up`, which deploys it.
@@ -55,7 +55,8 @@ def mine(preset: Preset | None = None, overrides: list[Override] = (), stage_hou
 def _walk(targets: list[str], preset: str | None, overrides: list[str], stage_hours: float) -> str:
     # Nobody but its worker could cancel this run: without it, the run saves and ends too.
     interrupts.die_with_parent()
-    return pipeline.walk(targets, preset, list(overrides), stage_hours)
+    with watch.watched():
+        return pipeline.walk(targets, preset, list(overrides), stage_hours)
 
 
 @flow(name="goal", flow_run_name="promote")
