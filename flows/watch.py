@@ -1,7 +1,7 @@
 """A run heeds its own state, where worker and server lost sight of it.
 
-A worker that could not reach the server for half a minute no longer hears of cancellations, and a server that was
-away for longer than heartbeats may be missing takes a living run for dead as soon as it is back (Prefect 3.8).
+A worker that could not reach the server for half a minute no longer hears of cancellations, and a server
+that was away for longer than heartbeats may be missing takes a living run for dead (Prefect 3.8).
 """
 
 import os

@@ -149,7 +149,7 @@ def _examples(params: Params, plan: Recipe, rows: list[Row], spec: Spec, group: 
                 f"{params.stage2.pairs.min_similarity}), or read in summary.json there why pairs were dropped"
             )
     limit, pictures = params.data.max_megapixels, None
-    if params.train.packed:
+    if params.train.packed and plan.stage.epochs:
         crops = {name: [pair.box for pair in own] for name, own in pairs.items()} if needs.crops else {}
         workers = params.train.loader_workers
         # Made by the first process; the others find it.
