@@ -1,7 +1,9 @@
 """Metrics and encoding at scale: time, memory, and ratios against the plain way, measured in one run.
 
-    python -m benchmarks.evaluate              # all parts: a Markdown table, benchmarks/results/evaluate.json
-    python -m benchmarks.evaluate joint text   # some of: joint recall text step
+    python -m benchmarks.evaluate --captions captions.json  # all; results/evaluate.json
+    python -m benchmarks.evaluate joint recall              # some of: joint recall text step
+
+`captions.json` is a list of records with a `caption` each; without it the texts are made up.
 
 | part | measures |
 |---|---|
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,7 +36,6 @@ from goal.model.network import GoalClip
 
 WIDTH = 512
 RESULTS = Path("benchmarks/results/evaluate.json")
-CAPTIONS = Path(__file__).parents[1].parent / "shared/captions/docci_test.json"
 
 
 def main() -> None:
@@ -42,7 +44,8 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="parts to run; all by default")
     parser.add_argument("--size", type=int, default=100_000, help="pictures and texts of `recall`")
-    parser.add_argument("--captions", type=int, default=256, help="captions of `text` and `step`")
+    parser.add_argument("--captions", type=Path, help="for `text` and `step`")
+    parser.add_argument("--count", type=int, default=256, help="captions taken, over the whole file")
     parser.add_argument("--network", default="ViT-B-16", help="random weights; `text` and `step`")
     arguments = parser.parse_args()
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
@@ -109,7 +112,7 @@ def recall(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
 def encode(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
     """Texts in the order of their length and trimmed, against all of them padded to the context."""
     model = _network(arguments)
-    captions = _captions(arguments.captions)
+    captions = _captions(arguments.captions, arguments.count)
     settings = embed.Settings(device="cpu", batch_size=32, max_megapixels=200)
     with torch.inference_mode():
         fast, (ours, counts) = _best(lambda: embed.encode_texts(model, captions, settings), times=1)
@@ -127,7 +130,7 @@ def encode(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
 def step(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
     """Encoding against the forward of a training step: both towers, texts packed, gradients kept."""
     model = _network(arguments)
-    captions = _captions(min(arguments.captions, 64))
+    captions = _captions(arguments.captions, min(arguments.count, 64))
     size = model.spec.image_size
     images = torch.randn(len(captions), 3, size, size)
     ids = [text.tokenize(one, [], model.spec.context_length).ids for one in captions]
@@ -164,20 +167,17 @@ def _related(count: int) -> tuple[Tensor, Tensor]:
 
 
 def _network(arguments: argparse.Namespace) -> GoalClip:
-    from dataclasses import replace
-
     torch.manual_seed(0)
     return GoalClip(replace(spec_of(arguments.network), context_length=248)).eval()
 
 
-def _captions(count: int) -> list[str]:
-    """Captions of DOCCI where they are at hand, else sentences of like length."""
-    if CAPTIONS.exists():
-        rows = json.loads(CAPTIONS.read_text(encoding="utf-8"))
+def _captions(file: Path | None, count: int) -> list[str]:
+    """Captions from all over a file, or sentences of like length."""
+    if file:
+        rows = json.loads(file.read_text(encoding="utf-8"))
         return [row["caption"] for row in rows[:: max(1, len(rows) // count)][:count]]
-    return [
-        "A brown dog lies on the grass beside a red ball. " * (5 + number % 17) for number in range(count)
-    ]
+    sentence = "A brown dog lies on the grass beside a red ball. "
+    return [sentence * (5 + number % 17) for number in range(count)]
 
 
 def _timed(work: Callable) -> tuple[float, object]:

@@ -52,7 +52,9 @@ def write(name: str, arguments: argparse.Namespace, found: dict[str, Any]) -> No
     file = arguments.out or RESULTS / f"{'-'.join((name, *case))}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     hidden = ("out", "way", "processes")
-    settings = {key: str(value) for key, value in vars(arguments).items() if key not in hidden}
+    kept = {key: value for key, value in vars(arguments).items() if key not in hidden}
+    # Of files their names: where they lie says nothing to others.
+    settings = {key: value.name if isinstance(value, Path) else str(value) for key, value in kept.items()}
     where = {"torch": torch.__version__, "machine": machine(arguments.device)}
     file.write_text(json.dumps({"settings": settings, **where, **found}, indent=1) + "\n")
 
