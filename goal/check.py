@@ -16,7 +16,7 @@ from goal.model import architectures
 from goal.model.network import GoalClip, Spec
 from goal.training import recipe
 
-# Pictures to train on, GB to download and to unpack (METHOD section 6, the sets' own pages).
+# Pictures to train on, GB to download and to unpack (the sets' own pages; DCI as GOAL splits it).
 SETS = {"docci": (9647, 7.6, 15.2), "dci": (5445, 8.1, 16.2)}
 # Tokens of a caption and of a sentence, means of DOCCI's 5,100 captions under CLIP's tokeniser.
 CAPTION_TOKENS, SENTENCE_TOKENS = 144, 22

@@ -37,7 +37,12 @@ def weights_file(name: str) -> Path:
 
 def metrics_dir(name: str, data_set: str = "") -> Path:
     """The numbers of a model; `data_set` names one that is not the pipeline's own."""
-    return Path("metrics") / name / "on" / data_set if data_set else Path("metrics") / name
+    return numbers_on(Path("metrics") / name, data_set)
+
+
+def numbers_on(folder: Path, data_set: str) -> Path:
+    """Below a model's folder of numbers, those on a data set; "" is the pipeline's own."""
+    return folder / "on" / data_set if data_set else folder
 
 
 def reports_dir() -> Path:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from goal import interrupts, registry
+from goal import interrupts, layout, registry
 from goal.config import Gate, Params
 from goal.errors import UserError
 from goal.evaluation import answers
@@ -193,8 +193,10 @@ def _outcomes(
 def _answers(folder: Path, gate: Gate) -> Answers | None:
     """What a version answered to the queries of a gate; None where it was not asked."""
     direction = next((one for one in answers.DIRECTIONS if gate.metric.startswith(f"{one}_")), None)
+    data_set, _, benchmark = gate.benchmark.rpartition("/")
     try:
-        rows = pq.read_table(folder / "ranks" / f"{gate.benchmark}.parquet", partitioning=None)
+        ranks = layout.numbers_on(folder, data_set) / "ranks" / f"{benchmark}.parquet"
+        rows = pq.read_table(ranks, partitioning=None)
     except (OSError, pa.ArrowException):
         return None
     if direction is None:

@@ -138,7 +138,7 @@ def overlap(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def naive_mask(x1: float, y1: float, x2: float, y2: float, grid: int) -> torch.Tensor:
-    """Patches from edges in units of patches, cut to the grid; the loop that METHOD's sentence describes."""
+    """Patches from edges in units of patches, cut to the grid; the plainest loop."""
     mask = torch.zeros(grid, grid, dtype=torch.bool)
     for row, column in itertools.product(range(grid), range(grid)):
         mask[row, column] = math.floor(y1) <= row < math.ceil(y2) and math.floor(x1) <= column < math.ceil(x2)

@@ -194,7 +194,7 @@ def test_a_picture_without_a_text_finds_nothing() -> None:
 
 
 def test_fault_10_a_crop_belongs_to_its_picture() -> None:
-    """METHOD section 9, fault 10: the release's joint mAP never links a crop to its image."""
+    """The release's joint mAP never links a crop to its image."""
     gallery = Gallery(
         benchmark="joint",
         pictures=(Picture("a"), Picture("b"), Picture("a", (0, 0, 1, 1)), Picture("b", (0, 0, 1, 1))),

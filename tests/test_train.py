@@ -57,7 +57,7 @@ def test_two_runs_give_the_same_bytes_whatever_sets_the_pace() -> None:
 
 
 def test_the_seed_counts() -> None:
-    """Fault 12 of METHOD section 9."""
+    """Unlike the released code, whose order of batches no seed fixes."""
     assert trained(trainings.params(seed=1)) != trained(trainings.params(seed=2))
 
 
@@ -98,7 +98,7 @@ def test_baselines_are_stage_2_with_terms_left_out() -> None:
 
 
 def test_no_epochs_pass_the_weights_on() -> None:
-    """METHOD section 4: the paper's run is one stage."""
+    """The paper's run is one stage."""
     before = weights.digest(layout.model_dir("zero-shot"))
     train.run(trainings.params(stage1__epochs=0), "stage1", Silent())
     assert weights.digest(layout.model_dir("stage1")) == before

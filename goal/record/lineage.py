@@ -150,10 +150,11 @@ def outcome(name: str) -> dict[str, str]:
 
 
 def measurements(name: str) -> list[tuple[Path, str]]:
-    """The files of an evaluation and the folders of the record that they belong to."""
-    folder = layout.metrics_dir(name)
-    parts = {"": "evaluation", "details": "evaluation/details", "ranks": "evaluation/ranks"}
-    return [(path, parts[part]) for part in parts for path in sorted((folder / part).glob("*.*"))]
+    """The files of a model's evaluations and the folders of the record that they belong to."""
+    root = layout.metrics_dir(name)
+    folders = [one / part for one in (root, *sorted(root.glob("on/*"))) for part in ("", "details", "ranks")]
+    found = [path for folder in folders for path in sorted(folder.glob("*.*"))]
+    return [(path, str(Path("evaluation") / path.parent.relative_to(root))) for path in found]
 
 
 def report() -> list[tuple[Path, str]]:

@@ -186,7 +186,7 @@ def write(work: Work) -> None:
     try:
         from webdataset import TarWriter
     except ModuleNotFoundError as error:
-        raise UserError("train.packed: needs a package: pip install 'goal-clip[scale]'") from error
+        raise UserError("train.packed: needs a package: pip install -e '.[scale]'") from error
     with files.atomic(work.tar) as draft, draft.open("wb") as file, TarWriter(file, mtime=0) as tar:
         for number, (row, crops) in enumerate(zip(work.rows, work.crops, strict=True), work.first):
             tar.write(_sample(number, row, crops, work))
