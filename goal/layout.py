@@ -8,6 +8,9 @@ MODELS = ("zero-shot", *TRAINED)
 # A model's folder: its weights, and what made them.
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
+# What a training says of itself, in the folder of the model's numbers.
+NUMBERS = "train.json"
+CURVE = "loss.csv"
 
 
 def data_dir(data_set: str) -> Path:

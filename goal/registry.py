@@ -70,7 +70,7 @@ def run(params: Params) -> None:
     facts = {"name": params.register_.name, "model": name, "digest": digest}
     content = {**facts, "registered": params.tracking.enabled, "metrics": numbers}
     path = Path("metrics") / "registered.json"
-    files.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    files.write_json(content, path, sort=True)
 
 
 def measured(name: str, digest: str) -> tuple[dict[str, str], dict[str, float]]:
