@@ -2,7 +2,7 @@
 
     python -m benchmarks.search                 # all sizes and vectors: Markdown, and results/search.json
     python -m benchmarks.search --sizes 10000   # some of them
-    python -m benchmarks.search --others --sizes 100000   # faiss's inverted file and graph (HNSW) too: results/search_others.json
+    python -m benchmarks.search --others --sizes 100000    # faiss's inverted file and graph (HNSW) too
 
 | vectors | what they are |
 |---|---|
