@@ -11,7 +11,6 @@ import pytest
 
 from goal import layout, train, weights
 from goal.config import Params
-from goal.training import finished
 from goal.training.progress import Silent
 from tests import trainings
 
@@ -189,7 +188,7 @@ def test_every_step_reaches_the_record() -> None:
         "samples_per_second" in values and "waiting_for_data" in values for _, values in recorder.metrics
     )
     assert any("val/recall" in values for _, values in recorder.metrics)
-    assert recorder.files == [finished.NUMBERS, finished.CURVE]
+    assert recorder.files == [layout.NUMBERS, layout.CURVE]
 
 
 def _write_golden() -> None:
