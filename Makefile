@@ -9,7 +9,7 @@ export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test test-tools test-slow lint format lock ui up down clean distclean
+.PHONY: install demo test test-tools test-slow lint format lock ui up down clean distclean
 
 $(READY): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "goal: no python3.11 found; install it or set PYTHON=..."; exit 2; }
@@ -19,6 +19,8 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
+
+install: $(READY)
 
 # Draw scenes, mine pairs, train, measure, register; then show the table.
 demo: $(READY)
@@ -61,7 +63,7 @@ down: $(READY)
 ui: $(READY)
 	@python -m infra.servers ui
 
-# What the pipeline made; the committed metrics stay.
+# What the pipeline made, its record and registered models included; the committed metrics stay. First: make down.
 clean:
 	rm -rf data/* models/* regions pairs reports work run dvc_plots .dvc/cache .dvc/tmp mlflow.db* mlartifacts
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.search                 # all sizes and vectors: Markdown, and results/search.json
     python -m benchmarks.search --sizes 10000   # some of them
-    python -m benchmarks.search --others        # faiss's inverted file and its graph (HNSW) too, at 100,000
+    python -m benchmarks.search --others --sizes 100000    # faiss's inverted file and graph (HNSW) too
 
 | vectors | what they are |
 |---|---|
@@ -37,7 +37,7 @@ KINDS = ("clustered", "random")
 A_CLUSTER = 100
 OTHERS_UP_TO = 100_000
 COLUMNS = ("index", "vectors", "size", "build s", "load s", "ms a query", "recall@10", "peak GiB")
-RESULTS = Path("benchmarks/results/search.json")
+RESULTS = Path("benchmarks/results")
 
 
 def main() -> None:
@@ -65,7 +65,8 @@ def main() -> None:
                 rows.append([index, kind, f"{size:,}", *_in_its_process(index, kind, size)])
                 print(f"| {' | '.join(rows[-1])} |", flush=True)
     measured = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
-    RESULTS.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    file = RESULTS / ("search_others.json" if arguments.others else "search.json")
+    file.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(index: str, kind: str, size: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whether a long training keeps its pace and its memory: 1,000 steps of stage 2, tenth by tenth.
+"""Whether a long training keeps pace and memory: 1,000 steps of stage 2 or more (whole epochs), by tenths.
 
     dvc repro pairs train@stage1            # what stage 2 starts from
     python -m benchmarks.steady             # batch 4, so that a thousand steps take minutes on two cores

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import SupportsFloat
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 MODES = ("center_crop", "squash")
@@ -170,17 +170,3 @@ def iou(a: Float[Tensor, "K 4"], b: Float[Tensor, "M 4"]) -> Float[Tensor, "K M"
     own_a = (a[:, 2:] - a[:, :2]).prod(dim=1)
     own_b = (b[:, 2:] - b[:, :2]).prod(dim=1)
     return common / (own_a[:, None] + own_b[None, :] - common)
-
-
-def nms(boxes: Float[Tensor, "K 4"], scores: Float[Tensor, " K"], threshold: float) -> Int[Tensor, " M"]:
-    """Indices of the boxes kept, best score first, each removing later ones with an IoU above the threshold.
-
-    Equal scores keep the order given.
-    """
-    order = torch.argsort(scores, descending=True, stable=True)
-    overlaps = iou(boxes[order], boxes[order]) > threshold
-    kept = torch.ones(len(order), dtype=torch.bool, device=boxes.device)
-    for row in range(len(order)):
-        if kept[row]:
-            kept[row + 1 :] &= ~overlaps[row, row + 1 :]
-    return order[kept]

@@ -14,9 +14,10 @@ from goal.datasets import manifest
 from goal.errors import UserError
 from goal.model import architectures
 from goal.model.network import GoalClip, Spec
-from goal.training import recipe
+from goal.training import batches, recipe
+from goal.training.recipe import Recipe
 
-# Pictures to train on, GB to download and to unpack (METHOD section 6, the sets' own pages).
+# Pictures to train on, GB to download and to unpack (the sets' own pages; DCI as GOAL splits it).
 SETS = {"docci": (9647, 7.6, 15.2), "dci": (5445, 8.1, 16.2)}
 # Tokens of a caption and of a sentence, means of DOCCI's 5,100 captions under CLIP's tokeniser.
 CAPTION_TOKENS, SENTENCE_TOKENS = 144, 22
@@ -134,8 +135,10 @@ def _training(params: Params, spec: Spec, pictures: int | None) -> Iterator[Fact
         if pictures is None:
             yield Fact(name, f"{stage.epochs} epochs of batches of {stage.batch_size}")
             continue
-        if pictures < stage.batch_size:
-            yield Fact(name, f"batches of {stage.batch_size} from {pictures} pictures", fault=True)
+        try:
+            batches.check(plan.section, stage.batch_size, pictures, params.train.processes, params.data.name)
+        except UserError as error:
+            yield Fact(name, str(error), fault=True)
             continue
         steps = stage.epochs * (pictures // stage.batch_size)
         patches = (spec.image_size // spec.patch_size) ** 2 + 1
@@ -145,14 +148,14 @@ def _training(params: Params, spec: Spec, pictures: int | None) -> Iterator[Fact
         yield Fact(
             name,
             f"{steps:,} steps, {steps * stage.batch_size:,} samples, about {tokens / 1e6:,.0f} M tokens, "
-            f"about {_memory(params, spec, stage, views * patches, texts) / 2**30:.1f} GiB on the device",
+            f"about {_memory(params, spec, plan, views * patches, texts) / 2**30:.1f} GiB on the device",
         )
 
 
-def _memory(params: Params, spec: Spec, stage: Stage, image_tokens: int, text_tokens: int) -> float:
-    """Bytes: an estimate, for bf16 activations; fp32 takes twice as many of those."""
-    size = 4 if params.train.precision == "fp32" else 2
-    pairs = params.train.chunk_size or -(-stage.batch_size // params.train.processes)
+def _memory(params: Params, spec: Spec, plan: Recipe, image_tokens: int, text_tokens: int) -> float:
+    """Bytes: an estimate."""
+    size = 2 if plan.bf16 else 4
+    pairs = params.train.chunk_size or -(-plan.stage.batch_size // params.train.processes)
     kept = (
         image_tokens * spec.vision_width * spec.vision_layers
         + text_tokens * spec.text_width * spec.text_layers

@@ -28,7 +28,8 @@ Share = Annotated[Float, Field(ge=0, le=1)]
 Cosine = Annotated[Float, Field(ge=-1, le=1)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+WORD = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
+Name = Annotated[str, Field(pattern=f"^{WORD}$")]
 
 REGION_SOURCES = Literal["fixed", "felzenszwalb", "sam", "detector"]
 RELEASED = ("docci", "dci", "sharegpt4v", "urban1k", "coco", "flickr30k", "goal_lists")
@@ -178,7 +179,7 @@ class Train(Section):
 
 
 class GlobalLoss(Section):
-    """Weights of stage 1's terms; METHOD's names, `global` being a keyword of Python."""
+    """Weights of stage 1's terms; the paper's names, `global` being a keyword of Python."""
 
     global_: Annotated[Weight, Field(alias="global")]
     hard_negative: Weight
@@ -244,7 +245,8 @@ class Register(Section):
 class Gate(Section):
     """What a version's measurement must show; the units of `value` are percent and points of it."""
 
-    benchmark: Name
+    # One of another data set than the pipeline's own: <data set>/<benchmark>.
+    benchmark: Annotated[str, Field(pattern=f"^{WORD}(/{WORD})?$")]
     metric: Name
     rule: Literal["minimum", "max_drop", "improves"]
     value: Weight

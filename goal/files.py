@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -40,9 +40,9 @@ def write_text(path: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
-def write_json(value: Any, path: Path) -> None:
-    """Write a value as indented JSON, as `write_text` does."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+def write_json(value: Any, path: Path, sort: bool = False) -> None:
+    """Write a value as indented JSON, keys sorted if asked, as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=sort, allow_nan=False) + "\n")
 
 
 def make_folder(folder: Path) -> None:
@@ -74,11 +74,19 @@ def replace_folder(draft: Path, target: Path) -> None:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, made if need be; another process that wants it waits."""
+def alone(path: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock file `path`, made if need be; another process that wants it waits.
+
+    wait: called again and again meanwhile; what it raises ends the waiting.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if wait else 0))
+                break
+            except BlockingIOError:
+                wait()
         yield
 
 

@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop: taken down, and acted upon between two steps."""
+"""Signals that ask a command to stop: taken down, and acted upon where that leaves all in order."""
 
 import ctypes
 import logging
@@ -29,7 +29,7 @@ def taken_down(guarded: bool = False) -> Iterator[Callable[[], bool]]:
 
     def take(number: int, frame: FrameType | None) -> None:
         if not asked:
-            log.warning("%s: finishing the step, then saving", signal.Signals(number).name)
+            log.warning("%s: ending what has begun, then stopping", signal.Signals(number).name)
         asked.append(number)
         if not guarded:
             signal.signal(number, before[number])

@@ -8,6 +8,9 @@ MODELS = ("zero-shot", *TRAINED)
 # A model's folder: its weights, and what made them.
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
+# What a training says of itself, in the folder of the model's numbers.
+NUMBERS = "train.json"
+CURVE = "loss.csv"
 
 
 def data_dir(data_set: str) -> Path:
@@ -37,7 +40,12 @@ def weights_file(name: str) -> Path:
 
 def metrics_dir(name: str, data_set: str = "") -> Path:
     """The numbers of a model; `data_set` names one that is not the pipeline's own."""
-    return Path("metrics") / name / "on" / data_set if data_set else Path("metrics") / name
+    return numbers_on(Path("metrics") / name, data_set)
+
+
+def numbers_on(folder: Path, data_set: str) -> Path:
+    """Below a model's folder of numbers, those on a data set; "" is the pipeline's own."""
+    return folder / "on" / data_set if data_set else folder
 
 
 def reports_dir() -> Path:

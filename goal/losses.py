@@ -1,4 +1,4 @@
-"""The terms of the objective as functions of embeddings (METHOD sections 3 and 8).
+"""The terms of the objective as functions of embeddings (GOAL, arXiv 2503.17782, and later proposals).
 
 Letters: B pairs of this process, G pairs of all processes together (G = B when there is one), D joint width.
 Every process returns its share of a term: the mean of the shares over processes is the term of the joined

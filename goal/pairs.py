@@ -68,7 +68,6 @@ def _weights(params: Params) -> Path:
         return weights.file_of(layout.model_dir("zero-shot"))
     # Downloaded or converted once, here, so that the workers need no network.
     file = layout.work_dir("matcher") / f"{name.replace('/', '_')}.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
     return weights.save(clip.load(name, None), file)
 
 

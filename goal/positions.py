@@ -1,5 +1,4 @@
-"""Stretching the text tower's position table, so that captions longer than 77 tokens fit (METHOD section
-2)."""
+"""Stretching the text tower's position table as Long-CLIP does, so that captions beyond 77 tokens fit."""
 
 import torch
 from jaxtyping import Float

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from goal import interrupts, registry
+from goal import interrupts, layout, registry
 from goal.config import Gate, Params
 from goal.errors import UserError
 from goal.evaluation import answers
+from goal.evaluation.galleries import DIRECTIONS
 from goal.record import lineage, promotion
 from goal.record.decision import Decision
 from goal.record.promotion import Answers, Outcome
@@ -34,8 +35,6 @@ DECISION = "goal.decision"
 PREDECESSOR = "goal.predecessor"
 # Aliases that mean something else, here or to MLflow.
 RESERVED = re.compile(rf"{CHALLENGER}|{PREVIOUS}.*|latest|[vV]\d+")
-# What makes a query the same one in two files.
-KEY = ("direction", "id", "part", "caption")
 
 
 def judge(
@@ -192,9 +191,11 @@ def _outcomes(
 
 def _answers(folder: Path, gate: Gate) -> Answers | None:
     """What a version answered to the queries of a gate; None where it was not asked."""
-    direction = next((one for one in answers.DIRECTIONS if gate.metric.startswith(f"{one}_")), None)
+    direction = next((one for one in DIRECTIONS if gate.metric.startswith(f"{one}_")), None)
+    data_set, _, benchmark = gate.benchmark.rpartition("/")
     try:
-        rows = pq.read_table(folder / "ranks" / f"{gate.benchmark}.parquet", partitioning=None)
+        ranks = layout.numbers_on(folder, data_set) / "ranks" / f"{benchmark}.parquet"
+        rows = pq.read_table(ranks, partitioning=None)
     except (OSError, pa.ArrowException):
         return None
     if direction is None:
@@ -205,7 +206,7 @@ def _answers(folder: Path, gate: Gate) -> Answers | None:
     names, values = answers.columns(chosen, ks)
     if name not in names or not len(chosen):
         return None
-    queries = tuple(zip(*(map(str, chosen[column].to_pylist()) for column in KEY), strict=True))
+    queries = tuple(zip(*(map(str, chosen[column].to_pylist()) for column in answers.KEY), strict=True))
     return Answers(queries, chosen["id"].to_numpy(), values[:, names.index(name)])
 
 

@@ -56,8 +56,8 @@ def run(params: Params) -> None:
     if not file.is_file():
         raise UserError(f"{file}: not found; `dvc repro` trains it, register.model names it")
     digest = files.digest(file)
-    numbers = headline(name)
-    tags = _tags(params, digest, numbers)
+    splits, numbers = measured(name, digest)
+    tags = _tags(params, digest, splits, numbers)
     known = (tracking.uri(), params.register_.name, tags)
     if not params.tracking.enabled:
         log.info("register: tracking is off (tracking.enabled is false): no version is made")
@@ -70,26 +70,27 @@ def run(params: Params) -> None:
     facts = {"name": params.register_.name, "model": name, "digest": digest}
     content = {**facts, "registered": params.tracking.enabled, "metrics": numbers}
     path = Path("metrics") / "registered.json"
-    files.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    files.write_json(content, path, sort=True)
 
 
-def headline(name: str) -> dict[str, float]:
-    """The headline metrics of a model by <benchmark>/<metric>, from metrics/<model>/<benchmark>.json."""
-    numbers = {}
-    for benchmark in benchmarks(name):
-        found = _read(layout.metrics_dir(name) / f"{benchmark}.json")
-        numbers |= {f"{benchmark}/{key}": value for key, value in found.items() if key not in COUNTS}
-    return numbers
+def measured(name: str, digest: str) -> tuple[dict[str, str], dict[str, float]]:
+    """Which pictures and texts these weights were measured on (a digest a benchmark), and the metrics.
 
-
-def benchmarks(name: str) -> dict[str, str]:
-    """The digest of the pictures and texts of each benchmark that a model was measured on."""
-    found = {}
-    for path in sorted((layout.metrics_dir(name) / "details").glob("*.json")):
+    Benchmarks are called test, short, ...; those of other data sets than the pipeline's own <data set>/test.
+    """
+    splits: dict[str, str] = {}
+    numbers: dict[str, float] = {}
+    own = layout.metrics_dir(name)
+    for path in sorted((*own.glob("details/*.json"), *own.glob("on/*/details/*.json"))):
         details = _read(path)
-        if "protocol" in details:
-            found[path.stem] = details["protocol"]["split"]
-    return found
+        if "protocol" not in details or details["model"]["digest"] != digest:
+            continue
+        folder = path.parents[1]
+        benchmark = path.stem if folder == own else f"{folder.name}/{path.stem}"
+        splits[benchmark] = details["protocol"]["split"]
+        found = _read(folder / path.name)
+        numbers |= {f"{benchmark}/{key}": value for key, value in found.items() if key not in COUNTS}
+    return splits, numbers
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -144,7 +145,9 @@ def existing(client: "MlflowClient", registered: str, digest: str) -> "ModelVers
     return max(found, key=lambda version: int(version.version), default=None)
 
 
-def _tags(params: Params, digest: str, numbers: Mapping[str, float]) -> dict[str, str]:
+def _tags(
+    params: Params, digest: str, splits: Mapping[str, str], numbers: Mapping[str, float]
+) -> dict[str, str]:
     """What a version says of itself. What is not known is left out; promotion then refuses the version."""
     name = params.register_.model
     stages = lineage.made(name)
@@ -154,7 +157,7 @@ def _tags(params: Params, digest: str, numbers: Mapping[str, float]) -> dict[str
         "goal.name": name,
         "goal.model": digest,
         "goal.data": params.data.name,
-        **{f"goal.benchmark.{benchmark}": split for benchmark, split in benchmarks(name).items()},
+        **{f"goal.benchmark.{benchmark}": split for benchmark, split in splits.items()},
         **{f"goal.metric.{metric}": f"{value:g}" for metric, value in numbers.items()},
     }
 

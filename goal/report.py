@@ -35,7 +35,7 @@ def run(params: "Params", experiment: str = "") -> str:
     files.write_text(folder / "recall.csv", table.recall_csv(found))
     mined = facts.mining()
     charts = [*_benchmarks(found), *_lengths(found), *_training(found), *_similarities(mined)]
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder / "pictures")
     for chart in charts:
         plots.png(chart.figure, folder / "pictures" / f"{chart.name}.png")
     page = render(params.data.name, found, charts, _content(params, found, mined, experiment))
@@ -96,7 +96,7 @@ def _lengths(found: Results) -> Iterator[Chart]:
 
 
 def _training(found: Results) -> Iterator[Chart]:
-    written = {model: layout.metrics_dir(model) / "loss.csv" for model in found.models}
+    written = {model: layout.metrics_dir(model) / layout.CURVE for model in found.models}
     curves = {model: plots.read_curve(path) for model, path in written.items() if path.exists()}
     trained = {model: curve for model, curve in curves.items() if curve["step"]}
     if trained:

@@ -4,11 +4,10 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 
-from goal import files, interrupts, layout, weights
+from goal import interrupts, layout, weights
 from goal.config import Params
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
@@ -63,7 +62,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
 
         validation = _validation(params, plan, model.spec)
         saves = Checkpoints(
-            layout.work_dir(f"train-{name}"), _identity(params, plan), params.train.keep_checkpoints
+            layout.work_dir(f"train-{name}"), plan.identity(params), params.train.keep_checkpoints
         )
         if group.first:
             stack.enter_context(saves.held())
@@ -166,22 +165,6 @@ def _validation(params: Params, plan: Recipe, spec: Spec) -> Validation | None:
     if not rows and (plan.stage.keep == "best" or plan.stage.patience):
         raise UserError(f"{plan.section}.keep best and patience need validation pictures; {file} has none")
     return Validation(rows, spec, params.data.max_megapixels, plan.stage.batch_size) if rows else None
-
-
-def _identity(params: Params, plan: Recipe) -> dict[str, Any]:
-    """All that decides the result, by name; a run goes on only where all of it is the same."""
-    inputs = [layout.manifest(params.data.name, split) for split in ("train", "val")]
-    if plan.local:
-        inputs += sorted(layout.pairs_dir("train").glob("shard-*.parquet"))
-    return {
-        "name": plan.name,
-        **plan.decisive(params),
-        **{str(file): files.digest(file) for file in inputs},
-        str(plan.start): weights.digest(plan.start),
-        # Of the whole package: which files decide a result is not for a list to get wrong.
-        "code": files.source_digest(),
-        "torch": torch.__version__,
-    }
 
 
 def _check_agreed(taught: Learner, group: Group, saves: Checkpoints) -> None:

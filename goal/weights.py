@@ -37,7 +37,7 @@ def publish(model: GoalClip, folder: Path, card: Mapping[str, Any]) -> Path:
     """Write a finished model: its weights, and `card` as card.json with the file's sha256 and the network."""
     file = save(model, folder)
     content = {**card, "sha256": digest(file), "network": asdict(model.spec)}
-    files.write_text(folder / layout.CARD, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    files.write_json(content, folder / layout.CARD, sort=True)
     return file
 
 

@@ -92,6 +92,7 @@ class Service:
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        psutil.wait_procs(alive, timeout=5)
 
     def _family(self) -> list[psutil.Process]:
         found = []

@@ -21,7 +21,7 @@ MLFLOW_PORT, PREFECT_PORT = 5000, 4200  # or free ones, where these are taken
 ADDRESSES = "addresses.json"
 PROFILE = "profiles.toml"  # prefect.toml leads `prefect` there
 SERVERS = ("mlflow", "prefect", "worker")
-STOP_SECONDS = 35  # a cancelled flow run has 30 s to save its checkpoint
+STOP_SECONDS = 35  # a cancelled flow run has 22 s to save, and is killed after 30
 # Nothing that the project starts reports to anybody; MLflow's job runner would cost 8 processes for nothing.
 QUIET = {
     "DO_NOT_TRACK": "true",

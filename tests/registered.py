@@ -56,10 +56,10 @@ def train(seed: int, model: str = "stage2") -> None:
     measure(model)
 
 
-def measure(model: str = "stage2") -> None:
+def measure(model: str = "stage2", on: str = "") -> None:
     """What `goal evaluate` does."""
     values = params("any")
-    tracking.evaluation(values, model, evaluate.run(values, model))
+    tracking.evaluation(values, model, evaluate.run_many(values, [model], on)[model])
 
 
 def lock(model: str = "stage2") -> None:

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from PIL import Image, ImageDraw
 
-from goal.boxes import View, area, check, iou, nms, patch_mask, patch_masks, pixels
+from goal.boxes import View, area, check, iou, patch_mask, patch_masks, pixels
 
 SHAPES = [(640, 427), (427, 640), (500, 500), (333, 500), (1024, 300), (257, 769), (160, 225)]
 VIEWS = [(224, 14), (224, 16), (224, 32), (64, 8), (336, 14)]
@@ -138,7 +138,7 @@ def overlap(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def naive_mask(x1: float, y1: float, x2: float, y2: float, grid: int) -> torch.Tensor:
-    """Patches from edges in units of patches, cut to the grid; the loop that METHOD's sentence describes."""
+    """Patches from edges in units of patches, cut to the grid; the plainest loop."""
     mask = torch.zeros(grid, grid, dtype=torch.bool)
     for row, column in itertools.product(range(grid), range(grid)):
         mask[row, column] = math.floor(y1) <= row < math.ceil(y2) and math.floor(x1) <= column < math.ceil(x2)
@@ -282,12 +282,3 @@ def test_iou_equals_torchvisions():
     a = torch.tensor([draw_box(rng, (100, 100)) for _ in range(20)], dtype=torch.float32)
     b = torch.tensor([draw_box(rng, (100, 100)) for _ in range(30)], dtype=torch.float32)
     torch.testing.assert_close(iou(a, b), torchvision.ops.box_iou(a, b))
-
-
-def test_nms_equals_torchvisions():
-    rng = random.Random(5)
-    boxes = torch.tensor([draw_box(rng, (60, 60)) for _ in range(60)], dtype=torch.float32)
-    scores = torch.rand(60, generator=torch.Generator().manual_seed(0))
-    for threshold in (0.2, 0.5, 0.9):
-        assert torch.equal(nms(boxes, scores, threshold), torchvision.ops.nms(boxes, scores, threshold))
-    assert nms(boxes[:0], scores[:0], 0.5).shape == (0,)

@@ -17,7 +17,7 @@ from goal.datasets.manifest import Row
 from goal.errors import UserError
 from goal.evaluation import answers, embed
 from goal.evaluation.embed import Embeddings, Settings
-from goal.evaluation.galleries import Gallery, Picture
+from goal.evaluation.galleries import DIRECTIONS, Gallery, Picture
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -194,7 +194,7 @@ def test_a_picture_without_a_text_finds_nothing() -> None:
 
 
 def test_fault_10_a_crop_belongs_to_its_picture() -> None:
-    """METHOD section 9, fault 10: the release's joint mAP never links a crop to its image."""
+    """The release's joint mAP never links a crop to its image."""
     gallery = Gallery(
         benchmark="joint",
         pictures=(Picture("a"), Picture("b"), Picture("a", (0, 0, 1, 1)), Picture("b", (0, 0, 1, 1))),
@@ -281,7 +281,7 @@ def test_another_set_is_measured_beside_the_own_one(project: Path, params: Param
     # These pairs belong to the pipeline's own set.
     tiny.write_pairs(tiny.pair("p0", 0.3))
     returned = evaluate.run_many(params, ["zero-shot"], "other")["zero-shot"]
-    assert returned.keys() == {f"other/test/{way}_r{k}" for way in answers.DIRECTIONS for k in (1, 10)}
+    assert returned.keys() == {f"other/test/{way}_r{k}" for way in DIRECTIONS for k in (1, 10)}
     details = json.loads(Path("metrics/zero-shot/on/other/details/test.json").read_text())
     assert details["protocol"]["data_set"] == "other"
     assert "crops" in json.loads(Path("metrics/zero-shot/on/other/details/joint.json").read_text())["missing"]

@@ -166,7 +166,7 @@ def test_terms_with_weight_zero_are_not_computed():
 
 
 def test_whole_and_local_pairs_never_mix():
-    """Fault 5 of METHOD section 9: crops and sentences must not be among the negatives of wholes."""
+    """Unlike the released code: crops and sentences must not be among the negatives of wholes."""
     whole, local = torch.zeros(4, 8, dtype=torch.float64), torch.eye(4, 8, dtype=torch.float64)
     whole[:, 7] = 1
     everything = torch.ones(4, dtype=torch.bool)

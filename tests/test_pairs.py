@@ -57,7 +57,7 @@ def with_captions(*captions: tuple[str, ...]) -> None:
 
 
 def naive(row: Row, boxes: list[tuple]) -> list[tuple[tuple, float]]:
-    """LISM as METHOD tells it: one picture, one crop, one sentence at a time."""
+    """LISM as the paper tells it: one picture, one crop, one sentence at a time."""
     model = weights.load("models/base").eval()
     see = clip.preprocess(model.spec)
     image = Image.open(row.image)

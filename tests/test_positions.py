@@ -15,7 +15,7 @@ PARITY = load_file(Path(__file__).parent / "fixtures" / "positions.safetensors")
 
 
 def by_recipe(table: torch.Tensor) -> torch.Tensor:
-    """METHOD section 2, row by row: keep 20, divide each interval in 4, carry the last difference on."""
+    """Long-CLIP's stretch, row by row: keep 20, divide each interval in 4, carry the last difference on."""
     rows = [table[row] for row in range(20)]
     for row in range(20, 76):
         rows += [table[row] + quarter / 4 * (table[row + 1] - table[row]) for quarter in range(4)]

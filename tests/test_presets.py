@@ -32,7 +32,7 @@ def test_the_default_is_the_preset_scenes() -> None:
 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_recipe(name: str) -> None:
-    """METHOD sections 4 and 5: one stage from OpenAI's weights, full objective."""
+    """The paper's recipe: one stage from OpenAI's weights, full objective."""
     params = config.load(ROOT / "presets" / f"{name}.yaml")
     stage, loss = params.stage2, params.stage2.loss
     assert params.stage1.epochs == 0

@@ -225,6 +225,29 @@ def test_a_failed_gate_keeps_the_champion_and_is_recorded(project: Path) -> None
     assert decision_of("gated", "2").endswith("; asked for: please")
 
 
+def test_a_gate_on_another_data_set_asks_for_its_measurement(project: Path) -> None:
+    shutil.copytree("data/tiny", "data/other", dirs_exist_ok=True)
+    one = {"benchmark": "other/test", "metric": "text_to_image_r1", "rule": "max_drop", "value": 100.0}
+    values = registered.params("elsewhere", gates=[one])
+    register(values, 1)
+    assert promote.judge(values).outcomes[0].reason == "not measured"
+    registered.measure(on="other")
+    registry.run(values)
+    promoted(values)
+    # Trained anew: what lies there was measured on other weights.
+    register(values, 2)
+    decision = promote.judge(values)
+    assert decision.faults == ("other/test: other pictures or texts than champion 1 was measured on",)
+    registered.measure(on="other")
+    registry.run(values)
+    decision = promote.judge(values)
+    assert not decision.faults
+    assert decision.outcomes[0].reason.startswith("drop ")
+    run = client().get_model_version("elsewhere", "2").run_id
+    kept = client().list_artifacts(run, "evaluation/on/other/ranks")
+    assert [Path(one.path).name for one in kept] == ["test.parquet"]
+
+
 def test_the_command_line_shows_every_gate_and_a_dry_run_changes_nothing(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,7 +73,7 @@ def test_a_version_says_what_it_is_and_where_it_comes_from() -> None:
         "model": "stage2",
         "digest": version.tags["goal.model"],
         "registered": True,
-        "metrics": registry.headline("stage2"),
+        "metrics": registry.measured("stage2", version.tags["goal.model"])[1],
     }
 
 

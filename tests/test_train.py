@@ -11,7 +11,6 @@ import pytest
 
 from goal import layout, train, weights
 from goal.config import Params
-from goal.training import finished
 from goal.training.progress import Silent
 from tests import trainings
 
@@ -57,7 +56,7 @@ def test_two_runs_give_the_same_bytes_whatever_sets_the_pace() -> None:
 
 
 def test_the_seed_counts() -> None:
-    """Fault 12 of METHOD section 9."""
+    """Unlike the released code, whose order of batches no seed fixes."""
     assert trained(trainings.params(seed=1)) != trained(trainings.params(seed=2))
 
 
@@ -98,7 +97,7 @@ def test_baselines_are_stage_2_with_terms_left_out() -> None:
 
 
 def test_no_epochs_pass_the_weights_on() -> None:
-    """METHOD section 4: the paper's run is one stage."""
+    """The paper's run is one stage."""
     before = weights.digest(layout.model_dir("zero-shot"))
     train.run(trainings.params(stage1__epochs=0), "stage1", Silent())
     assert weights.digest(layout.model_dir("stage1")) == before
@@ -189,7 +188,7 @@ def test_every_step_reaches_the_record() -> None:
         "samples_per_second" in values and "waiting_for_data" in values for _, values in recorder.metrics
     )
     assert any("val/recall" in values for _, values in recorder.metrics)
-    assert recorder.files == [finished.NUMBERS, finished.CURVE]
+    assert recorder.files == [layout.NUMBERS, layout.CURVE]
 
 
 def _write_golden() -> None:

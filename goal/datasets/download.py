@@ -134,7 +134,7 @@ class _Transfer:
     def run(self) -> None:
         """Fetch the file, trying again as often as patience says; raises UserError."""
         try:
-            with files.alone(self.path.with_name(f".{self.path.name}.lock")):
+            with files.alone(self.path.with_name(f".{self.path.name}.lock"), self._wait):
                 if not is_there(self.remote, self.path.parent):  # another process may have been faster
                     self._fetch()
         except OSError as error:
@@ -165,6 +165,10 @@ class _Transfer:
                 why = "the file there has changed, or something on the way alters it"
                 raise UserError(f"{self.remote.url}: {fault}, {wrong} times; {why}")
             log.warning("%s: %s; fetching it again", self.remote.url, fault)
+
+    def _wait(self) -> None:
+        self.stop.wait(1)
+        self._go_on()
 
     def _go_on(self) -> None:
         if self.stop.is_set():

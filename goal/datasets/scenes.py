@@ -1,4 +1,4 @@
-"""The embedded data set: drawn scenes with long captions, true boxes, twins and crops (DESIGN section 6).
+"""The embedded data set: drawn scenes with long captions, true boxes, twins and crops.
 
 Besides the manifests it writes
 - twins.parquet: a test picture with one attribute changed, in picture and caption;

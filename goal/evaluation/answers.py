@@ -14,9 +14,8 @@ import torch
 from goal import metrics, text
 from goal.evaluation import statistics
 from goal.evaluation.embed import Embeddings
-from goal.evaluation.galleries import Gallery
+from goal.evaluation.galleries import DIRECTIONS, Gallery
 
-DIRECTIONS = ("image_to_text", "text_to_image")
 JOINT_K = 10
 # The two halves of a gallery that pairs each test picture with another one.
 PARTS = {"twins": ("picture", "twin"), "joint": ("whole", "crop")}
@@ -36,6 +35,8 @@ QUERY = pa.schema(
         ("attribute", pa.string()),
     ]
 )
+# What makes a query the same one in two files.
+KEY = ("direction", "id", "part", "caption")
 # What a benchmark measures of a query: one of these columns.
 RANK = pa.field("rank", pa.int32())
 AVERAGE_PRECISION = pa.field("average_precision", pa.float64())

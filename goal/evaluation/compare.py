@@ -10,9 +10,6 @@ from rich.table import Table
 from goal.errors import UserError
 from goal.evaluation import answers, results, statistics
 
-# What makes a query the same one in two files.
-KEY = ["direction", "id", "part", "caption"]
-
 
 @dataclass(frozen=True)
 class Line:
@@ -37,7 +34,7 @@ def compare(first: str, second: str, ks: Sequence[int], resamples: int, seed: in
         if not (measured.of(first, benchmark) and measured.of(second, benchmark)):
             continue
         left, right = read(first, benchmark), read(second, benchmark)
-        if left.select(KEY) != right.select(KEY):
+        if left.select(answers.KEY) != right.select(answers.KEY):
             raise UserError(
                 f"{results.ranks(second, benchmark)}: not the queries of {first}; "
                 f"{results.command(benchmark, second)} makes it anew"

@@ -21,6 +21,7 @@ from goal.errors import UserError
 from goal.mining.mined import PAIRS, SIDES
 
 BENCHMARKS = ("test", "short", "twins", "joint")
+DIRECTIONS = ("text_to_image", "image_to_text")
 
 
 @dataclass(frozen=True)

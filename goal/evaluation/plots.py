@@ -8,7 +8,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from goal.evaluation.results import DIRECTIONS, Result
+from goal.evaluation.galleries import DIRECTIONS
+from goal.evaluation.results import Result
 from goal.files import atomic
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and on light and dark ground.

@@ -1,4 +1,4 @@
-"""What papers report, with the protocol as far as it is stated (recall@1 in percent; METHOD section 7).
+"""What papers report, with the protocol as far as it is stated (recall@1 in percent).
 
 A published number stands beside one of ours only where data set, benchmark, network and gallery are the same;
 a gallery that its source does not state is `None` and equals nothing.

@@ -16,7 +16,6 @@ from goal.evaluation.galleries import BENCHMARKS
 # The metric of each benchmark that stands in the headline table. A benchmark of another data set than the
 # pipeline's own is labelled <data set>/<benchmark>.
 HEADLINE = {"test": "r1", "short": "r1", "twins": "accuracy", "joint": "map10"}
-DIRECTIONS = ("text_to_image", "image_to_text")
 # Beside the weights of a registered model: what its version says of it, card.json and its numbers.
 FETCHED = "evaluation"
 

@@ -6,8 +6,9 @@ import io
 from rich.table import Table
 
 from goal.evaluation import published
+from goal.evaluation.galleries import DIRECTIONS
 from goal.evaluation.published import Published
-from goal.evaluation.results import DIRECTIONS, Result, Results, command, headline
+from goal.evaluation.results import Result, Results, command, headline
 
 ARROWS = {"text_to_image": "text→image", "image_to_text": "image→text"}
 METRICS = {"r1": "R@1", "accuracy": "accuracy", "map10": "mAP@10"}

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from goal import config, files, layout, weights
 from goal.errors import UserError
 from goal.evaluation import results
+from goal.evaluation.galleries import DIRECTIONS
 from goal.evaluation.results import Result
 from goal.model import architectures
 from goal.model.network import Spec
@@ -90,7 +91,7 @@ def _lines(result: Result) -> list[dict[str, Any]]:
         "pictures": protocol["images"],
         "texts": protocol["texts"],
     }
-    wanted = [f"{direction}_{results.HEADLINE[result.benchmark]}" for direction in results.DIRECTIONS]
+    wanted = [f"{direction}_{results.HEADLINE[result.benchmark]}" for direction in DIRECTIONS]
     return [where | {"metric": name} | result.metrics[name] for name in wanted]
 
 

@@ -22,7 +22,8 @@ def open_clip(model: GoalClip, folder: Path) -> None:
         "interpolation": "bicubic",
         "resize_mode": "squash" if spec.view == "squash" else "shortest",
     }
-    _write(folder / "open_clip_config.json", {"model_cfg": spec.config, "preprocess_cfg": preprocessing})
+    content = {"model_cfg": spec.config, "preprocess_cfg": preprocessing}
+    files.write_json(content, folder / "open_clip_config.json", sort=True)
     weights.save(model, folder / "open_clip_model.safetensors")
 
 
@@ -33,7 +34,7 @@ def transformers(model: GoalClip, folder: Path) -> None:
     Pictures: its resizing rounds otherwise, and its centre crop may lie one pixel beside ours.
     Raises UserError where the disk refuses.
     """
-    _write(folder / "config.json", _huggingface_config(model.spec))
+    files.write_json(_huggingface_config(model.spec), folder / "config.json", sort=True)
     preprocessor(model.spec, folder)
     _tokenizer(model.spec, folder)
     tensorfiles.write(folder / layout.WEIGHTS, weights.to_huggingface(model), {"format": "pt"})
@@ -94,7 +95,7 @@ def preprocessor(spec: Spec, folder: Path) -> None:
         "image_mean": spec.mean,
         "image_std": spec.std,
     }
-    _write(folder / "preprocessor_config.json", content)
+    files.write_json(content, folder / "preprocessor_config.json", sort=True)
 
 
 def _tokenizer(spec: Spec, folder: Path) -> None:
@@ -110,9 +111,5 @@ def _tokenizer(spec: Spec, folder: Path) -> None:
     files.write_text(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False) + "\n")
     merges = "".join(f"{first} {second}\n" for first, second in pairs.bpe_ranks)
     files.write_text(folder / "merges.txt", f"#version: 0.2\n{merges}")
-    _write(folder / "tokenizer_config.json", config)
-    _write(folder / "special_tokens_map.json", special)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    files.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    files.write_json(config, folder / "tokenizer_config.json", sort=True)
+    files.write_json(special, folder / "special_tokens_map.json", sort=True)

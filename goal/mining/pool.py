@@ -110,7 +110,7 @@ def run(function: Function, tasks: Sequence[Any], workers: int, modules: Sequenc
                     if deaths[lost] == DEATHS:
                         raise UserError(
                             f"{tasks[lost]}: its worker was killed {DEATHS} times; if for want of memory,"
-                            " lower workers or shard_size"
+                            " let fewer work at once, or make shards smaller"
                         )
     finally:
         for worker in crew.values():

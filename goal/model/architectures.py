@@ -12,7 +12,7 @@ from goal.model.network import Spec
 
 SCENES = "scenes-vit"
 CUSTOM = "custom"
-# The small network of the embedded `scenes` data (DESIGN section 6).
+# The small network of the embedded `scenes` data.
 _SCENES_SPEC = Spec(
     name=SCENES,
     image_size=64,

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -16,10 +16,6 @@ from goal.errors import UserError
 from goal.record import provenance
 from goal.record.journal import Record
 from goal.record.recorder import EVALUATION, FAILED, FINISHED, KILLED, TRAINING
-
-# What loads torch is imported where a training is described: a look at the registry goes without.
-if TYPE_CHECKING:
-    from goal.training.recipe import Recipe
 
 log = logging.getLogger("goal.tracking")
 
@@ -33,11 +29,12 @@ def training(params: Params, name: str, place: str) -> Record:
 
     place: names this project folder. The run is the unfinished one of this work here, else the finished one.
     """
+    # It loads torch; a look at the registry goes without.
     from goal.training import recipe
 
     plan = recipe.plan(params, name)
     data = layout.data_dir(params.data.name)
-    header = _header(params, name, TRAINING, _work(params, plan))
+    header = _header(params, name, TRAINING, provenance.fingerprint(plan.identity(params)))
     inputs = [data, plan.start, *([layout.pairs_dir("train").parent] if plan.local else [])]
     digests = {str(path): provenance.md5(path) for path in inputs}
     same = {"goal.work": header["key"], "goal.place": place}
@@ -47,31 +44,12 @@ def training(params: Params, name: str, place: str) -> Record:
     return header
 
 
-def _work(params: Params, plan: "Recipe") -> str:
-    """What a checkpoint hangs on too, so that the steps after a kill are those of the same run."""
-    from goal import weights
-
-    inputs = [layout.manifest(params.data.name, split) for split in ("train", "val")]
-    inputs += sorted(layout.pairs_dir("train").glob("shard-*.parquet")) if plan.local else []
-    versions = provenance.packages()
-    return provenance.fingerprint(
-        {
-            "name": plan.name,
-            "params": plan.decisive(params),
-            "files": {str(file): files.digest(file) for file in (*inputs, weights.file_of(plan.start))},
-            "code": files.source_digest(),
-            "torch": versions.get("torch"),
-        }
-    )
-
-
 def figures(name: str, folder: Path) -> list[Path]:
     """Pictures for a training's run: its loss curve, drawn into `folder`, and the pairs that taught it."""
     from goal.evaluation import plots
-    from goal.training import finished
 
     found = []
-    curve = plots.read_curve(layout.metrics_dir(name) / finished.CURVE)
+    curve = plots.read_curve(layout.metrics_dir(name) / layout.CURVE)
     if any(curve.values()):
         found.append(folder / "loss.png")
         plots.png(plots.loss_curves({name: curve}), found[0])
@@ -150,10 +128,11 @@ def outcome(name: str) -> dict[str, str]:
 
 
 def measurements(name: str) -> list[tuple[Path, str]]:
-    """The files of an evaluation and the folders of the record that they belong to."""
-    folder = layout.metrics_dir(name)
-    parts = {"": "evaluation", "details": "evaluation/details", "ranks": "evaluation/ranks"}
-    return [(path, parts[part]) for part in parts for path in sorted((folder / part).glob("*.*"))]
+    """The files of a model's evaluations and the folders of the record that they belong to."""
+    root = layout.metrics_dir(name)
+    folders = [one / part for one in (root, *sorted(root.glob("on/*"))) for part in ("", "details", "ranks")]
+    found = [path for folder in folders for path in sorted(folder.glob("[!.]*.*"))]
+    return [(path, str(Path("evaluation") / path.parent.relative_to(root))) for path in found]
 
 
 def report() -> list[tuple[Path, str]]:

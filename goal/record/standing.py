@@ -22,7 +22,8 @@ def holds(uri: str, name: str, tags: Mapping[str, str]) -> bool:
 
 def note(uri: str, name: str, tags: Mapping[str, str]) -> None:
     """Keep that the store has a version of `name` with these tags."""
-    if uri.startswith(SQLITE):
+    # An address may have options behind the file's name: then nothing is noted.
+    if uri.startswith(SQLITE) and Path(uri.removeprefix(SQLITE)).exists():
         files.write_text(_noted(), _state(uri, name, tags))
 
 

@@ -58,7 +58,7 @@ def _package_of_sam() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name != "segment_anything":
             raise
-        raise UserError("regions.sources: sam needs a package: pip install 'goal-clip[sam]'") from error
+        raise UserError("regions.sources: sam needs a package: pip install -e '.[sam]'") from error
 
 
 def _sam(params: config.Regions, worker: int) -> Source:

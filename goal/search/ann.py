@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from goal import files
+from goal.errors import UserError
 from goal.search.store import Store
 
 log = logging.getLogger(__name__)
@@ -49,32 +50,46 @@ class Nearest:
 
 
 def load(store: Store) -> Nearest:
-    """All vectors of an index, or its sketches, made anew where the index changed."""
-    path = prepare(store)
+    """All vectors of an index, or its sketches, made anew where they are of another version or damaged."""
+    path = _path(store)
     if path is None:
         return Nearest(exact(store))
+    if path.exists():
+        try:
+            return Nearest(faiss.read_index(str(path)))
+        except RuntimeError as error:
+            log.warning("%s: damaged, made anew (%s)", path, " ".join(str(error).split())[:100])
+    found = sketched(store)
     try:
-        return Nearest(faiss.read_index(str(path)))
-    except RuntimeError as error:
-        log.warning("%s: damaged, made anew (%s)", path, " ".join(str(error).split())[:100])
-        path.unlink()
-        return Nearest(faiss.read_index(str(prepare(store))))
+        _keep(found, path)
+    except UserError as error:
+        log.warning("%s; until then every start makes it", error)
+    return Nearest(found)
 
 
-def prepare(store: Store) -> Path | None:
-    """Make the sketches of a large index, unless they are there; returns where, None for a small index."""
+def prepare(store: Store) -> None:
+    """Keep the sketches of a large index, unless they are there; raises UserError where the disk refuses."""
+    path = _path(store)
+    if path and not path.exists():
+        _keep(sketched(store), path)
+
+
+def _path(store: Store) -> Path | None:
     if len(store) <= EXACT_UP_TO or store.card.width % GROUP:
         return None
-    path = store.place / f"sketches-{store.version()}.faiss"
-    if not path.exists():
-        log.info("%s: sketching %d vectors", store.place, len(store))
-        found = sketched(store)
-        # Of earlier versions, and what a kill left of one.
-        for old in (*store.place.glob("*.faiss"), *store.place.glob(".*.faiss.*.tmp")):
-            old.unlink(missing_ok=True)
-        with files.atomic(path) as draft:
-            faiss.write_index(found, str(draft))
-    return path
+    return store.place / f"sketches-{store.version()}.faiss"
+
+
+def _keep(index: faiss.Index, path: Path) -> None:
+    with files.atomic(path) as draft:
+        # Of earlier versions, and what a kill left of one; another process may be writing this one.
+        for old in (*path.parent.glob("sketches-*.faiss"), *path.parent.glob(".sketches-*.tmp")):
+            if not old.name.lstrip(".").startswith(path.name):
+                old.unlink(missing_ok=True)
+        try:
+            faiss.write_index(index, str(draft))
+        except RuntimeError as error:
+            raise OSError(" ".join(str(error).split())) from error
 
 
 def exact(store: Store) -> faiss.Index:
@@ -86,6 +101,7 @@ def exact(store: Store) -> faiss.Index:
 
 def sketched(store: Store) -> faiss.Index:
     """A sketch of every vector, and the vector in half precision."""
+    log.info("%s: sketching %d vectors", store.place, len(store))
     width = store.card.width
     sketches = faiss.IndexPQFastScan(width, width // GROUP, BITS, faiss.METRIC_INNER_PRODUCT)
     halves = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)

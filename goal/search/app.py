@@ -123,16 +123,13 @@ def build(params: "Params", search: Search) -> gr.Blocks:
             concurrency_limit=None,
             api_visibility="private",
         )
+        # All of them one at a time: the model takes all cores.
+        alone = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         for asked in (button.click, words.submit):
-            asked(handlers.by_text, words, found, show_progress_on=gallery, api_visibility="private")
-        dropped.upload(
-            handlers.by_picture, dropped, found, show_progress_on=gallery, api_visibility="private"
-        )
-        gallery.select(
-            handlers.grounded, [words, shown], grounded, scroll_to_output=True, api_visibility="private"
-        )
-    # One at a time: the model takes all cores.
-    return page.queue(max_size=WAITING, default_concurrency_limit=1)
+            asked(handlers.by_text, words, found, show_progress_on=gallery, **alone)
+        dropped.upload(handlers.by_picture, dropped, found, show_progress_on=gallery, **alone)
+        gallery.select(handlers.grounded, [words, shown], grounded, scroll_to_output=True, **alone)
+    return page.queue(max_size=WAITING)
 
 
 def told(work: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
@@ -165,11 +162,8 @@ class Handlers:
 
     @told
     def by_picture(self, file: str) -> Iterator[tuple]:
-        try:
-            image = self._open(os.fsencode(file))
-        except images.ImageError as error:
-            # The path is the server's, not the user's.
-            raise UserError(f"{Path(file).name}: {error.reason}") from error
+        # Its folder is the server's, not the user's.
+        image = self._open(os.fsencode(file), os.fsencode(Path(file).name))
         vector, name = self._search.of_picture(image), self._params.data.name
         shown = self._shown(self._search.nearest(vector, SHOWN))
         count = len(self.captions.texts)
@@ -185,15 +179,15 @@ class Handlers:
         if not words.strip():
             raise UserError("type a text to see which of its sentences is where")
         path = shown[chosen.index]
-        yield panel.grounded(self._search.network, self._open(path), store.shown(path), words)
+        yield panel.grounded(self._search.network, self._open(path, path), store.shown(path), words)
 
     def _shown(self, hits: list[Hit]) -> tuple[list[tuple[Image.Image, str]], list[bytes]]:
         """Small pictures for the gallery, and the files behind them; what vanished since is left out."""
         found, paths = [], []
         for hit in hits:
             try:
-                image = self._open(hit.path)
-            except images.ImageError as error:
+                image = self._open(hit.path, hit.path)
+            except UserError as error:
                 gr.Warning(html.escape(f"left out: {error}"))
                 continue
             image.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -201,5 +195,9 @@ class Handlers:
             paths.append(hit.path)
         return found, paths
 
-    def _open(self, path: bytes) -> Image.Image:
-        return images.open_image(os.fsdecode(path), self._params.data.max_megapixels)
+    def _open(self, path: bytes, name: bytes) -> Image.Image:
+        """The picture; raises UserError that calls it by `name`, as text that every page can show."""
+        try:
+            return images.open_image(os.fsdecode(path), self._params.data.max_megapixels)
+        except images.ImageError as error:
+            raise UserError(f"{store.shown(name)}: {error.reason}") from error

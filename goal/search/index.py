@@ -82,7 +82,8 @@ def run(params: "Params", folder: Path, place: Path, model: Path, name: str) -> 
             refused = {one.path: one.view for one in batch if isinstance(one.view, ImageError)}
             views = {one.path: one.view for one in batch if isinstance(one.view, Tensor)}
             vectors = _embed(network, views, device)
-            index.change([Entry(path, found[path], vector) for path, vector in vectors], refused)
+            added = [Entry(path, found[path], vector) for path, vector in vectors]
+            index.change(added, refused.keys() & known.keys())
             left_out |= {path: error.reason for path, error in refused.items()}
             embedded += len(views)
             progress.update(len(batch))

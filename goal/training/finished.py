@@ -11,9 +11,6 @@ from goal.config import Params
 from goal.training.learner import Learner
 from goal.training.recipe import Recipe
 
-NUMBERS = "train.json"
-CURVE = "loss.csv"
-
 
 def write(params: Params, recipe: Recipe, learner: Learner, counts: Mapping[str, int]) -> None:
     """Write metrics/<name>/ and, last, models/<name>/: the same bytes in every run of the same work."""
@@ -26,8 +23,8 @@ def write(params: Params, recipe: Recipe, learner: Learner, counts: Mapping[str,
         "validation": learner.validations[-1] if learner.validations else {},
         "best_validation": learner.best or {},
     }
-    files.write_text(folder / NUMBERS, json.dumps(numbers, indent=2) + "\n")
-    files.write_text(folder / CURVE, _table(learner))
+    files.write_json(numbers, folder / layout.NUMBERS)
+    files.write_text(folder / layout.CURVE, _table(learner))
     card = {
         "name": recipe.name,
         "data": params.data.name,
@@ -43,7 +40,7 @@ def write(params: Params, recipe: Recipe, learner: Learner, counts: Mapping[str,
 
 def records(name: str) -> list[Path]:
     """The files of a training that belong into its record."""
-    return [layout.metrics_dir(name) / NUMBERS, layout.metrics_dir(name) / CURVE]
+    return [layout.metrics_dir(name) / layout.NUMBERS, layout.metrics_dir(name) / layout.CURVE]
 
 
 def _pretrained(start: Path) -> str | None:

@@ -89,7 +89,6 @@ def prepare(
     # Stages with crops and stages without take turns in a pipeline.
     kind = "crops" if crops else "whole"
     folder = layout.work_dir("packed") / f"{kind}-{_digest(rows, crops, spec)}"
-    files.make_folder(folder)
     used = _in_use(folder)
     with files.alone(folder / "packing.lock"):
         shards = [
@@ -148,10 +147,15 @@ class Pictures:
 
 
 def _in_use(folder: Path) -> IO[str]:
-    """Keep others from taking the folder for an old one until what is returned is closed or lost."""
-    lock = (folder / IN_USE).open("w")
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    return lock
+    """Make the folder; others take it for an old one only once what is returned is closed or lost."""
+    while True:
+        files.make_folder(folder)
+        with suppress(FileNotFoundError):
+            lock = (folder / IN_USE).open("w")
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            # Another training may have removed the folder until this moment.
+            if os.path.samestat(os.fstat(lock.fileno()), (folder / IN_USE).stat()):
+                return lock
 
 
 def _forget_others(folder: Path, kind: str) -> None:
@@ -186,7 +190,7 @@ def write(work: Work) -> None:
     try:
         from webdataset import TarWriter
     except ModuleNotFoundError as error:
-        raise UserError("train.packed: needs a package: pip install 'goal-clip[scale]'") from error
+        raise UserError("train.packed: needs a package: pip install -e '.[scale]'") from error
     with files.atomic(work.tar) as draft, draft.open("wb") as file, TarWriter(file, mtime=0) as tar:
         for number, (row, crops) in enumerate(zip(work.rows, work.crops, strict=True), work.first):
             tar.write(_sample(number, row, crops, work))

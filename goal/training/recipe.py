@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from goal import devices, layout
+from goal import devices, files, layout, weights
 from goal.config import Params, Stage
 from goal.errors import UserError
 from goal.training import distributed
@@ -42,6 +42,21 @@ class Recipe:
         stage = self.stage.model_dump(by_alias=True) | {"loss": self.weights}
         return values | _flat(self.section, stage)
 
+    def identity(self, params: Params) -> dict[str, Any]:
+        """All that decides the result, by name: checkpoints go on, and runs are the same, only with this."""
+        inputs = [layout.manifest(params.data.name, split) for split in ("train", "val")]
+        if self.local:
+            inputs += sorted(layout.pairs_dir("train").glob("shard-*.parquet"))
+        return {
+            "name": self.name,
+            **self.decisive(params),
+            **{str(file): files.digest(file) for file in inputs},
+            str(self.start): weights.digest(self.start),
+            # Of the whole package: which files decide a result is not for a list to get wrong.
+            "code": files.source_digest(),
+            "torch": torch.__version__,
+        }
+
 
 def plan(params: Params, name: str) -> Recipe:
     """The recipe of one of layout.TRAINED; UserError for missing hardware, and weights that are all 0."""
@@ -49,11 +64,11 @@ def plan(params: Params, name: str) -> Recipe:
         raise UserError(f"train {name}: no such model; one of {', '.join(layout.TRAINED)}")
     section = "stage1" if name == "stage1" else "stage2"
     stage: Stage = getattr(params, section)
-    weights = stage.loss.model_dump(by_alias=True)
+    terms = stage.loss.model_dump(by_alias=True)
     if name in BASELINES:
         kept = (*BASELINES[name], "hard_negative", "short_caption")
-        weights = {term: weight if term in kept else 0.0 for term, weight in weights.items()}
-    if stage.epochs and not any(weight for term, weight in weights.items() if term != "hard_negative"):
+        terms = {term: weight if term in kept else 0.0 for term, weight in terms.items()}
+    if stage.epochs and not any(weight for term, weight in terms.items() if term != "hard_negative"):
         raise UserError(f"{section}.loss: every term of {name} has the weight 0; give one a weight")
     device = devices.resolve(params.train.device, "train.device")
     _check_count(device, params.train.processes)
@@ -61,7 +76,7 @@ def plan(params: Params, name: str) -> Recipe:
         name=name,
         section=section,
         stage=stage,
-        weights=weights,
+        weights=terms,
         start=layout.model_dir("zero-shot" if section == "stage1" else "stage1"),
         local=section == "stage2",
         device=device,

@@ -4,7 +4,7 @@ import math
 
 
 def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:
-    """Rate of optimizer step `step` (from 0) of `steps`; METHOD section 5 has no warm-up.
+    """Rate of optimizer step `step` (from 0) of `steps`; the paper's recipe has no warm-up.
 
     The warm-up climbs in equal parts and reaches `peak` with its last step; the cosine begins at `peak`
     and would be 0 at step `steps`, one after the last. Raises ValueError when the warm-up takes all

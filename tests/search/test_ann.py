@@ -1,13 +1,18 @@
 """The nearest vectors: against comparing with all, also where no two vectors are near each other."""
 
 import logging
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from goal.errors import UserError
 from goal.search import ann, store
 from goal.search.store import Card, Entry, Stamp
+from tests.disks import Disk
 
 WIDTH = 64
 COUNT = 6000
@@ -81,9 +86,10 @@ def test_a_width_without_sketches_is_compared_whole(tmp_path: Path) -> None:
 def test_a_changed_index_is_sketched_anew(tmp_path: Path) -> None:
     vectors = vectors_of("clustered")
     kept = fill(tmp_path, vectors)
-    first = ann.prepare(kept)
+    ann.prepare(kept)
+    (first,) = tmp_path.glob("sketches-*")
     written = first.stat().st_mtime_ns
-    assert ann.prepare(kept) == first
+    ann.prepare(kept)
     assert first.stat().st_mtime_ns == written
     (tmp_path / f".{first.name}.0.tmp").write_text("what a kill left")
     kept.change([Entry(b"new", Stamp(1, 1), -vectors[0])], [b"0"])
@@ -97,8 +103,34 @@ def test_a_changed_index_is_sketched_anew(tmp_path: Path) -> None:
 def test_damaged_sketches_are_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     vectors = vectors_of("clustered")
     kept = fill(tmp_path, vectors)
-    path = ann.prepare(kept)
+    ann.prepare(kept)
+    (path,) = tmp_path.glob("sketches-*")
     path.write_bytes(path.read_bytes()[:1000])
     with caplog.at_level(logging.WARNING):
         assert share(kept, vectors, vectors[::100]) >= 0.95
     assert "damaged, made anew" in caplog.text
+
+
+@pytest.mark.usefixtures("large")
+def test_a_full_disk_is_told_in_one_line_and_searched_all_the_same(
+    small_disk: Callable[[int], Disk], caplog: pytest.LogCaptureFixture
+) -> None:
+    vectors = vectors_of("clustered")
+    disk = small_disk(8192).path
+    kept = fill(disk, vectors)
+    (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - 100_000))
+    with pytest.raises(UserError, match="sketches.*cannot be written"):
+        ann.prepare(kept)
+    assert share(kept, vectors, vectors[::100]) >= 0.95
+    assert "cannot be written" in caplog.text
+    assert not list(disk.glob("*sketches*"))
+
+
+@pytest.mark.usefixtures("large")
+def test_two_at_once_keep_the_same_sketches(tmp_path: Path) -> None:
+    vectors = vectors_of("clustered")
+    fill(tmp_path, vectors)
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(lambda: share(store.opened(tmp_path), vectors, vectors[::100])) for _ in range(4)]
+    assert min(job.result() for job in jobs) >= 0.95
+    assert len(list(tmp_path.glob("*sketches*"))) == 1

@@ -32,6 +32,7 @@ def test_only_new_and_changed_files_are_read_again(project: Path, caplog: pytest
     before = run(project)
     picture(project / "deep/e.png", 5)
     picture(project / "a.png", 6)
+    (project / "no.png").write_text("no picture, and tried again each time")
     (project / "b.jpg").unlink()
     after = run(project)
     assert "4 pictures: 2 embedded, 2 as before; 1 dropped" in caplog.text

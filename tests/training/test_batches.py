@@ -169,7 +169,7 @@ def test_a_box_mostly_out_of_view_keeps_its_crop_but_not_its_patches() -> None:
 
 
 def test_a_sentence_beyond_the_context_trains_locally_without_a_span() -> None:
-    """Fault 8 of METHOD section 9: nothing vanishes for being long."""
+    """Unlike the released code: nothing vanishes for being long."""
     rows = trainings.rows(1, Path("images"))
     caption = " ".join(f"Sentence number {n} names a red ball." for n in range(20))
     row = Row("long", rows[0].image, rows[0].width, rows[0].height, (caption,), "tiny")

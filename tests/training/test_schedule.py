@@ -1,4 +1,4 @@
-"""The learning rate against METHOD section 5 and its own words."""
+"""The learning rate against the paper's recipe and its own words."""
 
 import math
 

@@ -91,7 +91,7 @@ def test_embeddings_equal_the_towers_one_by_one(data: Examples) -> None:
 
 
 def test_towers_run_once_a_step(data: Examples) -> None:
-    """Fault 7 of METHOD section 9: wholes and crops in one call, all texts in one, with little padding."""
+    """Unlike the released code: wholes and crops in one call, all texts in one, with little padding."""
     model = trainings.model()
     calls: dict[str, list[tuple[int, ...]]] = {"image": [], "text": []}
     model.visual.transformer.register_forward_pre_hook(
@@ -116,7 +116,7 @@ def test_towers_run_once_a_step(data: Examples) -> None:
 
 
 def test_whole_and_crop_never_mix(data: Examples) -> None:
-    """Fault 5 of METHOD section 9: a marked crop moves its own pair's region, nothing else; so do texts."""
+    """Unlike the released code: a marked crop moves its own pair's region, nothing else; so do texts."""
     model = trainings.model().eval()
     (batch,) = chunks(data, 0)
     with torch.no_grad():
