@@ -107,6 +107,14 @@ def test_a_wrong_override_is_a_failed_run_without_a_retry(project: Project) -> N
     assert "expected section.field=value" in project.state(run)["message"]
 
 
+def test_a_schedule_makes_runs(project: Project) -> None:
+    project.say("prefect", "deployment", "schedule", "create", "goal/promote", "--cron", "0 3 * * *")
+    of = {"id": {"any_": [project.api("deployments/name/goal/promote")["id"]]}}
+    ahead = {"state": {"type": {"any_": ["SCHEDULED"]}}}
+    project.until(lambda: project.api("flow_runs/filter", deployments=of, flow_runs=ahead), "none planned")
+    project.say("prefect", "--no-prompt", "deployment", "schedule", "clear", "goal/promote", "--accept-yes")
+
+
 def test_nothing_to_promote_is_said(project: Project) -> None:
     run = project.start("goal/promote", reason="$(touch broken)")
     assert project.ended(run) == "FAILED"
