@@ -60,6 +60,9 @@ def held(home: Path, preset: str | None, overrides: list[str], log: Callable[[st
     if preset and not PRESET.fullmatch(preset):
         raise UserError(f"preset {preset!r}: expected the name of a file of presets/, without .yaml")
     commit = _git(home, "rev-parse", "HEAD")
+    left_out = _git(home, "diff", "--name-only", "HEAD").splitlines()
+    if left_out:
+        log(f"uncommitted, and no part of this run: {', '.join(left_out[:10])}")
     source = f"presets/{preset}.yaml" if preset else "params.yaml"
     text = _git(home, "show", f"{commit}:{source}") + "\n"
     values = overridden(yaml.safe_load(text), overrides)

@@ -161,7 +161,7 @@ def _find(client: "MlflowClient", name: str, number: int | None) -> "ModelVersio
         version = registry.by_number(client, name, number)
         what = f"no version {number}"
     if version is None:
-        raise UserError(f"{name}: {what}; `goal register` makes one")
+        raise UserError(f"the registered model {name} has {what}; `goal register` makes one")
     return version
 
 

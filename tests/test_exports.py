@@ -165,7 +165,16 @@ def test_a_card_of_other_weights_says_nothing(project: Path) -> None:
     exported({"name": "zero-shot", "pretrained": "embedded"})
     torch.manual_seed(7)
     weights.save(weights.GoalClip(tiny.SPEC), Path("models/stage2"))
-    exports.run(Path("models/stage2"), Path("out"), "open_clip")
-    text = Path("out/README.md").read_text()
+    exports.run(Path("models/stage2"), Path("again"), "open_clip")
+    text = Path("again/README.md").read_text()
     assert "license: other" in text
     assert "Training data: not known here" in text
+
+
+def test_a_folder_that_holds_files_is_left_alone(project: Path) -> None:
+    readme = project / "mine" / "README.md"
+    readme.parent.mkdir()
+    readme.write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        exports.run(MODEL, readme.parent, "open_clip")
+    assert readme.read_text() == "mine"

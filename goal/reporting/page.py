@@ -78,10 +78,12 @@ def render(data_set: str, results: Results, charts: Sequence[Chart], content: Co
 
 def _rows(results: Results) -> list[dict]:
     columns = table.columns(results)
-    best = {
-        column: max(one.metrics[column[1]]["mean"] for one in results.benchmarks[column[0]])
-        for column in columns
+    means = {
+        (label, metric, title): {one.metrics[metric]["mean"] for one in results.benchmarks[label]}
+        for label, metric, title in columns
     }
+    # Where all are alike none is the best.
+    best = {column: max(found) if len(found) > 1 else None for column, found in means.items()}
     rows = []
     for model in results.models:
         cells = []
@@ -109,7 +111,7 @@ def _paired(results: Results, comparisons: Mapping[str, Sequence[Line]]) -> dict
     return {title: found for title, found in rows.items() if any(found)}
 
 
-def _cell(found: dict[str, float] | None, differs: bool, best: float) -> dict:
+def _cell(found: dict[str, float] | None, differs: bool, best: float | None) -> dict:
     if found is None:
         return {"mean": "-", "interval": "", "best": False}
     return {

@@ -13,6 +13,7 @@ import requests
 from mlflow import MlflowClient
 
 from infra import processes
+from infra.servers import SERVERS
 from tests.flows.live import TINY, Project, serving
 from tests.servers import until
 
@@ -27,10 +28,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 
 
 def test_up_again_changes_nothing(project: Project) -> None:
-    before = {process.pid for process in project.processes()}
+    before = [project.pid(server) for server in SERVERS]
     told = project.up()
     assert told == project.say(sys.executable, "-m", "infra.servers", "ui")
-    assert {process.pid for process in project.processes()} == before
+    assert [project.pid(server) for server in SERVERS] == before
+    assert {process.pid for process in project.processes()} >= set(before)
     assert all("127.0.0.1" in address for address in told.splitlines()[:2])
     listening = [
         connection
@@ -103,6 +105,14 @@ def test_a_wrong_override_is_a_failed_run_without_a_retry(project: Project) -> N
     run = project.start("goal/mine", overrides=["stage2.speed=3"])
     assert project.ended(run) == "FAILED"
     assert "expected section.field=value" in project.state(run)["message"]
+
+
+def test_a_schedule_makes_runs(project: Project) -> None:
+    project.say("prefect", "deployment", "schedule", "create", "goal/promote", "--cron", "0 3 * * *")
+    of = {"id": {"any_": [project.api("deployments/name/goal/promote")["id"]]}}
+    ahead = {"state": {"type": {"any_": ["SCHEDULED"]}}}
+    project.until(lambda: project.api("flow_runs/filter", deployments=of, flow_runs=ahead), "none planned")
+    project.say("prefect", "--no-prompt", "deployment", "schedule", "clear", "goal/promote", "--accept-yes")
 
 
 def test_nothing_to_promote_is_said(project: Project) -> None:
