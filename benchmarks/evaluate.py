@@ -3,7 +3,7 @@
     python -m benchmarks.evaluate --captions captions.json  # all; results/evaluate.json
     python -m benchmarks.evaluate joint recall              # some of: joint recall text step
 
-`captions.json` is a list of records with a `caption` each; without it the texts are made up.
+`captions.json` is a list of texts, or of records with a `caption` each; without it the texts are made up.
 
 | part | measures |
 |---|---|
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from benchmarks import step_cases
 from goal import metrics, text
 from goal.evaluation import embed
 from goal.model import packing
@@ -178,8 +179,8 @@ def _network(arguments: argparse.Namespace) -> GoalClip:
 def _captions(file: Path | None, count: int) -> list[str]:
     """Captions from all over a file, or sentences of like length."""
     if file:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        return [row["caption"] for row in rows[:: max(1, len(rows) // count)][:count]]
+        found = step_cases.texts(file)
+        return found[:: max(1, len(found) // count)][:count]
     sentence = "A brown dog lies on the grass beside a red ball. "
     return [sentence * (5 + number % 17) for number in range(count)]
 

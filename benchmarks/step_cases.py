@@ -113,15 +113,16 @@ def random_pairs(file: Path, count: int, spec: Spec) -> list[dict[str, Any]]:
     return pairs
 
 
-def captions(file: Path, count: int) -> list[str]:
-    """The first captions of three sentences or more, in turn again where they are too few.
+def texts(file: Path) -> list[str]:
+    """The captions of a file: a list of texts, or of records with a `caption` each."""
+    records = json.loads(file.read_text(encoding="utf-8"))
+    return [record if isinstance(record, str) else record["caption"] for record in records]
 
-    The file is a list of texts, or of records with a `caption` each.
-    """
-    records = json.loads(file.read_text())
-    texts = [record if isinstance(record, str) else record["caption"] for record in records]
+
+def captions(file: Path, count: int) -> list[str]:
+    """The first captions of three sentences or more, in turn again where they are too few."""
     long = []
-    for text in texts:
+    for text in texts(file):
         if len(long) < count and len(split_sentences(text)) > 2:
             long.append(text)
     return [long[number % len(long)] for number in range(count)]
