@@ -49,7 +49,9 @@ def run(address: str, function: Function, tasks: Sequence[Any], sizes: Sequence[
         rows = dict(zip((future.key for future in futures), sizes, strict=True))
         try:
             for future in as_completed(futures):
-                future.result()
+                # A finished one's result is None: fetching it could only lose a race against a dying scheduler.
+                if future.status in ("error", "cancelled"):
+                    future.result()
                 bar.update(rows[future.key])
         except KilledWorker as error:
             raise UserError(f"{address}: a shard killed its workers again and again: {error}") from error
