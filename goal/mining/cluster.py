@@ -49,7 +49,7 @@ def run(address: str, function: Function, tasks: Sequence[Any], sizes: Sequence[
         rows = dict(zip((future.key for future in futures), sizes, strict=True))
         try:
             for future in as_completed(futures):
-                # A finished one's result is None: fetching it could only lose a race against a dying scheduler.
+                # A finished one's result is None: fetching it could only fail, where the scheduler just ends.
                 if future.status in ("error", "cancelled"):
                     future.result()
                 bar.update(rows[future.key])
