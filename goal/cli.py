@@ -259,7 +259,7 @@ def main() -> None:
     """Run the command line; a fault that the user can mend is one line and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if not sys.stderr.isatty():
-        # In a log, a bar that is drawn ten times a second is noise; tqdm reads this when it is first imported.
+        # In a log, a bar drawn ten times a second is noise; tqdm reads this when it is first imported.
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     try:
         app()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from goal.mining import cluster as engine
+from goal.engines import cluster as engine
 from tests.imports import ROOT
 from tests.servers import free_port, until
 

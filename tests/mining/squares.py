@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from goal.engines import pool, progress
 from goal.errors import UserError
-from goal.mining import pool, progress, shards
+from goal.mining import shards
 
 ROWS, SIZE = 23, 4
 

@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from goal.engines import cluster as engine
 from goal.errors import Unavailable, UserError
-from goal.mining import cluster as engine
 from tests.mining.squares import Fails, Squares, calls, content, run
 from tests.servers import until
 

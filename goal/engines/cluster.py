@@ -22,7 +22,7 @@ Function = Callable[[Any], None]
 
 
 def run(address: str, function: Function, tasks: Sequence[Any], sizes: Sequence[int], bar: tqdm) -> None:
-    """Call `function` for every task on the workers of the scheduler; raises as goal.mining.engines.run."""
+    """Call `function` for every task on the workers of the scheduler; raises as goal.engines.run."""
     try:
         from distributed import CancelledError, Client, as_completed
         from distributed.scheduler import KilledWorker
