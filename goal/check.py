@@ -10,7 +10,7 @@ import torch
 
 from goal import clip, layout, positions
 from goal.config import Params, Stage
-from goal.datasets import manifest
+from goal.datasets import captions_file, manifest
 from goal.errors import UserError
 from goal.model import architectures
 from goal.model.network import GoalClip, Spec
@@ -96,7 +96,12 @@ def _pictures(params: Params) -> int | None:
 
 def _data(params: Params, pictures: int | None) -> Iterator[Fact]:
     data = params.data
-    if not Path(data.path).exists():
+    if data.source == "folder":
+        try:
+            yield Fact("data", f"captions: {captions_file.find(Path(data.path))}")
+        except UserError as error:
+            yield Fact("data", str(error), fault=True)
+    elif not Path(data.path).exists():
         yield Fact("data", f"data.path {data.path} does not exist", fault=True)
     if data.source in SETS and not data.download.root:
         terms = (
@@ -140,7 +145,7 @@ def _training(params: Params, spec: Spec, pictures: int | None) -> Iterator[Fact
         except UserError as error:
             yield Fact(name, str(error), fault=True)
             continue
-        steps = stage.epochs * (pictures // stage.batch_size)
+        steps = stage.epochs * batches.steps_an_epoch(pictures, stage.batch_size)
         patches = (spec.image_size // spec.patch_size) ** 2 + 1
         local = any(plan.weights.get(term) for term in LOCAL_TERMS)
         views, texts = (2, CAPTION_TOKENS + SENTENCE_TOKENS) if local else (1, CAPTION_TOKENS)

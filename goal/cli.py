@@ -1,6 +1,7 @@
 """The command line: one verb a stage of the pipeline, and a few for daily use."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -257,6 +258,9 @@ def _print(table: "Table", notes: Sequence[str] = ()) -> None:
 def main() -> None:
     """Run the command line; a fault that the user can mend is one line and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if not sys.stderr.isatty():
+        # In a log, a bar drawn ten times a second is noise; tqdm reads this when it is first imported.
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
     try:
         app()
     except UserError as error:

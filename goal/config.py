@@ -4,40 +4,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from goal.errors import UserError
+from goal.fields import WORD, Cosine, Count, CountOrZero, Name, Positive, Section, Share, Weight
 
 PARAMS_FILE = Path("params.yaml")
-
-
-def _float(value: Any) -> Any:
-    # PyYAML reads `5e-6` (no dot) as text.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-Float = Annotated[float, BeforeValidator(_float), Field(allow_inf_nan=False)]
-Positive = Annotated[Float, Field(gt=0)]
-Weight = Annotated[Float, Field(ge=0)]
-Share = Annotated[Float, Field(ge=0, le=1)]
-Cosine = Annotated[Float, Field(ge=-1, le=1)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-WORD = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
-Name = Annotated[str, Field(pattern=f"^{WORD}$")]
 
 REGION_SOURCES = Literal["fixed", "felzenszwalb", "sam", "detector"]
 RELEASED = ("docci", "dci", "sharegpt4v", "urban1k", "coco", "flickr30k", "goal_lists")
 DATA_SOURCES = Literal["scenes", "folder", *RELEASED]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Scenes(Section):

@@ -48,6 +48,11 @@ def numbers_on(folder: Path, data_set: str) -> Path:
     return folder / "on" / data_set if data_set else folder
 
 
+def numbers_folders(folder: Path) -> dict[str, Path]:
+    """Where the numbers on each data set lie below a model's folder, the pipeline's own, "", first."""
+    return {"": folder, **{other.name: other for other in sorted(folder.glob("on/*"))}}
+
+
 def reports_dir() -> Path:
     return Path("reports")
 

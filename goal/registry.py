@@ -80,16 +80,15 @@ def measured(name: str, digest: str) -> tuple[dict[str, str], dict[str, float]]:
     """
     splits: dict[str, str] = {}
     numbers: dict[str, float] = {}
-    own = layout.metrics_dir(name)
-    for path in sorted((*own.glob("details/*.json"), *own.glob("on/*/details/*.json"))):
-        details = _read(path)
-        if "protocol" not in details or details["model"]["digest"] != digest:
-            continue
-        folder = path.parents[1]
-        benchmark = path.stem if folder == own else f"{folder.name}/{path.stem}"
-        splits[benchmark] = details["protocol"]["split"]
-        found = _read(folder / path.name)
-        numbers |= {f"{benchmark}/{key}": value for key, value in found.items() if key not in COUNTS}
+    for data_set, folder in layout.numbers_folders(layout.metrics_dir(name)).items():
+        for path in sorted(folder.glob("details/*.json")):
+            details = _read(path)
+            if "protocol" not in details or details["model"]["digest"] != digest:
+                continue
+            benchmark = f"{data_set}/{path.stem}" if data_set else path.stem
+            splits[benchmark] = details["protocol"]["split"]
+            found = _read(folder / path.name)
+            numbers |= {f"{benchmark}/{key}": value for key, value in found.items() if key not in COUNTS}
     return splits, numbers
 
 

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+import goal
 from goal import files
 from goal.errors import UserError
 
@@ -66,3 +68,13 @@ def test_a_digest_is_of_the_bytes(tmp_path):
     assert files.digest(one) != files.digest(other)
     with pytest.raises(UserError, match="cannot be read"):
         files.digest(Path(tmp_path / "none"))
+
+
+def test_the_source_has_another_digest_as_soon_as_one_file_changes(tmp_path, monkeypatch):
+    copy = shutil.copytree(Path(goal.__file__).parent, tmp_path / "goal")
+    monkeypatch.setattr(goal, "__file__", str(copy / "__init__.py"))
+    digest = files.source_digest.__wrapped__
+    assert digest() == files.source_digest()
+    losses = copy / "losses.py"
+    losses.write_text(losses.read_text() + "\n")
+    assert digest() != files.source_digest()

@@ -12,6 +12,7 @@ MLFLOW_OWNERS = {"tracking.py", "registry.py", "served_model.py"}
 PURE = {
     "errors",
     "config",
+    "fields",
     "layout",
     "text/__init__",
     "text/sentences",

@@ -75,6 +75,9 @@ def load(models: Sequence[str], mixed: bool = False) -> Results:
     """
     if not models:
         raise UserError("metrics: no evaluated model yet; `dvc repro` makes them all")
+    for model in models:
+        if model not in layout.MODELS:
+            raise UserError(f"{model}: no such model; one of {', '.join(layout.MODELS)}")
     found: dict[str, list[Result]] = {}
     missing: dict[str, str] = {}
     weights: dict[str, str] = {}
@@ -94,8 +97,8 @@ def load(models: Sequence[str], mixed: bool = False) -> Results:
 
 def in_folder(folder: Path) -> list[Result]:
     """All results below a model's folder of numbers, of whatever weights, the pipeline's own set first."""
-    sets = [folder, *sorted(folder.glob("on/*"))]
-    paths = [one / "details" / f"{benchmark}.json" for one in sets for benchmark in BENCHMARKS]
+    folders = layout.numbers_folders(folder).values()
+    paths = [one / "details" / f"{benchmark}.json" for one in folders for benchmark in BENCHMARKS]
     contents = [_read(path, "remove it") for path in paths if path.exists()]
     return [_result(content) for content in contents if "missing" not in content]
 
@@ -118,9 +121,8 @@ def command(label: str, *models: str) -> str:
 
 def _data_sets(model: str) -> list[str]:
     """The sets that a model was measured on, the pipeline's own, "", first."""
-    folder = layout.metrics_dir(model)
-    own = [""] if (folder / "details").is_dir() else []
-    return own + sorted(path.parent.name for path in folder.glob("on/*/details"))
+    folders = layout.numbers_folders(layout.metrics_dir(model))
+    return [name for name, folder in folders.items() if (folder / "details").is_dir()]
 
 
 def _read_all(model: str, data_set: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,1 +1,1 @@
-"""What LISM stands on: shards of pictures over processes or a cluster, the matcher, the summary."""
+"""What LISM stands on: shards of pictures, the matcher, the pairs and their summary."""

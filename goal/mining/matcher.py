@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from goal import clip, config, devices, files, text, weights
-from goal.mining import pool, reading
+from goal.engines import pool
+from goal.mining import reading
 from goal.model import network
 
 

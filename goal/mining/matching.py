@@ -23,9 +23,10 @@ from goal import boxes, clip, text
 from goal.boxes import BoxTuple
 from goal.datasets import manifest, slices
 from goal.datasets.manifest import Row
+from goal.engines import progress
 from goal.images import ImageError
 from goal.mining import matcher as matchers
-from goal.mining import progress, reading, shards
+from goal.mining import reading, shards
 from goal.mining.matcher import Matcher
 from goal.mining.mined import NO_REGIONS, PAIRS, REGIONS, SIDES, UNREADABLE, WHOLE, WHOLE_WINS
 

@@ -1,7 +1,7 @@
 """A manifest's rows worked on in shards that survive a kill: a finished shard is a whole file, made once.
 
 The work on a shard is a pure function of its rows, so any engine may run it anywhere
-(goal.mining.engines), and the files are the same bytes whoever made them.
+(goal.engines), and the files are the same bytes whoever made them.
 """
 
 import hashlib
@@ -15,8 +15,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from goal import files, layout
-from goal.mining import engines
+from goal import engines, files, layout
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class Task:
 def run(work: Work, rows: int, shard_size: int, folder: Path, workers: int, label: str) -> list[Path]:
     """Make the shards of `rows` rows in `folder`, those that are missing, and return the files of all.
 
-    workers: processes here, where no cluster is named (goal.mining.engines.run). Raises UserError as the work
+    workers: processes here, where no cluster is named (goal.engines.run). Raises UserError as the work
     does, or where the disk refuses; finished shards stay.
     """
     files.make_folder(folder)

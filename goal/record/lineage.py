@@ -130,7 +130,8 @@ def outcome(name: str) -> dict[str, str]:
 def measurements(name: str) -> list[tuple[Path, str]]:
     """The files of a model's evaluations and the folders of the record that they belong to."""
     root = layout.metrics_dir(name)
-    folders = [one / part for one in (root, *sorted(root.glob("on/*"))) for part in ("", "details", "ranks")]
+    parts = ("", "details", "ranks")
+    folders = [one / part for one in layout.numbers_folders(root).values() for part in parts]
     found = [path for folder in folders for path in sorted(folder.glob("[!.]*.*"))]
     return [(path, str(Path("evaluation") / path.parent.relative_to(root))) for path in found]
 

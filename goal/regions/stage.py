@@ -14,8 +14,9 @@ from goal import config, files, layout
 from goal.config import Params
 from goal.datasets import slices
 from goal.datasets.manifest import Row
+from goal.engines import pool, progress
 from goal.images import ImageError
-from goal.mining import pool, progress, reading, shards
+from goal.mining import reading, shards
 from goal.mining.mined import REGIONS
 from goal.regions import Proposer, Region, build, checkpoints, with_weights
 

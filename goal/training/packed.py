@@ -28,12 +28,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from goal import boxes, clip, files, images, layout
+from goal import boxes, clip, engines, files, images, layout
 from goal.boxes import BoxTuple
 from goal.datasets import slices
 from goal.datasets.manifest import Row
+from goal.engines import progress
 from goal.errors import UserError
-from goal.mining import engines, progress
 from goal.model.network import Spec
 
 log = logging.getLogger(__name__)

@@ -1,11 +1,13 @@
-"""Params of a data stage in a folder of its own."""
+"""Params of a data stage in a folder of its own, and pictures."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from goal import config
 from tests.imports import ROOT
@@ -30,3 +32,14 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
         return config.parse(values, "test")
 
     return params
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with ten pictures."""
+    folder = tmp_path / "own"
+    (folder / "images").mkdir(parents=True)
+    for number in range(10):
+        picture = np.full((8, 6 + number, 3), number * 20, dtype=np.uint8)
+        Image.fromarray(picture).save(folder / "images" / f"{number}.png")
+    return folder

@@ -1,19 +1,15 @@
 """Bring your own: pictures and captions of every form and fault, through the data stage."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from goal.datasets import manifest, stage
-from goal.datasets.folder import share
 from goal.errors import UserError
 from tests.datasets.conftest import Build
+from tests.datasets.own import read, rejected, rows, run, write
 from tests.imports import ROOT
 
 PHOTOS = ROOT.parent / "shared" / "photos"
@@ -26,55 +22,6 @@ ODD_CAPTIONS = [
     "line\nbreak.",
     "  kept  ",
 ]
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Path:
-    """A folder with ten pictures."""
-    folder = tmp_path / "own"
-    (folder / "images").mkdir(parents=True)
-    for number in range(10):
-        picture = np.full((8, 6 + number, 3), number * 20, dtype=np.uint8)
-        Image.fromarray(picture).save(folder / "images" / f"{number}.png")
-    return folder
-
-
-def rows(count: int = 10, **more: Any) -> list[dict[str, Any]]:
-    return [
-        {"image": f"images/{number}.png", "caption": f"Caption {number}."} | more for number in range(count)
-    ]
-
-
-def write(folder: Path, entries: list[Any], suffix: str = ".jsonl", encoding: str = "utf-8") -> Path:
-    file = folder / f"captions{suffix}"
-    with file.open("w", encoding=encoding, newline="") as out:
-        if suffix == ".jsonl":
-            out.writelines(json.dumps(entry) + "\n" for entry in entries)
-        elif suffix == ".json":
-            json.dump(entries, out)
-        else:
-            table = csv.DictWriter(out, entries[0])
-            table.writeheader()
-            table.writerows(entries)
-    return file
-
-
-def read() -> dict[str, manifest.Row]:
-    """All rows of the finished set, by id."""
-    found = [row for split in manifest.SPLITS for row in manifest.read(Path(f"data/own/{split}.parquet"))]
-    return {row.id: row for row in found}
-
-
-def rejected() -> list[dict[str, str]]:
-    listed = pq.read_table("data/own/rejected.parquet").to_pylist()
-    counted = json.loads(Path("data/own/summary.json").read_text())["rejected"]
-    assert sum(counted.values()) == len(listed)
-    assert set(counted) == {row["reason"] for row in listed}
-    return listed
-
-
-def run(build: Build, path: Path, **more: Any) -> None:
-    stage.run(build(name="own", source="folder", path=str(path), **more))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])
@@ -260,67 +207,6 @@ def test_two_captions_files_and_other_paths(build: Build, own: Path) -> None:
         run(build, own / "none")
     with pytest.raises(UserError, match="ends in .jsonl, .csv, .json"):
         run(build, own / "images" / "0.png")
-
-
-def test_shares_hang_on_id_and_seed_alone(build: Build, own: Path) -> None:
-    settings = build(folder={"val_share": 0.2, "test_share": 0.3}).data.folder
-    drawn = [share(f"picture {number}", 0, settings) for number in range(5000)]
-    for split, wanted in (("train", 0.5), ("val", 0.2), ("test", 0.3)):
-        assert drawn.count(split) / 5000 == pytest.approx(wanted, abs=0.02)
-    assert drawn != [share(f"picture {number}", 1, settings) for number in range(5000)]
-
-
-def test_new_rows_move_no_old_one(build: Build, own: Path) -> None:
-    def splits() -> dict[str, str]:
-        found = {split: manifest.read(Path(f"data/own/{split}.parquet")) for split in manifest.SPLITS}
-        return {row.id: split for split, rows in found.items() for row in rows}
-
-    write(own, rows(7))
-    run(build, own)
-    before = splits()
-    write(own, rows()[::-1])
-    run(build, own)
-    assert before.items() <= splits().items()
-
-
-def test_a_column_splits(build: Build, own: Path) -> None:
-    parts = ["train"] * 5 + ["val"] * 2 + ["test"] * 3
-    write(own, [row | {"part": part} for row, part in zip(rows(), parts, strict=True)], ".csv")
-    run(build, own, folder={"split_column": "part"})
-    counts = [len(manifest.read(Path(f"data/own/{split}.parquet"))) for split in manifest.SPLITS]
-    assert counts == [5, 2, 3]
-
-
-def test_faults_of_the_split_column(build: Build, own: Path) -> None:
-    good = [row | {"part": "test" if number else "train"} for number, row in enumerate(rows(8))]
-    bad = [
-        {"image": "images/8.png", "caption": "x", "part": "dev"},
-        {"image": "images/9.png", "caption": "x"},
-        {"image": "images/0.png", "caption": "other", "part": "test"},
-    ]
-    write(own, good + bad)
-    run(build, own, folder={"split_column": "part"})
-    assert [row["reason"] for row in rejected()] == [
-        "unknown split",
-        "unknown split",
-        "picture in two splits",
-    ]
-    assert "test here, train in captions.jsonl:1" in rejected()[2]["detail"]
-    with pytest.raises(
-        UserError, match="no row has data.folder.split_column 'fold'; fields found: caption, image"
-    ):
-        run(build, own, folder={"split_column": "fold"})
-    write(own, good[1:])
-    with pytest.raises(UserError, match="7 usable pictures and none for train: mark some with train in part"):
-        run(build, own, folder={"split_column": "part"})
-
-
-def test_too_few_pictures_for_the_shares(build: Build, own: Path) -> None:
-    write(own, rows())
-    with pytest.raises(
-        UserError, match="10 usable pictures and none for test: add pictures, or change data.folder"
-    ):
-        run(build, own, folder={"test_share": 0.0})
 
 
 def test_the_project_may_lie_beside_the_pictures(build: Build, own: Path) -> None:

@@ -225,6 +225,8 @@ def test_compare_with_itself_and_with_another(project: Path) -> None:
 def test_compare_refuses_what_was_not_asked_alike(project: Path) -> None:
     with pytest.raises(UserError, match=r"metrics/stage1/details/test.json: cannot be read"):
         compare.compare("stage1", "global", [1], 10, seed=0)
+    with pytest.raises(UserError, match="^stage3: no such model; one of zero-shot, stage1, stage2, global, "):
+        compare.compare("stage2", "stage3", [1], 10, seed=0)
     change("global", split="another")
     with pytest.raises(UserError, match="split is 'another'"):
         compare.compare("stage2", "global", [1], 10, seed=0)

@@ -1,4 +1,4 @@
-"""A real dask cluster on this machine: a scheduler and its workers, all processes of their own."""
+"""A folder for traces of calls; a real dask cluster on this machine, its processes its own."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from goal.mining import cluster as engine
+from goal.engines import cluster as engine
 from tests.imports import ROOT
 from tests.servers import free_port, until
 
@@ -53,3 +53,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
         started = Cluster(tmp_path_factory.mktemp("elsewhere"), stack)
         monkeypatch.setenv(engine.SCHEDULER, started.address)
         yield started
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    (tmp_path / "log").mkdir()
+    return tmp_path / "log"

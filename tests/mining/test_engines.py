@@ -4,16 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from goal.engines import cluster as engine
 from goal.errors import Unavailable, UserError
-from goal.mining import cluster as engine
-from tests.mining.test_shards import Fails, Squares, calls, content, run
+from tests.mining.squares import Fails, Squares, calls, content, run
 from tests.servers import until
-
-
-@pytest.fixture
-def log(tmp_path):
-    (tmp_path / "log").mkdir()
-    return tmp_path / "log"
 
 
 @pytest.fixture

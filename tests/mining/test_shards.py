@@ -1,11 +1,8 @@
 """Shards under fire: kills, full disks, faults and clusters end in the same bytes, or in one clear line."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -13,79 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from goal import files
+from goal.engines import pool
 from goal.errors import Interrupted, UserError
-from goal.mining import pool, progress, shards
+from goal.mining import shards
+from tests.mining.squares import ROWS, SIZE, Fails, Numbered, Squares, calls, content, run
 from tests.servers import until
 
-ROWS, SIZE = 23, 4
 ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Squares:
-    """Work whose calls leave a trace in `log`, and which `pause`s (seconds) at each row."""
-
-    log: str
-    pause: float = 0.0
-
-    def __call__(self, start: int, stop: int) -> pa.Table:
-        Path(self.log, f"{start}-{os.getpid()}-{time.monotonic_ns()}").touch()
-        for _ in range(start, stop):
-            time.sleep(self.pause)
-            progress.advance(1)
-        rows = [{"row": row, "square": row * row} for row in range(start, stop)]
-        return shards.with_notes(pa.Table.from_pylist(rows), {"rows": len(rows)})
-
-
-@dataclass(frozen=True)
-class Fails:
-    """Work that fails on one shard: by a user's fault, a bug, or the end of its process (so many times)."""
-
-    log: str
-    how: str
-    times: int = 1000
-
-    def __call__(self, start: int, stop: int) -> pa.Table:
-        made = Squares(self.log)(start, stop)
-        if start == 8 and len(list(Path(self.log).glob("8-*"))) <= self.times:
-            if self.how == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.how == "bug":
-                raise ZeroDivisionError("a bug")
-            raise UserError("p8.png: its fault")
-        return made
-
-
-@dataclass(frozen=True)
-class Numbered:
-    """Work that takes down which of the workers did it, and of which one is killed once."""
-
-    log: str
-
-    def __call__(self, start: int, stop: int) -> pa.Table:
-        made = Fails(self.log, "killed", times=1)(start, stop)
-        Path(self.log, f"{start}-{os.getpid()}-by-{pool.number()}").touch()
-        time.sleep(0.1)
-        return made
-
-
-def run(work, folder: Path, workers: int = 1) -> list[Path]:
-    return shards.run(work, ROWS, SIZE, folder, workers, "squares")
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def calls(log: Path) -> list[int]:
-    return sorted(int(path.name.partition("-")[0]) for path in log.iterdir())
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    (tmp_path / "log").mkdir()
-    return tmp_path / "log"
 
 
 @pytest.fixture
@@ -159,7 +90,7 @@ import resource, sys
 from pathlib import Path
 from goal.mining import shards
 from goal.errors import UserError, Interrupted
-from tests.mining.test_shards import ROWS, SIZE, Squares
+from tests.mining.squares import ROWS, SIZE, Squares
 out, log, workers, pause, limit = sys.argv[1:]
 if __name__ == "__main__":
     if int(limit):
@@ -244,54 +175,6 @@ def test_a_disk_that_fills_up_keeps_the_finished_shards(small_disk, log, expecte
     assert content(out) == expected
 
 
-def test_working_folders_are_named_by_their_inputs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    one = shards.working_folder("regions", "train", "a", "b")
-    assert one == shards.working_folder("regions", "train", "a", "b")
-    assert len({one, shards.working_folder("regions", "train", "ab", ""), one.with_name("x")}) == 3
-
-
-def test_only_published_runs_of_the_split_are_forgotten(tmp_path):
-    this, published, running, other = (
-        tmp_path / name for name in ("train-1", "train-2", "train-3", "test-1")
-    )
-    for folder in (this, published, running, other):
-        folder.mkdir()
-    (published / shards.PUBLISHED).touch()
-    (other / shards.PUBLISHED).touch()
-    shards.forget_others(this)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["test-1", "train-1", "train-3"]
-
-
-def test_publishing_replaces_the_whole_folder(tmp_path, log):
-    target = tmp_path / "regions" / "train"
-    target.mkdir(parents=True)
-    (target / "shard-00099.parquet").touch()
-    paths = run(Squares(str(log)), tmp_path / "out")
-    shards.publish(paths, {"rows": ROWS}, target)
-    assert sorted(path.name for path in target.iterdir()) == [*(path.name for path in paths), "summary.json"]
-    assert [path.name for path in target.parent.iterdir()] == ["train"]
-    assert paths[0].read_bytes() == (target / paths[0].name).read_bytes()
-
-
-def test_a_disk_that_fills_up_while_publishing_keeps_what_was_there(tmp_path, small_disk, log):
-    disk = small_disk(24)
-    target = disk.path / "regions" / "train"
-    target.mkdir(parents=True)
-    (target / "summary.json").write_text("{}")
-    paths = run(Squares(str(log)), tmp_path / "out")
-    with pytest.raises(
-        UserError, match=r"regions/train: cannot be written: No space left on device; make room"
-    ):
-        shards.publish(paths, {"rows": ROWS}, target)
-    assert [path.name for path in target.iterdir()] == ["summary.json"]
-    assert [path.name for path in target.parent.iterdir()] == ["train"]
-    disk.grow(1024)
-    shards.publish(paths, {"rows": ROWS}, target)
-    assert len(list(target.iterdir())) == 1 + len(paths)
-
-
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path, log):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/out: cannot be written: Not a directory; "):
@@ -304,8 +187,3 @@ def test_an_interrupt_in_this_process_is_told_as_such(tmp_path, log):
 
     with pytest.raises(Interrupted, match="run the command again"):
         run(stop, tmp_path / "out")
-
-
-def test_the_code_decides_the_digest(tmp_path):
-    assert files.source_digest() == files.source_digest()
-    assert len(files.source_digest()) == 64

@@ -54,6 +54,22 @@ def test_a_terminal_shows_a_bar_with_losses_pace_and_time_left() -> None:
     assert "s left" not in shown
 
 
+def test_a_log_is_not_filled_with_bars() -> None:
+    values = yaml.safe_load((ROOT / "presets" / "scenes.yaml").read_text())
+    values["data"]["scenes"] |= {"image_size": 128, "train": 400, "val": 1, "test": 1, "twins": 0}
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    done = subprocess.run(
+        [sys.executable, "-m", "goal", "data"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    bars = [line for line in re.split(r"[\r\n]+", done.stderr) if line.startswith("scenes:")]
+    assert "100%" in bars[-1]
+    assert len(bars) <= 4
+
+
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 1 << 16)

@@ -1,103 +1,20 @@
-"""What lands in MLflow: real stores, real servers, real kills."""
+"""What lands in MLflow: real stores, real kills."""
 
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
-import socket
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from mlflow import MlflowClient
-from mlflow.entities import Run
 
 from goal import config, files, layout, tracking
-from goal.config import Params
-from goal.errors import Interrupted
 from goal.record import provenance
-from goal.record.journal import Journal, leftovers, owned
 from goal.training.progress import Silent
-from tests.servers import Server, free_port, until
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with MLflow's tables, made once: they take seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-        tracking.prepare()
-        tracking.connect(tracking.uri())
-    return path
-
-
-@pytest.fixture
-def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project in the current folder, before its first training."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    shutil.copytree(ROOT / "presets", tmp_path / "presets")
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    for name, content in {
-        "data/scenes/train.parquet": "rows",
-        "data/scenes/val.parquet": "more rows",
-        "models/base/model.safetensors": "first weights",
-        "pairs/train/shard-00000.parquet": "pairs",
-        "pairs/contact-sheet.png": "picture",
-    }.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-    return tmp_path
-
-
-def train(params: Params, steps: range, weights: str = "trained", name: str = "stage1") -> None:
-    """What goal.train does to the record."""
-    with tracking.training(params, name) as tracker:
-        for step in steps:
-            tracker.log_metrics({"loss/total": 1 / step, "lr": 0.1}, step)
-        curve = layout.metrics_dir(name) / "loss.csv"
-        curve.parent.mkdir(parents=True, exist_ok=True)
-        curve.write_text("step,lr,total\n1,0.1,1.0\n2,0.1,0.5\n")
-        tracker.log_artifact(curve)
-        layout.model_dir(name).mkdir(parents=True, exist_ok=True)
-        (layout.model_dir(name) / "model.safetensors").write_text(weights)
-
-
-def interrupted(params: Params, steps: range) -> None:
-    def stopped() -> None:
-        with tracking.training(params, "stage1") as tracker:
-            for step in steps:
-                tracker.log_metrics({"loss/total": 1 / step}, step)
-            raise Interrupted("stopped")
-
-    with pytest.raises(Interrupted):
-        stopped()
-
-
-def client() -> MlflowClient:
-    return MlflowClient(tracking.uri())
-
-
-def runs() -> list[Run]:
-    experiment = client().get_experiment_by_name("goal")
-    return client().search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
-
-
-def steps_of(run: Run, key: str = "loss/total") -> list[int]:
-    return [metric.step for metric in client().get_metric_history(run.info.run_id, key)]
-
-
-def artifacts(run: Run, folder: str | None = None) -> set[str]:
-    return {found.path for found in client().list_artifacts(run.info.run_id, folder)}
+from tests.record.tracked import artifacts, interrupted, runs, steps_of, train
 
 
 def test_a_training_leaves_a_run_with_all_that_made_it(project: Path) -> None:
@@ -125,13 +42,9 @@ def test_a_training_leaves_a_run_with_all_that_made_it(project: Path) -> None:
 def test_the_load_of_the_machine_is_recorded(project: Path) -> None:
     with tracking.training(config.load(), "stage1"):
         deadline = time.monotonic() + 60
-        while not any(key.startswith("system/cpu") for run in _found() for key in run.data.metrics):
+        while not any(key.startswith("system/cpu") for run in runs() for key in run.data.metrics):
             assert time.monotonic() < deadline
             time.sleep(0.2)
-
-
-def _found() -> list[Run]:
-    return runs() if client().get_experiment_by_name("goal") else []
 
 
 def test_a_stopped_training_goes_on_in_its_run_and_no_step_is_there_twice(project: Path) -> None:
@@ -212,67 +125,6 @@ def test_switched_off_it_says_so_and_records_nothing(project: Path, caplog: pyte
     tracking.evaluation(params, "stage1", {})
     assert caplog.text.count("tracking: off") == 2
     assert not layout.work_dir("tracking").exists()
-
-
-def test_a_server_that_is_down_costs_nothing_and_gets_all_later(
-    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:pass-word@127.0.0.1:{free_port()}")
-    monkeypatch.setitem(tracking.PATIENCE, "FINISHED", 2.0)
-    train(config.load(), range(1, 8))
-    assert "are kept in" in caplog.text
-    assert "pass-word" not in caplog.text
-    (kept,) = layout.work_dir("tracking").glob("*/lines.jsonl")
-    assert "pass-word" not in kept.read_text()
-    until(lambda: not owned(kept.parent))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    # The next record of any kind delivers it: here the evaluation, which must then find its run.
-    tracking.evaluation(config.load(), "stage1", {"test/text_to_image_r1": 12.5})
-    (run,) = runs()
-    assert (run.info.status, steps_of(run)) == ("FINISHED", list(range(1, 8)))
-    assert run.data.metrics["test/text_to_image_r1"] == 12.5
-    assert "loss.csv" in artifacts(run)
-    assert not kept.exists()
-
-
-def test_a_server_that_accepts_and_never_answers_holds_nothing_up(
-    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setitem(tracking.PATIENCE, "FINISHED", 0.5)
-        train(config.load(), range(1, 4))
-    assert "are kept in" in caplog.text
-    assert Path("models/stage1/model.safetensors").exists()
-
-
-@pytest.fixture
-def server(project: Path) -> Iterator[Server]:
-    one = Server(project)
-    yield one
-    one.stop()
-
-
-@pytest.mark.slow
-def test_a_server_lost_in_the_middle_of_a_training_gets_what_it_missed(
-    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.port}")
-    server.start()
-    with caplog.at_level(logging.INFO), tracking.training(config.load(), "stage1") as tracker:
-        for step in range(1, 11):
-            tracker.log_metrics({"loss/total": 1 / step}, step)
-        until(lambda: bool(_found()) and steps_of(runs()[0]) == list(range(1, 11)))
-        server.stop()
-        for step in range(11, 21):
-            tracker.log_metrics({"loss/total": 1 / step}, step)
-        until(lambda: "the work goes on" in caplog.text)
-        server.start()
-        for step in range(21, 31):
-            tracker.log_metrics({"loss/total": 1 / step}, step)
-        until(lambda: "answers again" in caplog.text)
-    (run,) = runs()
-    assert (run.info.status, steps_of(run)) == ("FINISHED", list(range(1, 31)))
 
 
 def test_evaluations_land_on_the_run_of_their_model(project: Path) -> None:
@@ -382,22 +234,3 @@ def test_the_user_s_own_settings_of_mlflow_stay(monkeypatch: pytest.MonkeyPatch)
     tracking.prepare(tracking.IMPATIENT)
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
-
-
-def test_a_journal_survives_a_torn_line_and_has_one_owner(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "one")
-    journal.write({"tags": {"a": "b"}})
-    assert owned(tmp_path / "one")
-    assert leftovers(tmp_path) == []
-    with pytest.raises(BlockingIOError):
-        Journal(tmp_path / "one")
-    journal.close()
-    with (tmp_path / "one" / "lines.jsonl").open("a") as lines:
-        lines.write('{"metrics": {"loss')
-    assert leftovers(tmp_path) == [tmp_path / "one"]
-    again = Journal(tmp_path / "one")
-    assert again.read() == [{"tags": {"a": "b"}}]
-    again.write({"tags": {"c": "d"}})
-    assert again.read() == [{"tags": {"a": "b"}}, {"tags": {"c": "d"}}]
-    again.remove()
-    assert not (tmp_path / "one").exists()

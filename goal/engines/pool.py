@@ -17,8 +17,8 @@ from typing import Any
 from tqdm import tqdm
 
 from goal import interrupts
+from goal.engines import progress
 from goal.errors import UserError
-from goal.mining import progress
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def _serve(function: Function, connection: Connection, number: int) -> None:
 
 
 def run(function: Function, tasks: Sequence[Any], workers: int, modules: Sequence[str], bar: tqdm) -> None:
-    """Call `function` for every task, in `workers` processes; raises as goal.mining.engines.run."""
+    """Call `function` for every task, in `workers` processes; raises as goal.engines.run."""
     # Forks of a server that has imported the work and nothing else: this process may hold threads, a device.
     context = get_context("forkserver")
     context.set_forkserver_preload([function.__module__, *modules])

@@ -22,7 +22,7 @@ Function = Callable[[Any], None]
 
 
 def run(address: str, function: Function, tasks: Sequence[Any], sizes: Sequence[int], bar: tqdm) -> None:
-    """Call `function` for every task on the workers of the scheduler; raises as goal.mining.engines.run."""
+    """Call `function` for every task on the workers of the scheduler; raises as goal.engines.run."""
     try:
         from distributed import CancelledError, Client, as_completed
         from distributed.scheduler import KilledWorker
@@ -49,7 +49,9 @@ def run(address: str, function: Function, tasks: Sequence[Any], sizes: Sequence[
         rows = dict(zip((future.key for future in futures), sizes, strict=True))
         try:
             for future in as_completed(futures):
-                future.result()
+                # A finished one's result is None: fetching it could only fail, where the scheduler just ends.
+                if future.status in ("error", "cancelled"):
+                    future.result()
                 bar.update(rows[future.key])
         except KilledWorker as error:
             raise UserError(f"{address}: a shard killed its workers again and again: {error}") from error

@@ -13,8 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from goal.engines import cluster, pool, progress
 from goal.errors import Interrupted
-from goal.mining import cluster, pool, progress
 
 Function = Callable[[Any], None]
 
