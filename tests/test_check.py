@@ -1,6 +1,7 @@
 """`goal check` tells what a preset needs, and finds what cannot work, without a download."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from goal import check, cli, config
 from goal.model import architectures, embedded
+from tests.disks import Disk
 from tests.imports import ROOT
 
 
@@ -24,12 +26,14 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def texts(name: str, **sections: dict) -> tuple[dict[str, str], list[str]]:
-    """Facts by topic (the last of each), and the faults."""
+    """Facts by topic (the last of each), and the faults but that of a disk which is too small here."""
     values = yaml.safe_load(Path(f"presets/{name}.yaml").read_text())
     for section, fields in sections.items():
         values[section] |= fields
     found = check.facts(config.parse(values, name))
-    return {fact.topic: fact.text for fact in found}, [fact.text for fact in found if fact.fault]
+    return {fact.topic: fact.text for fact in found}, [
+        fact.text for fact in found if fact.fault and fact.topic != "disk"
+    ]
 
 
 def test_the_papers_run_on_docci() -> None:
@@ -72,6 +76,17 @@ def test_the_verbs() -> None:
     used = runner.invoke(cli.app, ["use", "docci-l14"])
     assert used.exit_code == 0
     assert config.load().model.name == "ViT-L-14"
-    told = runner.invoke(cli.app, ["check"])
-    assert told.exit_code == 0
-    assert "427.6 M parameters" in told.output or "ViT-L-14" in told.output
+    assert "ViT-L-14, 427.6 M parameters" in runner.invoke(cli.app, ["check"]).output
+    assert runner.invoke(cli.app, ["check", "scenes"]).exit_code == 0
+
+
+def test_a_disk_that_is_too_small_is_named(
+    small_disk: Callable[[int], Disk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = config.load()
+    (wide,) = (fact for fact in check.facts(params) if fact.topic == "disk")
+    assert not wide.fault
+    monkeypatch.chdir(small_disk(1024).path)
+    (narrow,) = (fact for fact in check.facts(params) if fact.topic == "disk")
+    assert narrow.fault
+    assert narrow.text.endswith("free 0 GB")

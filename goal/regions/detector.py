@@ -81,7 +81,8 @@ def load(params: config.Detector) -> nn.Module:
     if params.model in WITHOUT_EPS and path.name == _own(params.model).file:
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.eps = 0.0
+                # Nothing beside any variance; 0 itself is refused by torch 2.11.
+                module.eps = torch.finfo(torch.float32).tiny
     return network.eval()
 
 
