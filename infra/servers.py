@@ -213,7 +213,7 @@ def main() -> None:
         address = f"http://{HOST}:{port(HOST, MLFLOW_PORT)}" if told is None else ""
     except ServerError as error:
         sys.exit(f"goal: {error}")
-    sys.stdout.write(told or f"MLflow   {address}, soon, on this project's own store; Ctrl-C ends it\n")
+    sys.stdout.write(told or f"MLflow   {address}  soon, on this project's own store; Ctrl-C ends it\n")
     sys.stdout.flush()
     if told is None:
         os.execve(sys.executable, _mlflow(address), {**os.environ, **QUIET})
