@@ -65,7 +65,7 @@ def up() -> None:
             found = Addresses(
                 *(f"http://{HOST}:{port(HOST, usual)}" for usual in (MLFLOW_PORT, PREFECT_PORT))
             )
-            (run_dir() / ADDRESSES).write_text(json.dumps(vars(found)))
+            files.write_json(vars(found), run_dir() / ADDRESSES)
         addresses = _recorded()
         environment = QUIET | _settings(addresses)
         mlflow, prefect, worker = (service(name) for name in SERVERS)
@@ -132,12 +132,13 @@ def _settings(addresses: Addresses) -> dict[str, str]:
     of this machine, and no answer to other pages in a browser.
     """
     api, number, password = f"{addresses.prefect}/api", addresses.prefect.rsplit(":", 1)[1], _password()
-    profile = run_dir() / PROFILE
-    profile.touch(mode=0o600)
-    profile.write_text(
-        f'active = "{POOL}"\n\n[profiles.{POOL}]\n'
-        f'PREFECT_API_URL = "{api}"\nPREFECT_API_AUTH_STRING = "{password}"\n'
-    )
+    # Whole or not at all: another command may be reading the password.
+    with files.atomic(run_dir() / PROFILE) as draft:
+        draft.touch(mode=0o600)
+        draft.write_text(
+            f'active = "{POOL}"\n\n[profiles.{POOL}]\n'
+            f'PREFECT_API_URL = "{api}"\nPREFECT_API_AUTH_STRING = "{password}"\n'
+        )
     return {
         "MLFLOW_TRACKING_URI": addresses.mlflow,
         "PREFECT_API_URL": api,

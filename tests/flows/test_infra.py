@@ -5,13 +5,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
-from infra import processes
+from infra import processes, servers
 from tests.imports import ROOT
 from tests.servers import until
 
@@ -201,3 +203,27 @@ def test_a_container_s_page_asks_the_published_address() -> None:
 def test_a_pod_s_worker_is_told_what_a_container_s_is() -> None:
     (told,) = (body["data"] for body in KUBERNETES if body["kind"] == "ConfigMap")
     assert set(COMPOSE["services"]["worker"]["environment"]) <= {*told, *SERVERS_ONLY}
+
+
+def test_who_asks_while_another_up_writes_reads_the_same_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "ROOT", tmp_path)
+    (tmp_path / "run").mkdir()
+    addresses = servers.Addresses("http://127.0.0.1:1", "http://127.0.0.1:2")
+    password = servers._settings(addresses)["PREFECT_API_AUTH_STRING"]
+    written = threading.Event()
+
+    def write() -> None:
+        for _ in range(500):
+            servers._settings(addresses)
+        written.set()
+
+    with ThreadPoolExecutor() as pool:
+        done = pool.submit(write)
+        found = set()
+        while not written.is_set():
+            found.add(servers._password())
+        done.result()
+    assert found == {password}
+    assert (tmp_path / "run" / servers.PROFILE).stat().st_mode & 0o077 == 0
