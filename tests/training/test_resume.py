@@ -3,6 +3,7 @@
 A child trains in the folder it is given; `die` names the place of its death.
 """
 
+import multiprocessing
 import os
 import random
 import signal
@@ -29,6 +30,8 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _child(folder: str, values: dict[str, Any], die: str, status: str) -> None:
     import torch
 
+    # As in `goal train`; a forkserver's children would have one too, which a kill of theirs leaves behind.
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     os.chdir(folder)
     _mine(die)
