@@ -20,7 +20,6 @@ from goal.evaluation.embed import Embeddings, Settings
 from goal.evaluation.galleries import DIRECTIONS, Gallery, Picture
 from tests import tiny
 
-ROOT = Path(__file__).parents[1]
 SETTINGS = Settings(device="cpu", batch_size=4, max_megapixels=1)
 
 

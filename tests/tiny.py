@@ -16,8 +16,8 @@ from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.mining import mined
 from goal.model.network import GoalClip, Spec
+from tests.imports import ROOT
 
-ROOT = Path(__file__).parents[1]
 SPEC = Spec(
     name="custom",
     image_size=32,

@@ -1,4 +1,4 @@
-"""A folder for traces of calls; a real dask cluster on this machine, its processes its own."""
+"""Traces of calls, the shards to expect, and a real dask cluster on this machine, its processes its own."""
 
 import os
 import subprocess
@@ -11,6 +11,7 @@ import pytest
 
 from goal.engines import cluster as engine
 from tests.imports import ROOT
+from tests.mining.squares import Squares, content, run
 from tests.servers import free_port, until
 
 
@@ -59,3 +60,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 def log(tmp_path: Path) -> Path:
     (tmp_path / "log").mkdir()
     return tmp_path / "log"
+
+
+@pytest.fixture
+def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The shards that this process alone makes, also where a cluster is named."""
+    (tmp_path / "reference").mkdir()
+    with monkeypatch.context() as local:
+        local.delenv(engine.SCHEDULER, raising=False)
+        run(Squares(str(tmp_path / "reference")), tmp_path / "expected")
+    return content(tmp_path / "expected")

@@ -10,15 +10,6 @@ from tests.mining.squares import Fails, Squares, calls, content, run
 from tests.servers import until
 
 
-@pytest.fixture
-def expected(tmp_path, monkeypatch):
-    with monkeypatch.context() as local:
-        local.delenv(engine.SCHEDULER, raising=False)
-        (tmp_path / "reference").mkdir()
-        run(Squares(str(tmp_path / "reference")), tmp_path / "expected")
-    return content(tmp_path / "expected")
-
-
 def test_a_cluster_that_loses_a_worker_writes_the_same_bytes(tmp_path, cluster, log, expected):
     cluster.add_worker()
     cluster.add_worker()

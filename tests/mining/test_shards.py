@@ -13,17 +13,9 @@ import pytest
 from goal.engines import pool
 from goal.errors import Interrupted, UserError
 from goal.mining import shards
+from tests.imports import ROOT
 from tests.mining.squares import ROWS, SIZE, Fails, Numbered, Squares, calls, content, run
 from tests.servers import until
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def expected(tmp_path: Path) -> dict[str, bytes]:
-    (tmp_path / "reference").mkdir()
-    run(Squares(str(tmp_path / "reference")), tmp_path / "expected")
-    return content(tmp_path / "expected")
 
 
 def test_every_row_lands_in_its_shard_once(tmp_path, log):
