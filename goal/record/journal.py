@@ -121,10 +121,13 @@ def owned(folder: Path) -> bool:
 
 def leftovers(root: Path) -> list[Path]:
     """Journals that killed or cut off runs left under `root`, oldest first."""
-    found = [lines.parent for lines in root.glob("*/lines.jsonl")]
-    return sorted(
-        (folder for folder in found if not owned(folder)), key=lambda folder: folder.stat().st_mtime
-    )
+    found = []
+    for lines in root.glob("*/lines.jsonl"):
+        if not owned(lines.parent):
+            # Another command may have delivered it just now.
+            with contextlib.suppress(FileNotFoundError):
+                found.append((lines.parent.stat().st_mtime, lines.parent))
+    return [folder for _, folder in sorted(found)]
 
 
 def place(root: Path) -> str:

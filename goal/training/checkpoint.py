@@ -6,6 +6,7 @@ renamed.
 """
 
 import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -164,7 +165,9 @@ class Checkpoints:
             raise Damaged(" ".join(str(error).split())) from error
 
     def _tell_of_others(self) -> None:
-        for folder in sorted(self.folder.parent.glob("*/step-*"), reverse=True):
+        # Not Path.glob, which raises where another training removes its folder at that moment.
+        for name in sorted(glob.glob("*/step-*", root_dir=self.folder.parent), reverse=True):
+            folder = self.folder.parent / name
             if folder.parent == self.folder:
                 continue
             try:

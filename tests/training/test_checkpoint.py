@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,29 @@ def test_other_parameters_start_afresh_and_say_what_lies_there(tmp_path: Path, c
         assert second.restore() is None
     assert "seed: 0 -> 1" in caplog.text
     assert first.restore().step == 1
+
+
+def test_another_training_may_end_while_one_begins(tmp_path: Path) -> None:
+    mine = Checkpoints(tmp_path, IDENTITY, 2)
+    others = [Checkpoints(tmp_path, IDENTITY | {"seed": seed}, 2) for seed in range(1, 20)]
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            for other in others:
+                (other.folder / "step-00000001").mkdir(parents=True)
+            for other in others:
+                other.clear()
+
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(come_and_go)
+        try:
+            for _ in range(200):
+                with mine.held():
+                    assert mine.restore() is None
+        finally:
+            over.set()
+        busy.result()
 
 
 def test_a_draft_that_a_kill_left_is_no_checkpoint(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_signal_ends_packing_at_once_and_it_goes_on_later(rows, spec, monkeypa
     many = [Row(f"{row.id}-{n:02d}", *list(vars(row).values())[1:]) for n in range(50) for row in rows]
 
     def send() -> None:
-        until(lambda: any(Path("work").rglob("*.parquet")))
+        until(lambda: any(Path("work/packed").glob("*/*.parquet")))
         os.kill(os.getpid(), number)
 
     sender = threading.Thread(target=send)

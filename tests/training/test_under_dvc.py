@@ -83,7 +83,7 @@ def finish(*words: str) -> str:
 
 def kill(process: subprocess.Popen, step: int, victim: str) -> None:
     """kill -9 once the training has saved `step`; returns when nothing of it is left."""
-    while not any(int(path.name[5:]) >= step for path in Path("work").rglob("step-*")):
+    while trainings.last_saved() < step:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
