@@ -51,14 +51,16 @@ def run(params: Params) -> None:
             str(work.max_megapixels),
         )
         folder = shards.working_folder("pairs", split, *inputs)
-        paths = shards.run(work, slices.count(manifest), size, folder, workers, f"pairs {split}")
-        summary = mining_summary.of(paths, params.data.name)
-        shards.publish(paths, summary, layout.pairs_dir(split))
-        shards.forget_others(folder)
+        with shards.held(folder, f"pairs {split}"):
+            paths = shards.run(work, slices.count(manifest), size, folder, workers, f"pairs {split}")
+            summary = mining_summary.of(paths, params.data.name)
+            shards.publish(paths, summary, layout.pairs_dir(split))
+            shards.forget_others(folder)
+            if split == SHOWN:
+                sheet = layout.pairs_dir(split).parent / "contact-sheet.png"
+                shown = params.pairs.contact_sheet
+                contact_sheet.write(paths, size, manifest, shown, work.max_megapixels, sheet)
         log.info("%s: %s", layout.pairs_dir(split), mining_summary.line(summary))
-        if split == SHOWN:
-            sheet = layout.pairs_dir(split).parent / "contact-sheet.png"
-            contact_sheet.write(paths, size, manifest, params.pairs.contact_sheet, work.max_megapixels, sheet)
 
 
 def _weights(params: Params) -> Path:

@@ -97,7 +97,10 @@ def ui() -> str | None:
     alive = {name for name in SERVERS if service(name).process()}
     if not alive:
         return None
-    addresses = _recorded()
+    try:
+        addresses = _recorded()
+    except FileNotFoundError:  # `down` has just ended them
+        return None
     told = {
         "mlflow": ("MLflow", addresses.mlflow),
         "prefect": ("Prefect", f"{addresses.prefect}  sign in with {_password()}"),

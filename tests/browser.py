@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
+WAIT = 60_000  # milliseconds; a machine may be busy
 PICTURES = Path(__file__).parents[1] / "run" / "screenshots"
 
 
@@ -29,6 +30,7 @@ def chromium() -> Iterator[Browser]:
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed (apt install chromium)")
+    expect.set_options(timeout=WAIT)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
@@ -39,6 +41,7 @@ def chromium() -> Iterator[Browser]:
 def page(browser: Browser, own: str, **options: object) -> Iterator[tuple[Page, Seen]]:
     """A fresh page, and what it did; addresses that begin with `own` are its own."""
     context = browser.new_context(**options)
+    context.set_default_timeout(WAIT)
     found, seen = context.new_page(), Seen()
     found.on("console", lambda said: seen.faults.append(said.text) if said.type == "error" else None)
     found.on("pageerror", lambda error: seen.faults.append(str(error)))

@@ -1,4 +1,4 @@
-"""A real MLflow server for tests, and waiting for it."""
+"""A real MLflow server for tests, and what tests of processes ask of them."""
 
 import os
 import signal
@@ -7,7 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 
 class Server:
@@ -41,6 +44,13 @@ class Server:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return free.getsockname()[1]
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it runs still; one that ended and nobody has asked after does not."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def until(condition: Callable[[], bool], seconds: float = 120) -> None:

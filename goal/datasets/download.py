@@ -124,7 +124,10 @@ class _Transfer:
     @property
     def size(self) -> int:
         """Bytes of the part."""
-        return self.part.stat().st_size if self.part.exists() else 0
+        try:
+            return self.part.stat().st_size
+        except FileNotFoundError:  # not begun, or just finished by another process
+            return 0
 
     @property
     def to_come(self) -> int:

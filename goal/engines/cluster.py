@@ -16,7 +16,8 @@ from goal.errors import Unavailable, UserError
 log = logging.getLogger(__name__)
 
 SCHEDULER = "DASK_SCHEDULER_ADDRESS"
-CONNECT_SECONDS = 20
+CONNECT_SECONDS = 20  # for the scheduler to answer
+WORKER_SECONDS = 20  # for it to have a worker
 
 Function = Callable[[Any], None]
 
@@ -38,7 +39,7 @@ def run(address: str, function: Function, tasks: Sequence[Any], sizes: Sequence[
         ) from error
     with client:
         try:
-            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+            client.wait_for_workers(1, timeout=WORKER_SECONDS)
         except TimeoutError as error:
             raise Unavailable(
                 f"{SCHEDULER}={address}: it has no worker: start some, `dask worker {address} --nthreads 1`"

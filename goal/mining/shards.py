@@ -8,6 +8,9 @@ import hashlib
 import json
 import logging
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -43,6 +46,21 @@ class Task:
 
     def __str__(self) -> str:
         return f"{Path(self.path).name}, rows {self.start} to {self.stop - 1}"
+
+
+@contextmanager
+def held(folder: Path, label: str) -> Iterator[None]:
+    """Hold a run's working folder; an equal run, say of another experiment, waits, then finds all made."""
+    to_tell = iter([label])
+
+    def wait() -> None:
+        for name in to_tell:
+            log.info("%s: another process makes the same; waiting until it ends", name)
+        time.sleep(0.5)
+
+    files.make_folder(folder.parent)
+    with files.alone(_lock(folder), wait):
+        yield
 
 
 def run(work: Work, rows: int, shard_size: int, folder: Path, workers: int, label: str) -> list[Path]:
@@ -122,18 +140,27 @@ def publish(paths: list[Path], summary: dict, target: Path) -> None:
 
 
 def forget_others(folder: Path) -> None:
-    """Mark a run's working folder as published and remove those of other published runs beside it."""
+    """Mark a run's working folder as published and remove those of other published runs, if none holds it."""
     (folder / PUBLISHED).touch()
     split = folder.name.partition("-")[0]
     for other in folder.parent.glob(f"{split}-*"):
         if other != folder and (other / PUBLISHED).exists():
-            shutil.rmtree(other, ignore_errors=True)
+            with suppress(BlockingIOError), files.alone(_lock(other), _give_way):
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def working_folder(stage: str, split: str, *inputs: str) -> Path:
     """Where a run's shards lie, named by its inputs and the project's code: no other run takes them over."""
     key = hashlib.sha256(json.dumps([files.source_digest(), *inputs]).encode()).hexdigest()
     return layout.work_dir(stage) / f"{split}-{key[:20]}"
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _give_way() -> None:
+    raise BlockingIOError
 
 
 def _is_whole(path: Path) -> bool:

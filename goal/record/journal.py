@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from goal import files
+
 log = logging.getLogger("goal.tracking")
 
 Record = dict[str, Any]
@@ -132,7 +134,10 @@ def leftovers(root: Path) -> list[Path]:
 
 def place(root: Path) -> str:
     """A name for this folder of journals: nobody else's run of the same work is taken for one of here."""
-    root.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError), (root / "place").open("x", encoding="utf-8") as file:
-        file.write(secrets.token_hex(8))
-    return (root / "place").read_text(encoding="utf-8")
+    file = root / "place"
+    with files.alone(root / "place.lock"):
+        if not file.exists():
+            draft = root / ".place.tmp"
+            draft.write_text(secrets.token_hex(8), encoding="utf-8")
+            os.replace(draft, file)
+        return file.read_text(encoding="utf-8")

@@ -163,6 +163,7 @@ class Recorder:
         self._delivery = Delivery(self._journal, header, old)
         self._queue: queue.SimpleQueue[Record] = queue.SimpleQueue()
         self._problem: str | None = None
+        self._ended = False  # whether the record of the run's end was taken
         self._journal.write({"run": header})
         self._thread = threading.Thread(target=self._work, name="goal-tracking", daemon=True)
         self._thread.start()
@@ -189,7 +190,6 @@ class Recorder:
         self._thread.join(patience)
         left = len(self._delivery.records) + self._queue.qsize()
         if not left and not self._thread.is_alive():
-            self._journal.remove()
             return
         log.warning(
             "tracking: %s: %s; %d records are kept in %s and are delivered by the next run",
@@ -198,18 +198,29 @@ class Recorder:
             left,
             self._journal.folder,
         )
-        if not self._thread.is_alive():
-            self._journal.close()
 
     def _put(self, record: Record) -> None:
         self._journal.write(record)
         self._queue.put(record)
 
     def _work(self) -> None:
+        try:
+            self._deliver()
+        finally:
+            # What comes after a refusal is in the journal too.
+            while not self._ended:
+                self._take()
+            # Here, not in `finish`, which may have stopped waiting: nobody else would give the journal up.
+            if self._delivery.records:
+                self._journal.close()
+            else:
+                self._journal.remove()
+
+    def _deliver(self) -> None:
         store, tries, retry_at, last_round = None, 0, 0.0, False
         while not last_round:
             self._take()
-            last_round = any("end" in record for record in self._delivery.records)
+            last_round = self._ended
             if not last_round and time.monotonic() < retry_at:
                 continue
             try:
@@ -237,9 +248,11 @@ class Recorder:
     def _take(self) -> None:
         """Move what is queued to the delivery, waiting a second for a first record."""
         try:
-            self._delivery.records.append(self._queue.get(timeout=1.0))
+            record = self._queue.get(timeout=1.0)
             while True:
-                self._delivery.records.append(self._queue.get_nowait())
+                self._delivery.records.append(record)
+                self._ended = self._ended or "end" in record
+                record = self._queue.get_nowait()
         except queue.Empty:
             return
 

@@ -49,10 +49,11 @@ def run(params: Params) -> None:
         content = (slices.content(manifest), decisive, *weights, str(work.max_megapixels))
         folder = shards.working_folder("regions", split, *content)
         size, workers = params.regions.shard_size, params.regions.workers
-        paths = shards.run(work, rows, size, folder, workers, f"regions {split}")
-        summary = {"manifest": files.digest(manifest), "shard_size": size, **_summary(paths)}
-        shards.publish(paths, summary, layout.regions_dir(split))
-        shards.forget_others(folder)
+        with shards.held(folder, f"regions {split}"):
+            paths = shards.run(work, rows, size, folder, workers, f"regions {split}")
+            summary = {"manifest": files.digest(manifest), "shard_size": size, **_summary(paths)}
+            shards.publish(paths, summary, layout.regions_dir(split))
+            shards.forget_others(folder)
         log.info(
             "%s: %d regions in %d pictures (%d unreadable)",
             layout.regions_dir(split),

@@ -9,13 +9,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
 from infra import processes, servers
 from tests.imports import ROOT
-from tests.servers import until
+from tests.servers import alive, until
 
 INFRA = ROOT / "infra"
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
@@ -171,10 +170,6 @@ def test_a_service_is_found_again_until_it_ends(tmp_path: Path) -> None:
     service.stop(signal.SIGTERM, 0)
     until(lambda: not any(alive(one) for one in family))
     assert service.process() is None
-
-
-def alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def test_a_server_that_ends_at_once_is_told_with_its_log(tmp_path: Path) -> None:

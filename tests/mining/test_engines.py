@@ -15,8 +15,9 @@ def test_a_cluster_that_loses_a_worker_writes_the_same_bytes(tmp_path, cluster, 
     cluster.add_worker()
 
     def kill_one_in_the_middle() -> None:
-        until(lambda: len(calls(log)) >= 2)
-        cluster.workers[0].kill()
+        victim = cluster.workers[0]
+        until(lambda: any(log.glob(f"*-{victim.pid}-*")))
+        victim.kill()
 
     with ThreadPoolExecutor() as pool:
         killed = pool.submit(kill_one_in_the_middle)
@@ -52,7 +53,7 @@ def test_a_worker_of_several_threads_is_refused(tmp_path, cluster, log):
 
 
 def test_a_cluster_without_workers_is_one_line(tmp_path, cluster, log, monkeypatch):
-    monkeypatch.setattr(engine, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(engine, "WORKER_SECONDS", 1)
     with pytest.raises(
         Unavailable, match=r"it has no worker: start some, `dask worker tcp://127.*--nthreads 1`$"
     ):

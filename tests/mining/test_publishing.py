@@ -24,7 +24,19 @@ def test_only_published_runs_of_the_split_are_forgotten(tmp_path):
     (published / shards.PUBLISHED).touch()
     (other / shards.PUBLISHED).touch()
     shards.forget_others(this)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["test-1", "train-1", "train-3"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["test-1", "train-1", "train-3"]
+
+
+def test_a_published_run_that_another_process_holds_is_not_forgotten(tmp_path):
+    this, published = tmp_path / "train-1", tmp_path / "train-2"
+    for folder in (this, published):
+        folder.mkdir()
+    (published / shards.PUBLISHED).touch()
+    with shards.held(published, "squares"):
+        shards.forget_others(this)
+        assert published.exists()
+    shards.forget_others(this)
+    assert not published.exists()
 
 
 def test_publishing_replaces_the_whole_folder(tmp_path, log):

@@ -78,7 +78,7 @@ def test_a_shard_that_keeps_killing_its_workers_stops_the_run(tmp_path, log):
 
 
 PROGRAM = """
-import resource, sys
+import logging, resource, sys
 from pathlib import Path
 from goal.mining import shards
 from goal.errors import UserError, Interrupted
@@ -87,8 +87,10 @@ out, log, workers, pause, limit = sys.argv[1:]
 if __name__ == "__main__":
     if int(limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+    logging.basicConfig(level=logging.INFO)
     try:
-        shards.run(Squares(log, float(pause)), ROWS, SIZE, Path(out), int(workers), "squares")
+        with shards.held(Path(out), "squares"):
+            shards.run(Squares(log, float(pause)), ROWS, SIZE, Path(out), int(workers), "squares")
     except (UserError, Interrupted) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 """
@@ -128,9 +130,19 @@ def test_kill_9_redoes_at_most_one_shard_a_worker(tmp_path, log, expected, worke
     assert len(calls(log)) <= 6 + workers
 
 
+def test_of_two_equal_runs_the_second_waits_and_makes_nothing(tmp_path, log, expected):
+    """Two experiments with the same mining share what is kept of it."""
+    running = [start(tmp_path, log, 2, pause=0.05) for _ in range(2)]
+    said = [process.communicate(timeout=60)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert content(tmp_path / "out") == expected
+    assert calls(log) == [0, 4, 8, 12, 16, 20]
+    assert sum("another process makes the same; waiting until it ends" in words for words in said) == 1
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_stops_at_once_and_says_how_to_go_on(tmp_path, log, expected, workers):
-    process = start(tmp_path, log, workers, pause=0.05)
+    process = start(tmp_path, log, workers, pause=0.3)
     until(lambda: finished(tmp_path) >= 1)
     process.terminate()
     _, error = process.communicate(timeout=20)

@@ -13,12 +13,14 @@ from tests.record.tracked import artifacts, runs, steps_of, train
 from tests.servers import Server, free_port, until
 
 
+@pytest.mark.parametrize("patience", [2.0, 0.0])
 def test_a_server_that_is_down_costs_nothing_and_gets_all_later(
-    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    patience: float, project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:pass-word@127.0.0.1:{free_port()}")
-    monkeypatch.setitem(tracking.PATIENCE, "FINISHED", 2.0)
-    train(config.load(), range(1, 8))
+    with monkeypatch.context() as short:
+        short.setitem(tracking.PATIENCE, "FINISHED", patience)
+        train(config.load(), range(1, 8))
     assert "are kept in" in caplog.text
     assert "pass-word" not in caplog.text
     (kept,) = layout.work_dir("tracking").glob("*/lines.jsonl")

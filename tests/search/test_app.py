@@ -26,7 +26,6 @@ PICTURES = 24
 ODD = b'two\nlines "<b>\xff.png'
 HOSTILE = '<script>alert(1)</script> {{ 7 * 7 }} ${7 * 7} & "quoted".'
 TAIL = " And one sentence more." * 60
-WAIT = 60_000  # milliseconds; a machine may be busy
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +122,7 @@ def test_a_long_text_finds_pictures_and_each_sentence_its_place(
         page.goto(address)
         ask(page, words)
         pictures = page.locator("#pictures .thumbnail-item")
-        expect(pictures).to_have_count(12, timeout=WAIT)
+        expect(pictures).to_have_count(12)
         hits = search.by_text(words, 12)
         expect(pictures).to_have_text([f"{hit.score:.3f}" for hit in hits])
         reading = search.reading(words)
@@ -138,7 +137,7 @@ def test_a_long_text_finds_pictures_and_each_sentence_its_place(
 
         pictures.nth(1).locator("img").click()
         panel = page.locator("#grounded")
-        expect(panel.locator("h3")).to_have_text(os.fsdecode(hits[1].path), timeout=WAIT)
+        expect(panel.locator("h3")).to_have_text(os.fsdecode(hits[1].path))
         found = grounding.ground(search.network, images.open_image(os.fsdecode(hits[1].path), 200), words)
         told = [
             (sentence.text, f"{score:.2f}")
@@ -167,7 +166,7 @@ def test_a_dropped_picture_finds_pictures_and_captions(
         page.goto(address)
         page.locator("#dropped input[type=file]").set_input_files(rows[3].image)
         captions = page.locator("#captions li")
-        expect(captions).to_have_count(5, timeout=WAIT)
+        expect(captions).to_have_count(5)
         # The picture itself is the nearest; a gallery shows no names.
         expect(page.locator("#pictures .thumbnail-item").first).to_have_text("1.000")
         shown = [text[len("0.000") :] for text in captions.all_inner_texts()]
@@ -195,10 +194,10 @@ def test_a_picture_of_an_odd_name(server: tuple, browser: Browser, project: Path
         page.locator("#words textarea").fill("A red circle.")
         page.locator("#dropped input[type=file]").set_input_files(project / "odd.png")
         first = page.locator("#pictures .thumbnail-item").first
-        expect(first).to_have_text("1.000", timeout=WAIT)
+        expect(first).to_have_text("1.000")
         first.locator("img").click()
         name = f'{project}/data/scenes/images/two\\nlines "<b>\\xff.png'
-        expect(page.locator("#grounded h3")).to_have_text(name, timeout=WAIT)
+        expect(page.locator("#grounded h3")).to_have_text(name)
     assert seen.faults == []
 
 
@@ -209,12 +208,12 @@ def test_ten_thousand_words(server: tuple, browser: Browser, search: Search) -> 
         page.goto(address)
         ask(page, words)
         pictures = page.locator("#pictures .thumbnail-item")
-        expect(pictures).to_have_text([f"{hit.score:.3f}" for hit in search.by_text(words, 12)], timeout=WAIT)
+        expect(pictures).to_have_text([f"{hit.score:.3f}" for hit in search.by_text(words, 12)])
         expect(page.locator("#reading")).to_contain_text(
-            f"{search.reading(words).tokens} tokens, the model reads", timeout=WAIT
+            f"{search.reading(words).tokens} tokens, the model reads"
         )
         pictures.first.locator("img").click()
-        expect(page.locator("#grounded")).to_contain_text("Beyond the context, not read:", timeout=WAIT)
+        expect(page.locator("#grounded")).to_contain_text("Beyond the context, not read:")
         browsers.keep(page, "app-ten-thousand-words")
         assert browsers.overflow(page) == 0
     assert seen.faults == []
@@ -231,10 +230,10 @@ def test_a_large_file_is_refused_in_words(
         page.goto(address)
         page.locator("#dropped input[type=file]").set_input_files(tmp_path / "large.jpg")
         words = 'File(s) exceed the maximum allowed size of 20.0 Mb: "large.jpg"'
-        expect(page.get_by_text(words)).to_be_visible(timeout=WAIT)
+        expect(page.get_by_text(words)).to_be_visible()
         # The page takes another one.
         page.locator("#dropped input[type=file]").set_input_files(project / "odd.png")
-        expect(page.locator("#pictures .thumbnail-item")).to_have_count(12, timeout=WAIT)
+        expect(page.locator("#pictures .thumbnail-item")).to_have_count(12)
 
 
 def test_what_cannot_be_done_is_said(server: tuple, browser: Browser, tmp_path: Path) -> None:
@@ -243,9 +242,9 @@ def test_what_cannot_be_done_is_said(server: tuple, browser: Browser, tmp_path: 
     with browsers.page(browser, address, viewport=browsers.DESK) as (page, _):
         page.goto(address)
         ask(page, "   ")
-        expect(page.get_by_text("the text is empty; describe a picture")).to_be_visible(timeout=WAIT)
+        expect(page.get_by_text("the text is empty; describe a picture")).to_be_visible()
         page.locator("#dropped input[type=file]").set_input_files(tmp_path / "archive.jpg")
-        expect(page.get_by_text("archive.jpg: not a picture")).to_be_visible(timeout=WAIT)
+        expect(page.get_by_text("archive.jpg: not a picture")).to_be_visible()
 
 
 def test_it_listens_on_loopback_alone(server: tuple) -> None:

@@ -129,5 +129,5 @@ def test_both_passes_of_a_chunked_step_are_compiled(tmp_path: Path) -> None:
     # In a process of its own: what checks shapes in tests breaks graphs.
     child = trainings.forks().Process(target=_compiled, args=(str(tmp_path),))
     child.start()
-    child.join(240)
+    child.join(300)
     assert child.exitcode == 0

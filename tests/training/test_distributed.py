@@ -53,7 +53,7 @@ def together(work: Callable[..., None], *arguments: Any) -> None:
     for child in children:
         child.start()
     for child in children:
-        child.join(240)
+        child.join(300)
     told = [path.read_text() for path in sorted(Path.cwd().glob("error-*"))]
     assert [child.exitcode for child in children] == [0, 0], "\n".join(told)
 
@@ -260,5 +260,5 @@ def _orphan(parent: int) -> None:
 def test_a_process_whose_parent_is_gone_does_not_start() -> None:
     child = trainings.forks().Process(target=_orphan, args=(1 << 22,))
     child.start()
-    child.join(60)
+    child.join(300)
     assert child.exitcode == EXIT_RESUMABLE

@@ -30,7 +30,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Job:
     """`goal train stage2` in two processes, as a user starts it: 16 steps, saved after each."""
 
-    settings = values(trainings.params(train__processes=2, train__checkpoint_minutes=1e-9, stage2__epochs=8))
+    settings = values(trainings.params(train__processes=2, train__checkpoint_minutes=1e-9, stage2__epochs=16))
 
     def __init__(self) -> None:
         Path("params.yaml").write_text(yaml.safe_dump(self.settings))
@@ -54,6 +54,7 @@ class Job:
         """Process ids in the order of the ranks, once both have started."""
         ranks: dict[int, int] = {}
         while sorted(ranks) != [0, 1]:
+            assert self.process.poll() is None, self.process.communicate()[1]
             for child in psutil.Process(self.process.pid).children():
                 # Those that are gone already looked at the machine.
                 with suppress(psutil.NoSuchProcess, KeyError):

@@ -63,7 +63,7 @@ def _count(folder: str, workers: int) -> None:
 def test_many_chunks_do_not_use_up_the_files_a_process_may_open(tmp_path: Path) -> None:
     child = trainings.forks().Process(target=_count, args=(str(tmp_path), 1))
     child.start()
-    child.join(60)
+    child.join(300)
     # One whose loader has lost its files may wait for ever.
     child.kill()
     assert child.exitcode == 0

@@ -146,7 +146,7 @@ def test_a_signal_ends_packing_at_once_and_it_goes_on_later(rows, spec, monkeypa
     """A training, which packs, only takes signals down and acts upon them between two steps."""
     monkeypatch.setattr(packed, "SHARD", 1)
     # Long enough that the signal comes in the middle.
-    many = [Row(f"{row.id}-{n:02d}", *list(vars(row).values())[1:]) for n in range(50) for row in rows]
+    many = [Row(f"{row.id}-{n:02d}", *list(vars(row).values())[1:]) for n in range(150) for row in rows]
 
     def send() -> None:
         until(lambda: any(Path("work/packed").glob("*/*.parquet")))

@@ -71,7 +71,7 @@ def _start(params: Params, die: str = "") -> Any:
 
 def _finish(params: Params) -> dict[str, bytes]:
     child = _start(params)
-    child.join(120)
+    child.join(300)
     assert child.exitcode == 0
     assert Path("status").read_text() == "done"
     return trainings.outputs("stage2")
@@ -87,7 +87,7 @@ def test_a_killed_training_ends_with_the_same_bytes(die: str) -> None:
     whole = _finish(often())
     _forget()
     child = _start(often(), die)
-    child.join(120)
+    child.join(300)
     assert child.exitcode == -signal.SIGKILL
     assert list(Path("work/train-stage2").glob("*/step-*"))
     assert _finish(often()) == whole
@@ -101,7 +101,7 @@ def test_a_kill_in_every_delicate_place_changes_nothing(die: str) -> None:
     whole = _finish(params)
     _forget()
     child = _start(params, die)
-    child.join(120)
+    child.join(300)
     assert child.exitcode == -signal.SIGKILL
     assert _finish(params) == whole
 
@@ -127,7 +127,7 @@ def test_twenty_kills_at_random_points_give_the_same_bytes() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals) -> None:
-    params = trainings.params(stage2__epochs=60)
+    params = trainings.params(stage2__epochs=120)
     whole = _finish(params)
     _forget()
     child = _start(params)
@@ -135,7 +135,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals) -> 
         time.sleep(0.01)
     time.sleep(0.1)
     os.kill(child.pid, number)
-    child.join(60)
+    child.join(300)
     assert Path("status").read_text().startswith("interrupted stage2: saved after step")
     assert len(list(Path("work/train-stage2").glob("*/step-*"))) == 1
     assert _finish(params) == whole
@@ -149,7 +149,7 @@ def _forget() -> None:
 
 def test_other_parameters_do_not_go_on_from_an_old_state() -> None:
     child = _start(often(), "update:6")
-    child.join(120)
+    child.join(300)
     other = often(stage2__lr=0.001)
     resumed = _finish(other)
     _forget()

@@ -43,7 +43,7 @@ def expected(project: Path) -> dict[str, bytes]:
     """What the training leaves that nobody disturbs."""
     child = trainings.forks().Process(target=_train, args=(str(project),))
     child.start()
-    child.join(120)
+    child.join(300)
     assert child.exitcode == 0
     found = trainings.outputs("stage2")
     for path in trainings.OUTPUTS:
