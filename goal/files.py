@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from weakref import WeakSet
 
 import goal
 from goal.errors import UserError
@@ -83,11 +84,38 @@ def alone(path: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
     with path.open("w") as file:
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if wait else 0))
+                lock(file, wait=wait is None)
                 break
             except BlockingIOError:
                 wait()
         yield
+
+
+def lock(file: IO, wait: bool = False) -> None:
+    """Hold an open file until this process closes it or ends; BlockingIOError where another one holds it.
+
+    wait: wait for the other one instead.
+    """
+    _locked.add(file)
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def _let_go() -> None:
+    """Take a forked child's share of all locks from it.
+
+    A child holds what it inherits: the data workers of a killed training outlive it by seconds, and would
+    keep out the one that goes on.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for file in _locked:
+        if not file.closed:
+            # Not closed, which would write what the parent is just writing.
+            os.dup2(nothing, file.fileno(), inheritable=False)
+    os.close(nothing)
+
+
+_locked: WeakSet[IO] = WeakSet()
+os.register_at_fork(after_in_child=_let_go)
 
 
 def digest(path: Path) -> str:

@@ -95,7 +95,7 @@ def _locked(folder: Path) -> BinaryIO | None:
     lines = (folder / "lines.jsonl").open("a+b")
     for patience in (0.05, 0.1, 0.2, 0):
         try:
-            fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.lock(lines)
             break
         except BlockingIOError:
             if not patience:

@@ -5,7 +5,6 @@ the run is, the tensors' sha256). Such a folder is complete: it was written unde
 renamed.
 """
 
-import fcntl
 import glob
 import hashlib
 import json
@@ -76,7 +75,7 @@ class Checkpoints:
         files.make_folder(self.folder)
         with (self.folder / "lock").open("w") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                files.lock(lock)
             except BlockingIOError as error:
                 raise UserError(
                     f"{self.folder}: another process trains this right now; wait for it"
