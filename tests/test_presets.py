@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from dvc.utils.serialize import load_yaml
 
 from goal import config, presets
 from goal.errors import UserError
@@ -24,6 +25,13 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_presets_are_valid(name: str) -> None:
     config.load(ROOT / "presets" / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dvc_reads_the_same_in_a_preset(name: str) -> None:
+    """Its reader is another one, which refuses what ours takes: a key that is given twice."""
+    path = ROOT / "presets" / f"{name}.yaml"
+    assert config.parse(load_yaml(str(path)), "DVC") == config.load(path)
 
 
 def test_the_default_is_the_preset_scenes() -> None:
