@@ -5,12 +5,32 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+
+
+@contextmanager
+def beside(act: Callable[[], None]) -> Iterator[None]:
+    """A thread does `act` again and again until the end of the block; its fault is one of the test."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            act()
+
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(work)
+        try:
+            yield
+        finally:
+            over.set()
+        busy.result()
 
 
 class Server:

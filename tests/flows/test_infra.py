@@ -5,8 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ import yaml
 
 from infra import processes, servers
 from tests.imports import ROOT
-from tests.servers import alive, until
+from tests.servers import alive, beside, until
 
 INFRA = ROOT / "infra"
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
@@ -207,18 +205,7 @@ def test_who_asks_while_another_up_writes_reads_the_same_password(
     (tmp_path / "run").mkdir()
     addresses = servers.Addresses("http://127.0.0.1:1", "http://127.0.0.1:2")
     password = servers._settings(addresses)["PREFECT_API_AUTH_STRING"]
-    written = threading.Event()
-
-    def write() -> None:
-        for _ in range(500):
-            servers._settings(addresses)
-        written.set()
-
-    with ThreadPoolExecutor() as pool:
-        done = pool.submit(write)
-        found = set()
-        while not written.is_set():
-            found.add(servers._password())
-        done.result()
+    with beside(lambda: servers._settings(addresses)):
+        found = {servers._password() for _ in range(5000)}
     assert found == {password}
     assert (tmp_path / "run" / servers.PROFILE).stat().st_mode & 0o077 == 0

@@ -1,12 +1,11 @@
 """The journal of a run: one owner, and no line lost but the torn one."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from goal.record.journal import Journal, leftovers, owned
+from tests.servers import beside
 
 
 def test_a_journal_survives_a_torn_line_and_has_one_owner(tmp_path: Path) -> None:
@@ -30,21 +29,14 @@ def test_a_journal_survives_a_torn_line_and_has_one_owner(tmp_path: Path) -> Non
 
 def test_leftovers_may_go_while_they_are_looked_for(tmp_path: Path) -> None:
     """Two commands at once: the other one delivers them."""
-    over = threading.Event()
 
     def come_and_go() -> None:
-        while not over.is_set():
-            made = [Journal(tmp_path / str(number)) for number in range(20)]
-            for journal in made:
-                journal.close()
-            for journal in made:
-                journal.remove()
+        made = [Journal(tmp_path / str(number)) for number in range(20)]
+        for journal in made:
+            journal.close()
+        for journal in made:
+            journal.remove()
 
-    with ThreadPoolExecutor(1) as pool:
-        busy = pool.submit(come_and_go)
-        try:
-            seen = [leftovers(tmp_path) for _ in range(500)]
-        finally:
-            over.set()
-        busy.result()
+    with beside(come_and_go):
+        seen = [leftovers(tmp_path) for _ in range(500)]
     assert any(seen)

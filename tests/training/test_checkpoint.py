@@ -5,8 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import torch
 from goal.errors import UserError
 from goal.training import checkpoint
 from goal.training.checkpoint import TENSORS, VALUES, Checkpoints, Saved
+from tests.servers import beside
 
 IDENTITY = {"seed": 0, "stage2.lr": 3e-4, "data/x/train.parquet": "a" * 64}
 
@@ -116,24 +115,17 @@ def test_other_parameters_start_afresh_and_say_what_lies_there(tmp_path: Path, c
 def test_another_training_may_end_while_one_begins(tmp_path: Path) -> None:
     mine = Checkpoints(tmp_path, IDENTITY, 2)
     others = [Checkpoints(tmp_path, IDENTITY | {"seed": seed}, 2) for seed in range(1, 20)]
-    over = threading.Event()
 
     def come_and_go() -> None:
-        while not over.is_set():
-            for other in others:
-                (other.folder / "step-00000001").mkdir(parents=True)
-            for other in others:
-                other.clear()
+        for other in others:
+            (other.folder / "step-00000001").mkdir(parents=True)
+        for other in others:
+            other.clear()
 
-    with ThreadPoolExecutor(1) as pool:
-        busy = pool.submit(come_and_go)
-        try:
-            for _ in range(200):
-                with mine.held():
-                    assert mine.restore() is None
-        finally:
-            over.set()
-        busy.result()
+    with beside(come_and_go):
+        for _ in range(200):
+            with mine.held():
+                assert mine.restore() is None
 
 
 def test_a_draft_that_a_kill_left_is_no_checkpoint(tmp_path: Path) -> None:

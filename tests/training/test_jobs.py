@@ -28,7 +28,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Job:
-    """`goal train stage2` in two processes, as a user starts it: 16 steps, saved after each."""
+    """`goal train stage2` in two processes, as a user starts it: 32 steps, saved after each."""
 
     settings = values(trainings.params(train__processes=2, train__checkpoint_minutes=1e-9, stage2__epochs=16))
 
