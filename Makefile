@@ -1,9 +1,11 @@
 # Everything a user types. `make demo`: from nothing to a benchmark table and a registered model.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
-BIN := $(CURDIR)/.venv/bin
+# The newest Python that the tests pass on; 3.14 after these, for which the lock resolves and no test was run.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 python3; do \
+  "$$python" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null \
+    && { command -v "$$python"; break; }; done)
 READY := .venv/installed
 # The tools of .venv first; no telemetry from anything that the project starts.
-export PATH := $(BIN):$(PATH)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -11,13 +13,18 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .PHONY: install demo test test-tools test-slow lint format lock ui up down clean distclean
 
-$(READY): requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "goal: no python3.11 found; install it or set PYTHON=..."; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
-	  echo "goal: no virtual environment could be made; on Debian: apt install python3.11-venv"; exit 2; }
-	$(BIN)/python -m pip install --quiet --upgrade uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+# Paths are relative: the name of this folder may hold spaces.
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "goal: no Python 3.11 to 3.14 with venv found;" \
+	  "on Debian: apt install python3-venv; elsewhere set PYTHON=..."; exit 2; }
+	@"$(PYTHON)" -m venv .venv || { rm -rf .venv; echo "goal: $(PYTHON) made no virtual environment;" \
+	  "on Debian: apt install python3-venv; elsewhere set PYTHON=..."; exit 2; }
+
+$(READY): requirements.lock pyproject.toml | .venv/bin/python
+	@.venv/bin/python -c 'import sys; print("goal: installing for Python", sys.version.split()[0], "of", sys.base_prefix)'
+	@.venv/bin/python -m pip install --quiet --upgrade uv
+	@.venv/bin/python -m uv pip install --quiet --python .venv/bin/python --compile-bytecode --require-hashes -r requirements.lock
+	@.venv/bin/python -m uv pip install --quiet --python .venv/bin/python --no-deps --editable .
 	@touch $@
 
 install: $(READY)
@@ -50,7 +57,7 @@ format: $(READY)
 
 # The one place where versions change.
 lock: $(READY)
-	uv pip compile pyproject.toml --all-extras --generate-hashes --no-header --quiet -o requirements.lock
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11.0 --generate-hashes --no-header --quiet -o requirements.lock
 
 # MLflow, Prefect and a worker on this machine, on 127.0.0.1 only; the pipeline needs none of them.
 up: $(READY)
