@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from goal import config
+from goal import config, proxies
 from goal.commands import models, search
 from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT, EXIT_USER_ERROR, Interrupted, Unavailable, UserError
 
@@ -261,6 +261,7 @@ def main() -> None:
     if not sys.stderr.isatty():
         # In a log, a bar drawn ten times a second is noise; tqdm reads this when it is first imported.
         os.environ.setdefault("TQDM_MININTERVAL", "10")
+    os.environ.update(proxies.bypassing(os.environ))
     try:
         app()
     except UserError as error:

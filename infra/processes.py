@@ -69,9 +69,11 @@ class Service:
     def wait(self, address: str) -> None:
         """Return once `address` answers; raises ServerError where the process ends or takes too long."""
         deadline = time.monotonic() + START_SECONDS
+        # The address is on this machine: a proxy of the environment would answer for the server, or never.
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while time.monotonic() < deadline and self.process():
             try:
-                with urllib.request.urlopen(address, timeout=2):
+                with direct.open(address, timeout=2):
                     return
             except (urllib.error.URLError, TimeoutError, ConnectionError):
                 time.sleep(0.3)

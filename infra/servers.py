@@ -3,16 +3,18 @@
 import json
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows import POOL
-from goal import files
+from goal import files, proxies
 from infra.processes import START_SECONDS, ServerError, Service, port
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +69,7 @@ def up() -> None:
             )
             files.write_json(vars(found), run_dir() / ADDRESSES)
         addresses = _recorded()
-        environment = QUIET | _settings(addresses)
+        environment = QUIET | proxies.bypassing(os.environ) | _settings(addresses)
         mlflow, prefect, worker = (service(name) for name in SERVERS)
         try:
             for one in (mlflow, prefect):
@@ -114,8 +116,11 @@ def ui() -> str | None:
         "",
         "In this folder `prefect` and `goal` find them. In a shell elsewhere:",
         f"export MLFLOW_TRACKING_URI={addresses.mlflow}",
-        f"export PREFECT_PROFILES_PATH={run_dir() / PROFILE}",
+        f"export PREFECT_PROFILES_PATH={shlex.quote(str(run_dir() / PROFILE))}",
+        f"export NO_PROXY={proxies.bypassing(os.environ)['NO_PROXY']}",
     ]
+    if urllib.request.getproxies() and not urllib.request.proxy_bypass(HOST):
+        lines += ["", "This shell uses a proxy: `prefect` needs NO_PROXY in this folder too."]
     return "\n".join(lines) + "\n"
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import requests
 from tests.imports import ROOT
 
 SECONDS = 900.0  # to give up after; no speed is asserted: other work may share the machine
+DEAD_PROXY = "http://127.0.0.1:9"
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 # The whole pipeline on a handful of scenes.
 TINY = [
@@ -53,6 +55,8 @@ class Project:
         self.root = root
         tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.environment = {"PATH": tools, "HOME": os.environ["HOME"], "OMP_NUM_THREADS": "1"}
+        # A proxy that answers nobody: what is on this machine must be reached without it.
+        self.environment |= {"HTTP_PROXY": DEAD_PROXY, "HTTPS_PROXY": DEAD_PROXY}
         names = _output(ROOT, "git", "ls-files", "-co", "--exclude-standard").splitlines()
         for name in names:
             if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith("metrics/"):
@@ -86,8 +90,9 @@ class Project:
     def up(self) -> str:
         """Start the servers; commands in the project's folder find Prefect's by themselves."""
         told = self.say(sys.executable, "-m", "infra.servers", "up")
-        lines = [line.removeprefix("export ") for line in told.splitlines() if line.startswith("export ")]
-        self.exports = dict(line.split("=", 1) for line in lines)
+        exports = shlex.split(" ".join(line for line in told.splitlines() if line.startswith("export ")))
+        self.exports = dict(word.split("=", 1) for word in exports if word != "export")
+        self.environment["NO_PROXY"] = self.exports["NO_PROXY"]
         self.mlflow = self.exports["MLFLOW_TRACKING_URI"]
         profile = tomllib.loads((self.root / "run" / "profiles.toml").read_text())["profiles"]["goal"]
         self.prefect = profile["PREFECT_API_URL"].removesuffix("/api")
@@ -179,7 +184,8 @@ class Project:
 @contextmanager
 def serving(folder: Path) -> Iterator[Project]:
     """A project whose servers run within; nothing of it is left after."""
-    project = Project(folder / "project")
+    # A name that shells, DVC's configuration and URLs each trip over if it is not quoted.
+    project = Project(folder / "mein Projekt [ü]")
     try:
         project.up()
         yield project

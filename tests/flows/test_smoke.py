@@ -78,3 +78,12 @@ def test_ui_tells_what_runs(project: Project) -> None:
     assert project.prefect in told
     assert ":".join(project.password) in told
     assert "not running" not in told
+
+
+def test_ui_says_what_a_shell_with_a_proxy_needs(project: Project) -> None:
+    words = "This shell uses a proxy"
+    command = (sys.executable, "-m", "infra.servers", "ui")
+    assert words not in project.say(*command)
+    del project.environment["NO_PROXY"]
+    assert words in project.say(*command)
+    project.environment["NO_PROXY"] = project.exports["NO_PROXY"]
