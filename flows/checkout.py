@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from dvc.config_schema import RelPath
 from dvc.repo import Repo
 
 from goal import config
@@ -123,7 +124,9 @@ def _make(home: Path, root: Path, commit: str) -> None:
 def _configure(home: Path, root: Path) -> None:
     """The user's own cache for all; and no word from DVC on what to add to git, since `keep` does."""
     with Repo(str(home)) as repo:
-        cache = {**repo.config.load_one("local").get("cache", {}), "dir": repo.cache.local_cache_dir}
+        # Relative to the worktree: DVC writes its configuration in ASCII, and the path to the project need not be.
+        folder = RelPath(repo.cache.local_cache_dir)
+        cache = {**repo.config.load_one("local").get("cache", {}), "dir": folder}
     with Repo(str(root)) as repo, repo.config.edit("local") as own:
         own["cache"] = cache
         own["core"] = {"autostage": True}

@@ -39,7 +39,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(project: Path, tmp_path: Path) -> Path:
     """A copy of it, with something of the user's own lying about."""
-    root = tmp_path / "project"
+    root = tmp_path / "mein Projekt [ü]"
     shutil.copytree(project, root)
     (root / "dvc.yaml").write_text("the user is in the middle of something\n")
     (root / "notes.txt").write_text("mine\n")
