@@ -111,9 +111,14 @@ def test_the_decoder_gives_the_packages_masks_and_qualities(untrained) -> None:
     torch.testing.assert_close(every.logits, logits.flatten(0, 1), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(every.quality, quality.flatten(), rtol=1e-4, atol=1e-4)
     assert every.point.tolist() == [point for point in range(7) for _ in range(3)]
-    limit = quality.median().item()
+    # Between the two qualities that lie furthest apart, so that no last bit decides which masks are kept.
+    ordered = quality.flatten().sort().values
+    below = int(ordered.diff().argmax())
+    limit = ordered[below : below + 2].mean().item()
+    assert limit - ordered[below] > 0.01
     good = picture.masks(points, limit)
     keep = quality.flatten() > limit
+    assert 0 < keep.sum() < len(keep)
     torch.testing.assert_close(good.logits, logits.flatten(0, 1)[keep], rtol=1e-3, atol=1e-3)
     assert torch.equal(good.point, every.point[keep])
     assert picture.masks(points, torch.inf).logits.shape == (0, 64, 64)
