@@ -124,7 +124,7 @@ def _make(home: Path, root: Path, commit: str) -> None:
 def _configure(home: Path, root: Path) -> None:
     """The user's own cache for all; and no word from DVC on what to add to git, since `keep` does."""
     with Repo(str(home)) as repo:
-        # Relative to the worktree: DVC writes its configuration in ASCII, and the path to the project need not be.
+        # Relative to the worktree: DVC writes its configuration in ASCII, which the full path need not be.
         folder = RelPath(repo.cache.local_cache_dir)
         cache = {**repo.config.load_one("local").get("cache", {}), "dir": folder}
     with Repo(str(root)) as repo, repo.config.edit("local") as own:

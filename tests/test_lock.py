@@ -42,9 +42,12 @@ def asked(requirement: Requirement, python: str, extras: set[str]) -> bool:
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_every_requirement_has_its_pin(python: str) -> None:
-    """Followed through the packages that are installed here: what this Python does not need is not looked into."""
+    """Followed through the packages installed here; those of other Pythons alone are not followed further."""
     pinned = pins(python)
-    own = [*PROJECT["dependencies"], *(line for more in PROJECT["optional-dependencies"].values() for line in more)]
+    own = [
+        *PROJECT["dependencies"],
+        *(line for more in PROJECT["optional-dependencies"].values() for line in more),
+    ]
     wanted = [(PROJECT["name"], Requirement(line)) for line in own]
     seen: set[tuple[str, frozenset[str]]] = set()
     while wanted:
@@ -52,7 +55,9 @@ def test_every_requirement_has_its_pin(python: str) -> None:
         name = canonicalize_name(requirement.name)
         assert name in pinned, f"{requirement} of {by} is not in requirements.lock for Python {python}"
         version = str(pinned[name].specifier).removeprefix("==")
-        assert requirement.specifier.contains(version, prereleases=True), f"{by}: {requirement}, not {version}"
+        assert requirement.specifier.contains(version, prereleases=True), (
+            f"{by}: {requirement}, not {version}"
+        )
         if (name, frozenset(requirement.extras)) in seen:
             continue
         seen.add((name, frozenset(requirement.extras)))
