@@ -3,11 +3,13 @@
 A child trains in the folder it is given; `die` names the place of its death.
 """
 
+import contextlib
 import multiprocessing
 import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,33 +79,48 @@ def _finish(params: Params) -> dict[str, bytes]:
     return trainings.outputs("stage2")
 
 
+Undisturbed = Callable[[Params], dict[str, bytes]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """What a training leaves that nobody kills; one with the same parameters runs once for all tests."""
+    known: dict[str, dict[str, bytes]] = {}
+
+    def outputs(params: Params) -> dict[str, bytes]:
+        key = params.model_dump_json()
+        if key not in known:
+            with contextlib.chdir(tmp_path_factory.mktemp("undisturbed")):
+                trainings.project(without={1, 4})
+                known[key] = _finish(params)
+        return known[key]
+
+    return outputs
+
+
 def often(**changes: Any) -> Params:
     """A training that saves after every step."""
     return trainings.params(train__checkpoint_minutes=1e-9, stage2__epochs=4, **changes)
 
 
 @pytest.mark.parametrize("die", ["update:6", "rename:3"])
-def test_a_killed_training_ends_with_the_same_bytes(die: str) -> None:
-    whole = _finish(often())
-    _forget()
+def test_a_killed_training_ends_with_the_same_bytes(die: str, undisturbed: Undisturbed) -> None:
     child = _start(often(), die)
     child.join(300)
     assert child.exitcode == -signal.SIGKILL
     assert list(Path("work/train-stage2").glob("*/step-*"))
-    assert _finish(often()) == whole
+    assert _finish(often()) == undisturbed(often())
     assert not list(Path("work/train-stage2").glob("*/step-*"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("die", ["update:1", "sync:2", "sync:4", "rename:1", "publish", "clear"])
-def test_a_kill_in_every_delicate_place_changes_nothing(die: str) -> None:
+def test_a_kill_in_every_delicate_place_changes_nothing(die: str, undisturbed: Undisturbed) -> None:
     params = often(stage2__keep="best", train__loader_workers=1)
-    whole = _finish(params)
-    _forget()
     child = _start(params, die)
     child.join(300)
     assert child.exitcode == -signal.SIGKILL
-    assert _finish(params) == whole
+    assert _finish(params) == undisturbed(params)
 
 
 @pytest.mark.slow
@@ -126,10 +143,11 @@ def test_twenty_kills_at_random_points_give_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals) -> None:
-    params = trainings.params(stage2__epochs=120)
-    whole = _finish(params)
-    _forget()
+def test_a_signal_saves_and_the_same_command_goes_on(
+    number: signal.Signals, undisturbed: Undisturbed
+) -> None:
+    # Long enough for the signal to come before the end.
+    params = trainings.params(stage2__epochs=120, stage2__validate_epochs=120)
     child = _start(params)
     while child.is_alive() and not list(Path("work/train-stage2").glob("*/lock")):
         time.sleep(0.01)
@@ -138,13 +156,12 @@ def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals) -> 
     child.join(300)
     assert Path("status").read_text().startswith("interrupted stage2: saved after step")
     assert len(list(Path("work/train-stage2").glob("*/step-*"))) == 1
-    assert _finish(params) == whole
+    assert _finish(params) == undisturbed(params)
 
 
 def _forget() -> None:
     for name in trainings.OUTPUTS:
         Path(name.format("stage2")).unlink()
-    Path("status").unlink()
 
 
 def test_other_parameters_do_not_go_on_from_an_old_state() -> None:
