@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import tomllib
 import urllib.request
 from contextlib import AbstractContextManager
@@ -79,7 +80,7 @@ def up() -> None:
             prefect.wait(f"{addresses.prefect}/api/health")
             if worker in missing:
                 _prepare(environment)
-                worker.start(_command("worker", addresses), ROOT, environment)
+                worker.start(_command("worker", addresses), ROOT, environment | {"TMPDIR": str(_own_tmp())})
         except BaseException:
             for one in missing:
                 one.stop(signal.SIGTERM, STOP_SECONDS)
@@ -186,6 +187,19 @@ def _mlflow(address: str) -> list[str]:
 
 def _listen(address: str) -> list[str]:
     return ["--host", HOST, "--port", address.rsplit(":", 1)[1]]
+
+
+def _own_tmp() -> Path:
+    """A folder for temporary files of this user alone.
+
+    Prefect's runner puts its files into one folder of the same name for all users of a machine: the worker of
+    the second user could not start.
+    """
+    folder = Path(tempfile.gettempdir()) / f"goal-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise ServerError(f"{folder}: belongs to another user; set TMPDIR to a folder of your own")
+    return folder
 
 
 def _prepare(environment: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ import functools
 import glob
 import multiprocessing
 import os
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,8 @@ def forks() -> ForkServerContext:
     # The server reads it when it starts; tests run in folders from which the package is not seen.
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
     context.set_forkserver_preload(["goal.train", "tests.trainings"])
+    # One that an earlier test started has other modules in it: each child would import for seconds.
+    forkserver._forkserver._stop()
     return context
 
 

@@ -70,8 +70,12 @@ def _tar_members(archive: Path, draft: Path) -> Iterator[None]:
     with tarfile.open(archive) as tar:
         for member in tar:
             _check(archive, member.name, member.isreg() or member.isdir())
-            # The filter drops owners and odd modes, and refuses by itself what was missed above.
-            tar.extract(member, draft, set_attrs=False, filter="data")
+            target = draft / member.name
+            (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
+            if member.isreg():
+                # Not `extract`, whose filters Python has from 3.11.4 on: here only contents are taken over.
+                with tar.extractfile(member) as content, target.open("wb") as file:
+                    shutil.copyfileobj(content, file)
             yield
         # The tar ends before its file does: a checksum over all of it comes last, and a damaged header passes
         # for the end, with members behind it.

@@ -54,7 +54,12 @@ class Project:
     def __init__(self, root: Path) -> None:
         self.root = root
         tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self.environment = {"PATH": tools, "HOME": os.environ["HOME"], "OMP_NUM_THREADS": "1"}
+        self.environment = {"PATH": tools, "OMP_NUM_THREADS": "1"}
+        self.environment |= {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
+        # As where another user's worker was started first: Prefect's folder for temporary files is not ours.
+        (root.parent / "tmp").mkdir(parents=True)
+        (root.parent / "tmp" / "runner_storage").touch()
+        self.environment["TMPDIR"] = str(root.parent / "tmp")
         # A proxy that answers nobody: what is on this machine must be reached without it.
         self.environment |= {"HTTP_PROXY": DEAD_PROXY, "HTTPS_PROXY": DEAD_PROXY}
         names = _output(ROOT, "git", "ls-files", "-co", "--exclude-standard").splitlines()
