@@ -125,6 +125,7 @@ def _compiled(folder: str) -> None:
         torch.testing.assert_close(one.grad, other.grad)
 
 
+@pytest.mark.slow
 def test_both_passes_of_a_chunked_step_are_compiled(tmp_path: Path) -> None:
     # In a process of its own: what checks shapes in tests breaks graphs.
     child = trainings.forks().Process(target=_compiled, args=(str(tmp_path),))

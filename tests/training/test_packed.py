@@ -69,6 +69,7 @@ def test_tensors_are_those_from_the_files(rows, spec) -> None:
             assert torch.equal(prepare(pictures.crop(number, index)), prepare(crop))
 
 
+@pytest.mark.parametrize("spec", ["squash"], indirect=True)
 def test_bytes_repeat_and_what_is_there_is_kept(rows, spec) -> None:
     packed.prepare(rows, BOXES, spec, 10.0, 2)
     first, made = folder(), digests(folder())
@@ -166,6 +167,7 @@ def test_a_signal_ends_packing_at_once_and_it_goes_on_later(rows, spec, monkeypa
     assert whole.items() <= done.items()
 
 
+@pytest.mark.parametrize("spec", ["squash"], indirect=True)
 def test_a_disk_that_fills_up_is_one_line_and_a_rerun_completes(rows, spec, small_disk, monkeypatch) -> None:
     disk = small_disk(60)
     monkeypatch.setenv("DVC_ROOT", str(disk.path))
