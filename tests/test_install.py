@@ -1,0 +1,65 @@
+"""`make install` on machines unlike ours: odd folder names, no HOME, a strict umask, no locale."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.imports import ROOT
+
+
+def run(folder: Path, command: str, **more: str) -> str:
+    kept = {name: value for name, value in os.environ.items() if "SSL" in name or "CERT" in name}
+    environment = kept | {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C", **more}
+    done = subprocess.run(
+        ["sh", "-c", f"umask 077; {command}"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """The committed state in a folder whose name shells, make and URLs each read in their own way."""
+    folder = tmp_path / "my goal [1] ü & 'co'"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_it_installs_and_starts_without_home_in_any_folder(clone: Path) -> None:
+    python = shlex.quote(sys.executable)
+    said = run(clone, f"make install PYTHON={python}")
+    assert f"goal: installing for Python {sys.version.split()[0]} of {sys.base_prefix}" in said
+    assert "Usage: goal" in run(clone, ".venv/bin/goal --help")
+    assert "scenes" in run(clone, ".venv/bin/goal check")
+    assert "train@stage2" in run(clone, ".venv/bin/dvc status --quiet || .venv/bin/dvc stage list")
+
+
+def test_the_newest_supported_python_is_taken(tmp_path: Path) -> None:
+    """Of those that run and can make virtual environments; one that is only named does not count."""
+    for name, code in (("python3.13", 1), ("python3.12", 0), ("python3.11", 0)):
+        script = tmp_path / name
+        script.write_text(f"#!/bin/sh\nexit {code}\n")
+        script.chmod(0o755)
+    for name in ("sh", "make"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    said = subprocess.run(
+        ["make", "--eval", 'which:\n\t@echo "$(PYTHON)"', "which"],
+        cwd=ROOT,
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip() == str(tmp_path / "python3.12")
