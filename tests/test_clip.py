@@ -122,9 +122,8 @@ def test_packed_texts_are_the_padded_ones_in_value_and_gradient(model: GoalClip)
     ours, theirs = gradients(model, objective(packed.pooled)), gradients(model, objective(whole.pooled))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        torch.testing.assert_close(
-            value, theirs[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        # As a whole: single numbers near 0 are rounding of the largest ones.
+        assert (value - theirs[name]).norm() <= 1e-5 * theirs[name].norm() + 1e-5, name
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -145,6 +145,20 @@ def test_a_crop_is_embedded_as_the_pixels_that_its_box_touches(project: Path) ->
         embed.embed([Path("models/base")], [outside], ["A dog."], SETTINGS)
 
 
+def test_copies_of_a_picture_have_one_embedding(project: Path) -> None:
+    """In another batch its last bits would differ, and one copy would outrank the other instead of a tie."""
+    copies = [Picture(f"data/tiny/images/copy-{number}.png") for number in range(7)]
+    for copy in copies:
+        shutil.copy("data/tiny/images/0.png", copy.path)
+    box = (9.0, 5.0, 31.0, 25.0)
+    crops = [Picture(copy.path, box) for copy in copies]
+    others = [Picture(f"data/tiny/images/{number}.png") for number in range(3)]
+    (found,) = embed.embed([Path("models/base")], [*copies, *crops, *others], ["A dog."], SETTINGS)
+    for same in (copies, crops):
+        assert len({tuple(row) for row in found.of_pictures(same).tolist()}) == 1
+    assert len(found.image) == 4
+
+
 def test_what_the_set_lacks_is_said(project: Path, params: Params) -> None:
     evaluate.run(params, "zero-shot")
     for benchmark, reason in {"short": "short", "twins": "twins", "joint": "crops"}.items():

@@ -3,6 +3,8 @@
 import json
 import os
 import weakref
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from goal import clip, config, layout, pairs, text, weights
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import UserError
-from goal.mining import contact_sheet, shards
+from goal.mining import contact_sheet, matching, shards
 from goal.mining import summary as mining_summary
 from goal.mining.mined import PAIRS, SIDES
 from goal.model.network import GoalClip
@@ -282,3 +284,19 @@ def test_the_contact_sheet_outlines_in_the_colours_of_the_sentences(project):
     mine(params())
     colours = {colour for _, colour in Image.open("pairs/contact-sheet.png").getcolors(1 << 24)}
     assert {(0xC4, 0x4E, 0x00), (0x00, 0x63, 0xA6)} <= colours
+
+
+def test_a_last_bit_does_not_choose_between_equal_candidates() -> None:
+    """Crops of the same pixels differ by rounding; so do equal sentences, which are compared once."""
+    whole, *parts = [matching.Candidate((0.0, 0.0, side, side), str(side)) for side in (9.0, 8.0, 7.0)]
+    cosines = np.array([[0.3], [0.3 + 1e-7], [0.29]], dtype=np.float32)
+    assert [choice.candidate for choice in matching._nearest(cosines, [whole, *parts])] == [whole]
+    cosines[2] = 0.31
+    assert [choice.candidate for choice in matching._nearest(cosines, [whole, *parts])] == [parts[1]]
+
+
+def test_a_sentence_that_occurs_twice_makes_the_same_choice(project):
+    with_captions(("A red ball. A blue square. A red ball.", "A red ball."))
+    found = [one for one in mine(params()) if one["sentence"] != 1]
+    for _, same in groupby(sorted(found, key=itemgetter("id")), key=itemgetter("id")):
+        assert len({(one["similarity"], *(one[side] for side in SIDES)) for one in same}) == 1

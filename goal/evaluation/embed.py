@@ -99,6 +99,12 @@ def embed_with(
     """The same with networks that are loaded already, and the digests of their weights."""
     pictures, texts = sorted(set(pictures), key=str), sorted(set(texts))
     files = file_digests(pictures)
+    # Copies share an embedding: in another batch its last bits would differ, and one copy outrank the other.
+    copies: dict[tuple, list[Picture]] = {}
+    for picture in pictures:
+        copies.setdefault((files[picture.path], picture.box), []).append(picture)
+    rows = {picture: row for row, same in enumerate(copies.values()) for picture in same}
+    pictures = [same[0] for same in copies.values()]
     key = _key(files, pictures, texts, settings.device)
     kept = [layout.work_dir("embeddings") / digest / f"{key}.safetensors" for digest in digests]
     tensors = [_kept(path) for path in kept]
@@ -108,7 +114,7 @@ def embed_with(
     ):
         tensors[place] = found
         _keep(found, kept[place])
-    places = {"pictures": _places(pictures), "texts": _places(texts), "files": files}
+    places = {"pictures": rows, "texts": {one: row for row, one in enumerate(texts)}, "files": files}
     return [
         Embeddings(**found, **places, spec=network.spec, model=digest)
         for found, network, digest in zip(tensors, networks, digests, strict=True)
@@ -203,10 +209,6 @@ def prefetched(read: Callable[[Item], View], items: Iterable[Item], size: int) -
         while coming:
             batch, coming = coming, [pool.submit(read, picture) for picture in islice(remaining, size)]
             yield [view.result() for view in batch]
-
-
-def _places(items: Iterable) -> dict:
-    return {item: place for place, item in enumerate(items)}
 
 
 def _key(files: dict[str, str], pictures: list[Picture], texts: list[str], device: str) -> str:

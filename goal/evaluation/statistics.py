@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 LEVEL = 0.95
+# Means of percentages that differ by less are equal: sums of many numbers are rounded.
+ROUNDING = 1e-9
 # Resampled groups held at once: 4M draws are 32 MB.
 DRAWS = 1 << 22
 
@@ -59,7 +61,7 @@ def differences(
     delta = first - second
     means = _resampled(delta, groups, resamples, seed)
     low, high = _ends(means)
-    tail = np.minimum((means <= 0).sum(0), (means >= 0).sum(0))
+    tail = np.minimum((means <= ROUNDING).sum(0), (means >= -ROUNDING).sum(0))
     p = np.minimum(1.0, 2 * (tail + 1) / (resamples + 1))
     return [Difference(*map(float, row)) for row in zip(delta.mean(0), low, high, p, strict=True)]
 

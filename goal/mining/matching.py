@@ -30,6 +30,9 @@ from goal.mining import reading, shards
 from goal.mining.matcher import Matcher
 from goal.mining.mined import NO_REGIONS, PAIRS, REGIONS, SIDES, UNREADABLE, WHOLE, WHOLE_WINS
 
+# Cosines in single precision that are closer are equal.
+TIE = 1e-6
+
 
 class Candidate(NamedTuple):
     """A part of a picture, image frame, and the source that proposed it."""
@@ -84,8 +87,11 @@ class Match:
         crops = self._crops(rows, candidates, matcher, unreadable)
         for name, group in groupby(matcher.crops(crops), key=itemgetter(0)):
             vectors = np.stack([vector for _, vector in group])
-            texts = np.stack([sentences[one.text].vector for one in mentions[name]])
-            chosen[name] = _nearest(vectors @ texts.T, candidates[name])
+            # A sentence that occurs twice makes the same choice: it is compared once.
+            texts = list(dict.fromkeys(one.text for one in mentions[name]))
+            cosines = vectors @ np.stack([sentences[one].vector for one in texts]).T
+            choices = dict(zip(texts, _nearest(cosines, candidates[name]), strict=True))
+            chosen[name] = [choices[one.text] for one in mentions[name]]
             progress.advance(1)
         lines = []
         for row in rows:
@@ -156,8 +162,11 @@ def _size(whole: Candidate) -> tuple[int, int]:
 
 
 def _nearest(cosines: np.ndarray, candidates: list[Candidate]) -> list[Choice]:
-    """The choice of each column of cosines (K, S); of equal candidates the first: the whole before parts."""
-    best = cosines.argmax(axis=0)
+    """The choice of each column of cosines (K, S); of equal candidates the first: the whole before parts.
+
+    Equal up to TIE: crops of the same pixels differ in their last bits.
+    """
+    best = (cosines >= cosines.max(axis=0) - TIE).argmax(axis=0)
     return [Choice(candidates[row], float(cosines[row, column])) for column, row in enumerate(best)]
 
 

@@ -33,7 +33,7 @@ def of(paths: Sequence[Path], data_set: str) -> dict[str, Any]:
         table = pq.read_table(path)
         usable = table.filter(pa.compute.equal(table["dropped"], ""))
         similarity = usable["similarity"].to_numpy()
-        histogram += np.histogram(similarity, EDGES)[0]
+        histogram += np.histogram(similarity.clip(-1, 1), EDGES)[0]
         cosines += similarity.sum(dtype=np.float64)
         totals.update(
             sentences=len(table),

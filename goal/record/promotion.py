@@ -63,7 +63,7 @@ def check(
         return Outcome(gate, None, None, False, "not measured")
     mean = candidate.mean
     if gate.rule == "minimum":
-        passed = mean >= gate.value
+        passed = mean >= gate.value - statistics.ROUNDING
         return Outcome(gate, mean, None, passed, f"{mean:.2f} {'>=' if passed else '<'} {gate.value:g}")
     if first:
         return Outcome(gate, mean, None, True, "no champion to compare with")
@@ -71,13 +71,13 @@ def check(
         return Outcome(gate, mean, None, False, "the champion did not answer the same queries")
     if gate.rule == "max_drop":
         drop = champion.mean - mean
-        passed = drop <= gate.value
+        passed = drop <= gate.value + statistics.ROUNDING
         sign = "<=" if passed else ">"
         return Outcome(gate, mean, champion.mean, passed, f"drop {drop:.2f} {sign} {gate.value:g}")
     (found,) = statistics.differences(
         candidate.values[:, None], champion.values[:, None], candidate.groups, resamples, seed
     )
-    passed = found.low > gate.value
+    passed = found.low > gate.value + statistics.ROUNDING
     interval = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
     reason = f"{interval} {'above' if passed else 'not above'} {gate.value:g}"
     return Outcome(gate, mean, champion.mean, passed, reason)

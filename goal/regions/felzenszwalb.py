@@ -11,6 +11,9 @@ from skimage.segmentation import felzenszwalb
 from goal import config
 from goal.regions import Region
 
+# Of a grey level's 1/255: too little to move a segment, enough that no two edges weigh the same.
+TIE_BREAK = 1e-9
+
 
 class Felzenszwalb:
     """The source `felzenszwalb`; a region's mask is its segment."""
@@ -26,15 +29,21 @@ class Felzenszwalb:
         height, width = image.shape[:2]
         small = _shrink(image, self.params.max_side)
         high, wide = small.shape[:2]
+        # scikit-image sorts the edges with argsort, which orders equal ones differently on different CPUs.
+        distinct = small / 255.0 + TIE_BREAK * np.random.default_rng(0).random(small.shape)
         regions = []
         for scale in self.params.scales:
-            labels = felzenszwalb(small, scale=scale, sigma=self.params.sigma, min_size=self.params.min_size)
+            labels = self._segments(distinct, scale)
             areas = np.bincount(labels.ravel()) / labels.size
             for area, (rows, columns) in zip(areas, find_objects(labels + 1), strict=True):
                 x1, x2 = columns.start * width / wide, columns.stop * width / wide
                 y1, y2 = rows.start * height / high, rows.stop * height / high
                 regions.append(Region((x1, y1, x2, y2), float(area), 1.0, "felzenszwalb"))
         return regions
+
+    def _segments(self, image: np.ndarray, scale: float) -> np.ndarray:
+        """The number of each pixel's segment; image: (H, W, 3) in 0..1."""
+        return felzenszwalb(image, scale=scale, sigma=self.params.sigma, min_size=self.params.min_size)
 
 
 def _shrink(image: np.ndarray, max_side: int) -> np.ndarray:

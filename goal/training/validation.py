@@ -29,7 +29,10 @@ class Validation:
         self._max_megapixels = max_megapixels
         self._batch_size = batch_size
         captions = [caption for row in rows for caption in row.captions]
-        self._ids = [text.tokenize(caption, [], spec.context_length).ids for caption in captions]
+        # Equal captions share an embedding: in another batch its last bits would differ and decide.
+        places = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
+        self._ids = [text.tokenize(caption, [], spec.context_length).ids for caption in places]
+        self._places = torch.tensor([places[caption] for caption in captions])
         self._owner = torch.tensor([number for number, row in enumerate(rows) for _ in row.captions])
 
     @torch.inference_mode()
@@ -48,7 +51,7 @@ class Validation:
             pictures = [model.encode_images(views.to(device)) for views in self._views()]
             texts = [model.encode_texts(ids.to(device)) for ids in self._texts(order)]
         model.train()
-        text_rows = torch.cat(texts)[torch.tensor(order, device=device).argsort()]
+        text_rows = torch.cat(texts)[torch.tensor(order, device=device).argsort()][self._places.to(device)]
         recalls = recall_at_k(torch.cat(pictures).float(), text_rows.float(), self._owner.to(device), KS)
         named = {way: {f"r{k}": value for k, value in values.items()} for way, values in recalls.items()}
         mean = sum(values[1] for values in recalls.values()) / len(recalls)

@@ -102,3 +102,14 @@ def test_no_queries_are_refused() -> None:
         statistics.intervals(np.zeros((0, 1)), np.zeros(0), 10, seed=0)
     with pytest.raises(ValueError, match="group for every query"):
         statistics.intervals(np.zeros((3, 1)), np.zeros(2), 10, seed=0)
+
+
+def test_resamples_that_are_equal_but_for_rounding_count_on_both_sides() -> None:
+    """A sum that is 0 on paper is 1e-15 on either side of it."""
+    values = np.array([100 / 3, 200 / 3, -100.0, 0, 0, 0])
+    exact = np.round(values * 3).astype(int)
+    draws = np.concatenate(list(statistics._draws(6, 400, seed=0))).astype(int)
+    sums = draws @ exact
+    wanted = min((sums <= 0).sum(), (sums >= 0).sum())
+    (found,) = statistics.differences(values[:, None], np.zeros((6, 1)), np.arange(6), 400, seed=0)
+    assert found.p == pytest.approx(min(1.0, 2 * (wanted + 1) / 401))

