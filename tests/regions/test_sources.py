@@ -126,7 +126,7 @@ from goal.regions.felzenszwalb import Felzenszwalb
 from tests.regions import test_sources
 
 fine = test_sources.Params(scales=[100.0, 300.0, 800.0], sigma=0.8, min_size=20, max_side=256)
-found = Felzenszwalb(fine).propose([test_sources.scene(index)[0] for index in range(40)])
+found = Felzenszwalb(fine).propose([test_sources.scene(index)[0] for index in range(16)])
 print(hashlib.sha256(repr(found).encode()).hexdigest())
 """
 

@@ -1,5 +1,6 @@
 """Packed: tensors from files bit for bit, the same bytes every run, as WebDataset reads them."""
 
+import dataclasses
 import hashlib
 import os
 import pickle
@@ -40,11 +41,13 @@ def rows(tmp_path: Path, monkeypatch) -> list[Row]:
     return made
 
 
-@pytest.fixture(params=["center_crop", "squash"])
+@pytest.fixture
 def spec(request):
-    import dataclasses
+    view = getattr(request, "param", "squash")
+    return dataclasses.replace(architectures.spec_of("scenes-vit"), view=view)
 
-    return dataclasses.replace(architectures.spec_of("scenes-vit"), view=request.param)
+
+BOTH_VIEWS = pytest.mark.parametrize("spec", ["center_crop", "squash"], indirect=True)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -58,6 +61,7 @@ def folder(kind: str = "crops") -> Path:
     return only
 
 
+@BOTH_VIEWS
 def test_tensors_are_those_from_the_files(rows, spec) -> None:
     prepare = preprocess(spec)
     pictures = pickle.loads(pickle.dumps(packed.prepare(rows, BOXES, spec, 10.0, 1)))  # noqa: S301
@@ -69,7 +73,6 @@ def test_tensors_are_those_from_the_files(rows, spec) -> None:
             assert torch.equal(prepare(pictures.crop(number, index)), prepare(crop))
 
 
-@pytest.mark.parametrize("spec", ["squash"], indirect=True)
 def test_bytes_repeat_and_what_is_there_is_kept(rows, spec) -> None:
     packed.prepare(rows, BOXES, spec, 10.0, 2)
     first, made = folder(), digests(folder())
@@ -85,6 +88,7 @@ def test_bytes_repeat_and_what_is_there_is_kept(rows, spec) -> None:
     assert (first / "pictures-000000.tar").stat().st_mtime_ns == times[first / "pictures-000000.tar"]
 
 
+@BOTH_VIEWS
 def test_another_picture_box_or_view_is_packed_anew(rows, spec) -> None:
     packed.prepare(rows, BOXES, spec, 10.0, 1)
     first = folder()
@@ -117,6 +121,7 @@ def test_what_is_in_use_is_not_removed(rows, spec) -> None:
     assert not first.exists()
 
 
+@BOTH_VIEWS
 def test_webdataset_reads_the_shards(rows, spec) -> None:
     pictures = packed.prepare(rows, BOXES, spec, 10.0, 1)
     urls = [path.as_posix() for path in sorted(folder().glob("*.tar"))]
@@ -167,7 +172,6 @@ def test_a_signal_ends_packing_at_once_and_it_goes_on_later(rows, spec, monkeypa
     assert whole.items() <= done.items()
 
 
-@pytest.mark.parametrize("spec", ["squash"], indirect=True)
 def test_a_disk_that_fills_up_is_one_line_and_a_rerun_completes(rows, spec, small_disk, monkeypatch) -> None:
     disk = small_disk(60)
     monkeypatch.setenv("DVC_ROOT", str(disk.path))

@@ -142,7 +142,7 @@ def test_twenty_kills_at_random_points_give_the_same_bytes() -> None:
         assert _finish(params) == whole
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_goes_on(
     number: signal.Signals, undisturbed: Undisturbed
 ) -> None:
