@@ -10,7 +10,7 @@ import sys
 import tempfile
 import tomllib
 import urllib.request
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def up() -> None:
             )
             files.write_json(vars(found), run_dir() / ADDRESSES)
         addresses = _recorded()
-        environment = QUIET | proxies.bypassing(os.environ) | _settings(addresses)
+        environment = _environment() | _settings(addresses)
         mlflow, prefect, worker = (service(name) for name in SERVERS)
         try:
             for one in (mlflow, prefect):
@@ -132,6 +132,11 @@ def _alone() -> AbstractContextManager[None]:
 
 def _recorded() -> Addresses:
     return Addresses(**json.loads((run_dir() / ADDRESSES).read_text()))
+
+
+def _environment() -> dict[str, str]:
+    """What every server gets: no telemetry, and no proxy on the way to another one of this machine."""
+    return QUIET | proxies.bypassing(os.environ)
 
 
 def _settings(addresses: Addresses) -> dict[str, str]:
@@ -196,8 +201,9 @@ def _own_tmp() -> Path:
     the second user could not start.
     """
     folder = Path(tempfile.gettempdir()) / f"goal-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
         raise ServerError(f"{folder}: belongs to another user; set TMPDIR to a folder of your own")
     return folder
 
@@ -239,7 +245,7 @@ def main() -> None:
     sys.stdout.write(told or f"MLflow   {address}  soon, on this project's own store; Ctrl-C ends it\n")
     sys.stdout.flush()
     if told is None:
-        os.execve(sys.executable, _mlflow(address), {**os.environ, **QUIET})
+        os.execve(sys.executable, _mlflow(address), {**os.environ, **_environment()})
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import pytest
 from tests.imports import ROOT
 
 
-def run(folder: Path, command: str, **more: str) -> str:
+def run(folder: Path, command: str) -> str:
     kept = {name: value for name, value in os.environ.items() if "SSL" in name or "CERT" in name}
-    environment = kept | {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C", **more}
+    environment = kept | {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C"}
     done = subprocess.run(
         ["sh", "-c", f"umask 077; {command}"],
         cwd=folder,
@@ -43,7 +43,7 @@ def test_it_installs_and_starts_without_home_in_any_folder(clone: Path) -> None:
     assert f"goal: installing for Python {sys.version.split()[0]} of {sys.base_prefix}" in said
     assert "Usage: goal" in run(clone, ".venv/bin/goal --help")
     assert "scenes" in run(clone, ".venv/bin/goal check")
-    assert "train@stage2" in run(clone, ".venv/bin/dvc status --quiet || .venv/bin/dvc stage list")
+    assert "train@stage2" in run(clone, ".venv/bin/dvc stage list")
 
 
 def test_the_newest_supported_python_is_taken(tmp_path: Path) -> None:

@@ -209,3 +209,20 @@ def test_who_asks_while_another_up_writes_reads_the_same_password(
         found = {servers._password() for _ in range(5000)}
     assert found == {password}
     assert (tmp_path / "run" / servers.PROFILE).stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("taken", ["file", "link"])
+def test_a_worker_takes_no_temporary_folder_that_is_not_its_user_s(
+    taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers.tempfile, "gettempdir", lambda: str(tmp_path))
+    own = servers._own_tmp()
+    assert servers._own_tmp() == own
+    assert own.stat().st_mode & 0o077 == 0
+    own.rmdir()
+    if taken == "file":
+        own.touch()
+    else:
+        own.symlink_to("/tmp")
+    with pytest.raises(processes.ServerError, match=r"goal-\d+: belongs to another user; set TMPDIR"):
+        servers._own_tmp()

@@ -196,7 +196,8 @@ def test_two_processes_train_the_weights_of_one(chunk: int) -> None:
             keys = slice(len(value) // 3, 2 * len(value) // 3)
             both[name][keys] = value[keys]
         difference, change = (both[name] - value).norm(), (value - before[name]).norm()
-        assert difference <= 1e-2 * change, name
+        # At most 3.3e-4 of the change was seen, with kernels that round otherwise.
+        assert difference <= 3e-3 * change, name
 
 
 def _other_world() -> None:
