@@ -31,9 +31,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from goal import boxes, config, layout, weights
+from goal import boxes, config, weights
 from goal.boxes import View
-from goal.config import Params
+from goal.config import Params, paths
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.evaluation import answers, embed, galleries
@@ -160,7 +160,7 @@ def train(
 
     Returns the overlap (1 without a fault of patches or tokens) and the share of weights that moved.
     """
-    model = weights.load(layout.model_dir("stage1")).train()
+    model = weights.load(paths.model_dir("stage1")).train()
     stage = params.stage2 if arm.lr is None else params.stage2.model_copy(update={"lr": arm.lr})
     terms = {name: value for name, value in stage.loss.model_dump(by_alias=True).items() if name in arm.terms}
     spec = model.spec
@@ -246,8 +246,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.getLogger().setLevel(logging.WARNING)
     params = config.load()
-    rows = manifest.read(layout.manifest(params.data.name, "train"))
-    pairs = examples.read_pairs(layout.pairs_dir("train"), params.stage2.pairs)
+    rows = manifest.read(paths.manifest(params.data.name, "train"))
+    pairs = examples.read_pairs(paths.pairs_dir("train"), params.stage2.pairs)
     found, _ = galleries.load(params.data.name)
     found = [gallery for gallery in found if gallery.benchmark in {where for where, _ in METRICS.values()}]
     results: dict[str, list[dict[str, float]]] = {}
@@ -258,7 +258,7 @@ def main() -> None:
         for seed in range(arguments.seeds):
             for name, arm in arms.items():
                 seen, own, asked = wide if arm.wide else (rows, pairs, found)
-                file = folder / f"{seed}" / name.replace("/", " ") / layout.WEIGHTS
+                file = folder / f"{seed}" / name.replace("/", " ") / paths.WEIGHTS
                 told = train(arm, params, seen, own, seed, file)
                 results.setdefault(name, []).append(told | measure(file, asked, params))
             _write(results, arguments.out)

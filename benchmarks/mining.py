@@ -9,12 +9,13 @@ import torch
 import yaml
 from PIL import Image
 
-from goal import config, layout, weights
-from goal.config import Params
-from goal.datasets import manifest, scenes_layout, scenes_render, scenes_words, stage
+from goal import config, weights
+from goal.config import Params, paths
+from goal.datasets import manifest, scenes_layout, scenes_render, scenes_words
 from goal.datasets.manifest import Row
 from goal.model.architectures import SCENES, spec_of
 from goal.model.network import GoalClip
+from goal.stages import data as stage
 
 ROOT = Path(__file__).parents[1]
 NAME = "benchmark"
@@ -37,10 +38,10 @@ def params(device: str = "cpu", **sections: dict) -> Params:
 def enter(folder: Path, network: str = SCENES) -> None:
     """Make `folder` the project's folder, with a random matcher of this network in models/base."""
     os.chdir(folder)
-    (layout.data_dir(NAME) / "images").mkdir(parents=True)
+    (paths.data_dir(NAME) / "images").mkdir(parents=True)
     torch.manual_seed(0)
     spec = replace(spec_of(network), context_length=248)
-    weights.save(GoalClip(spec), layout.model_dir("zero-shot"))
+    weights.save(GoalClip(spec), paths.model_dir("zero-shot"))
 
 
 def scenes(count: int, side: int) -> None:
@@ -49,11 +50,11 @@ def scenes(count: int, side: int) -> None:
     for number in range(count):
         streams = [scenes_layout.stream(0, SPLIT, number, purpose) for purpose in ("layout", "words")]
         scene = scenes_layout.draw(streams[0], 3, 6)
-        path = layout.data_dir(NAME) / "images" / f"{number}.png"
+        path = paths.data_dir(NAME) / "images" / f"{number}.png"
         scenes_render.save(scenes_render.render(scene, side)[0], path)
         caption, _ = scenes_words.long_caption(scene, streams[1])
         rows.append(Row(f"{number:08d}", str(path), side, side, (caption,), "scenes"))
-    manifest.write(rows, layout.manifest(NAME, SPLIT))
+    manifest.write(rows, paths.manifest(NAME, SPLIT))
 
 
 def photographs(folder: Path) -> None:
@@ -64,11 +65,11 @@ def photographs(folder: Path) -> None:
 def tiny(count: int) -> None:
     """Rows of 16 x 16 pixels with a short caption of their own."""
     draw = np.random.default_rng(0)
-    paths = [layout.data_dir(NAME) / "images" / f"{number}.png" for number in range(min(count, DIFFERENT))]
-    for path in paths:
+    files = [paths.data_dir(NAME) / "images" / f"{number}.png" for number in range(min(count, DIFFERENT))]
+    for path in files:
         Image.fromarray(draw.integers(0, 255, (16, 16, 3), np.uint8)).save(path)
     rows = [
-        Row(f"{number:08d}", str(paths[number % len(paths)]), 16, 16, (f"Thing number {number}.",), "tiny")
+        Row(f"{number:08d}", str(files[number % len(files)]), 16, 16, (f"Thing number {number}.",), "tiny")
         for number in range(count)
     ]
-    manifest.write(rows, layout.manifest(NAME, SPLIT))
+    manifest.write(rows, paths.manifest(NAME, SPLIT))

@@ -19,14 +19,16 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks import figures, mining
-from goal import boxes, clip, devices, images, layout, text, weights
-from goal.datasets import manifest
+from goal import boxes, clip, text, weights
+from goal.config import paths
+from goal.datasets import images, manifest
 from goal.datasets.manifest import Row
 from goal.mining.matching import Match
 from goal.mining.mined import SIDES
 from goal.model.architectures import SCENES
 from goal.model.network import GoalClip
-from goal.regions import stage as regions
+from goal.runtime import devices
+from goal.stages import regions
 
 SOURCES = ["felzenszwalb", "fixed"]
 
@@ -54,16 +56,16 @@ def measure(scenes: int, device: str) -> dict[str, float]:
     given = mining.params(device, regions={"sources": SOURCES})
     regions.run(given)
     work = Match(
-        manifest=str(layout.manifest(mining.NAME, mining.SPLIT)),
-        regions=str(layout.regions_dir(mining.SPLIT)),
+        manifest=str(paths.manifest(mining.NAME, mining.SPLIT)),
+        regions=str(paths.regions_dir(mining.SPLIT)),
         region_shard=given.regions.shard_size,
-        matcher=str(weights.file_of(layout.model_dir("zero-shot"))),
-        digest=weights.digest(layout.model_dir("zero-shot")),
+        matcher=str(weights.file_of(paths.model_dir("zero-shot"))),
+        digest=weights.digest(paths.model_dir("zero-shot")),
         params=given.pairs.model_dump_json(),
         max_megapixels=given.data.max_megapixels,
         root=".",
     )
-    rows = manifest.read(layout.manifest(mining.NAME, mining.SPLIT))
+    rows = manifest.read(paths.manifest(mining.NAME, mining.SPLIT))
     # What is done once a process (weights, the tokenizer's words) is not part of the comparison.
     work(0, scenes)
     one_at_a_time(rows[:2], device)
@@ -102,7 +104,7 @@ def _timed(work: Callable[[], Any]) -> tuple[Seconds, Any]:
 @torch.inference_mode()
 def one_at_a_time(rows: Iterable[Row], device: str) -> dict[tuple[str, int], tuple]:
     """Each picture's crops in one batch, each sentence padded to the context, as the release has it."""
-    model = weights.load(layout.model_dir("zero-shot")).eval().to(devices.resolve(device, "--device"))
+    model = weights.load(paths.model_dir("zero-shot")).eval().to(devices.resolve(device, "--device"))
     found = _regions()
     chosen = {}
     for row in rows:
@@ -127,7 +129,7 @@ def _match(model: GoalClip, row: Row, candidates: list[tuple]) -> dict[tuple[str
 
 def _regions() -> dict[str, list[tuple]]:
     found = defaultdict(list)
-    for path in sorted(layout.regions_dir(mining.SPLIT).glob("shard-*.parquet")):
+    for path in sorted(paths.regions_dir(mining.SPLIT).glob("shard-*.parquet")):
         for line in pq.read_table(path).to_pylist():
             box = tuple(line[side] for side in SIDES)
             if boxes.pixels(box, (128, 128)) != (0, 0, 128, 128):

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.step_cases import WEIGHTS
-from goal import images
+from goal.datasets import images
 from goal.datasets.manifest import Row
 from goal.model.network import Spec
 from goal.text import split_sentences

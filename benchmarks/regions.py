@@ -35,12 +35,13 @@ from torchvision.models import get_model
 from torchvision.ops import box_iou
 
 from benchmarks import figures
-from goal import config, devices
+from goal import config
 from goal.regions import Region, sam, sam_weights
 from goal.regions.detector import Detector
 from goal.regions.fixed import Fixed
 from goal.regions.sam_decoder import Picture
 from goal.regions.sam_encoder import encode
+from goal.runtime import devices
 from tests.regions import small_sam
 
 HEIGHT, WIDTH = 1500, 2000

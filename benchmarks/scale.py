@@ -30,11 +30,12 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks import figures, mining
-from goal import devices, layout, pairs
+from goal.config import paths
 from goal.datasets import manifest, scenes_layout, scenes_words, slices
 from goal.datasets.manifest import Row
 from goal.model.architectures import spec_of
-from goal.regions import stage as regions
+from goal.runtime import devices
+from goal.stages import pairs, regions
 from goal.text import split_sentences
 from goal.training.examples import Examples, Needs, Pair
 
@@ -110,7 +111,7 @@ def _work(count: int, arguments: argparse.Namespace) -> dict[str, float | str]:
     regions.run(given)
     seconds = time.perf_counter() - started
     content = hashlib.sha256()
-    for path in sorted(layout.regions_dir(mining.SPLIT).iterdir()):
+    for path in sorted(paths.regions_dir(mining.SPLIT).iterdir()):
         content.update(path.read_bytes())
     return {"seconds": seconds, "bytes": content.hexdigest()}
 
@@ -132,28 +133,28 @@ def _store(_: int, arguments: argparse.Namespace) -> dict[str, float]:
         mining.photographs(Path(arguments.folder))
     else:
         mining.scenes(arguments.scenes, 128)
-    count = slices.count(layout.manifest(mining.NAME, mining.SPLIT))
+    count = slices.count(paths.manifest(mining.NAME, mining.SPLIT))
     sources = ["felzenszwalb", "fixed"]
     given = mining.params(regions={"sources": sources, "shard_size": 1000}, pairs={"shard_size": 1000})
     regions.run(given)
     pairs.run(given)
     found = {}
     for thing, folder in (
-        ("region", layout.regions_dir(mining.SPLIT)),
-        ("sentence", layout.pairs_dir(mining.SPLIT)),
+        ("region", paths.regions_dir(mining.SPLIT)),
+        ("sentence", paths.pairs_dir(mining.SPLIT)),
     ):
         shards = sorted(folder.glob("shard-*.parquet"))
         lines = sum(pq.read_metadata(path).num_rows for path in shards)
         found[f"{thing}s a picture"] = lines / count
         found[f"bytes a {thing}"] = sum(path.stat().st_size for path in shards) / lines
-    size = layout.manifest(mining.NAME, mining.SPLIT).stat().st_size
+    size = paths.manifest(mining.NAME, mining.SPLIT).stat().st_size
     return found | {"pictures": count, "bytes a row of the manifest": size / count}
 
 
 def _hold(count: int, arguments: argparse.Namespace) -> dict[str, float]:
     _elsewhere(_long_captions, count)
     before = psutil.Process().memory_info().rss
-    known = manifest.read(layout.manifest(mining.NAME, mining.SPLIT))
+    known = manifest.read(paths.manifest(mining.NAME, mining.SPLIT))
     read = psutil.Process().memory_info().rss
     mined = {}
     for row in known:
@@ -176,9 +177,9 @@ def _long_captions(count: int) -> None:
     for number in range(count):
         streams = [scenes_layout.stream(0, mining.SPLIT, number, purpose) for purpose in ("layout", "words")]
         caption, _ = scenes_words.long_caption(scenes_layout.draw(streams[0], 3, 6), streams[1])
-        path = str(layout.data_dir(mining.NAME) / "images" / f"{number:08d}.png")
+        path = str(paths.data_dir(mining.NAME) / "images" / f"{number:08d}.png")
         found.append(Row(f"{number:08d}", path, 128, 128, (caption,), "scenes"))
-    manifest.write(found, layout.manifest(mining.NAME, mining.SPLIT))
+    manifest.write(found, paths.manifest(mining.NAME, mining.SPLIT))
 
 
 def _elsewhere(make: Callable[[int], None], count: int) -> None:

@@ -17,8 +17,10 @@ from statistics import median
 
 import psutil
 
-from goal import config, layout, train
+from goal import config
+from goal.config import paths
 from goal.datasets import manifest
+from goal.stages import train
 from goal.training.progress import Silent
 
 BORROWED = ("data", "pairs", "models/stage1")
@@ -47,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     params = config.load()
-    pictures = len(manifest.read(layout.manifest(params.data.name, "train")))
+    pictures = len(manifest.read(paths.manifest(params.data.name, "train")))
     epochs = math.ceil(arguments.steps / (pictures // arguments.batch))
     stage = {"batch_size": arguments.batch, "epochs": epochs, "validate_epochs": epochs}
     params = params.model_copy(

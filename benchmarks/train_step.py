@@ -97,7 +97,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def _ours(
     model: GoalClip, pairs: list[dict[str, Any]], arguments: argparse.Namespace
 ) -> Callable[[], dict[str, torch.Tensor]]:
-    """A step as goal.train takes it, of a batch as the loader hands it over."""
+    """A step as goal.stages.train takes it, of a batch as the loader hands it over."""
     model.set_grad_checkpointing(arguments.checkpoint)
     group = Group(0, 1, model.logit_scale.device)
     taught = step_cases.learner(model, group)

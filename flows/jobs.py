@@ -7,7 +7,7 @@ from prefect import Flow, flow
 from pydantic import Field
 
 from flows import pipeline, watch
-from goal import interrupts
+from goal.runtime import signals
 
 # What a form offers is fixed by `make up`, which deploys it.
 Preset = Literal[*sorted(path.stem for path in (pipeline.HOME / "presets").glob("*.yaml"))]
@@ -54,7 +54,7 @@ def mine(preset: Preset | None = None, overrides: list[Override] = (), stage_hou
 
 def _walk(targets: list[str], preset: str | None, overrides: list[str], stage_hours: float) -> str:
     # Nobody but its worker could cancel this run: without it, the run saves and ends too.
-    interrupts.die_with_parent()
+    signals.die_with_parent()
     with watch.watched():
         return pipeline.walk(targets, preset, list(overrides), stage_hours)
 

@@ -1,6 +1,6 @@
 """`python -m goal`: the commands of goal.cli, with the code of the current folder."""
 
-from goal.cli import main
+from goal.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goal import files, layout, tensorfiles
+from goal.config import paths
 from goal.errors import UserError
 from goal.model import layouts
 from goal.model.network import GoalClip, Spec
+from goal.runtime import files, tensorfiles
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def publish(model: GoalClip, folder: Path, card: Mapping[str, Any]) -> Path:
     """Write a finished model: its weights, and `card` as card.json with the file's sha256 and the network."""
     file = save(model, folder)
     content = {**card, "sha256": digest(file), "network": asdict(model.spec)}
-    files.write_json(content, folder / layout.CARD, sort=True)
+    files.write_json(content, folder / paths.CARD, sort=True)
     return file
 
 
@@ -145,7 +146,7 @@ def _huggingface_config(file: Path) -> tuple[tuple[int, int] | None, bool | None
 def file_of(path: Path | str) -> Path:
     """The weights file itself, or the one in a model's folder."""
     path = Path(path)
-    return path if path.is_file() or path.suffix in _SUFFIXES else path / layout.WEIGHTS
+    return path if path.is_file() or path.suffix in _SUFFIXES else path / paths.WEIGHTS
 
 
 def digest(path: Path | str) -> str:

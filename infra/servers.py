@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows import POOL
-from goal import files, proxies
+from goal.runtime import files, proxies
 from infra.processes import START_SECONDS, ServerError, Service, port
 
 ROOT = Path(__file__).parents[1]

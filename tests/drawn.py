@@ -8,7 +8,8 @@ import torch
 import yaml
 from PIL import Image
 
-from goal import config, layout, weights
+from goal import config, weights
+from goal.config import paths
 from goal.datasets import manifest, scenes_layout, scenes_render, scenes_words
 from goal.datasets.manifest import Row
 from goal.mining.mined import SIDES
@@ -51,11 +52,11 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         split: [draw(split, index) for index in range(count)] for split, count in (("train", 7), ("test", 2))
     }
     for split, found in scenes.items():
-        manifest.write([row for row, _ in found], layout.manifest("drawn", split))
+        manifest.write([row for row, _ in found], paths.manifest("drawn", split))
     truth = [line for found in scenes.values() for _, lines in found for line in lines]
     manifest.write_table(manifest.table(truth, manifest.TRUTH), Path("data/drawn/truth.parquet"))
     torch.manual_seed(0)
-    weights.save(GoalClip(SPEC), layout.model_dir("zero-shot"))
+    weights.save(GoalClip(SPEC), paths.model_dir("zero-shot"))
     return root
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from goal import evaluate, layout, pairs
+from goal.config import paths
 from goal.datasets import manifest
-from goal.regions import stage
+from goal.stages import evaluate, pairs
+from goal.stages import regions as stage
 from tests import tiny
 
 MODELS = ("zero-shot", "stage2", "global")
@@ -29,7 +30,7 @@ def make(root: Path, patch: pytest.MonkeyPatch) -> None:
     pairs.run(tiny.params())
     evaluate.run_many(tiny.params(), MODELS)
     for model in MODELS[1:]:
-        curve = layout.metrics_dir(model) / "loss.csv"
+        curve = paths.metrics_dir(model) / "loss.csv"
         curve.write_text("step,lr,global,total\n10,0.1,2.5,3.5\n20,0.0,1.5,2.0\n")
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 import yaml
 
-from goal import config, evaluate, layout, tracking, weights
-from goal.config import Params
+from goal import config, weights
+from goal.config import Params, paths
 from goal.model.network import GoalClip
-from goal.record import provenance
+from goal.stages import evaluate
+from goal.tracking import mlflow_runs, provenance
 from tests import tiny
 
 GATES = [{"benchmark": "test", "metric": "text_to_image_r1", "rule": "minimum", "value": 0.0}]
@@ -45,11 +46,11 @@ def params(registered: str, model: str = "stage2", gates: list[dict] = GATES, **
 def train(seed: int, model: str = "stage2") -> None:
     """A recorded training whose result is a random network, with dvc.lock as `dvc repro` would leave it."""
     values = params("any").model_copy(update={"seed": seed})
-    with tracking.training(values, model) as tracker:
+    with mlflow_runs.training(values, model) as tracker:
         tracker.log_metrics({"loss/total": 1.0}, 1)
         torch.manual_seed(seed)
-        weights.save(GoalClip(tiny.SPEC), layout.model_dir(model))
-        curve = layout.metrics_dir(model) / "loss.csv"
+        weights.save(GoalClip(tiny.SPEC), paths.model_dir(model))
+        curve = paths.metrics_dir(model) / "loss.csv"
         curve.parent.mkdir(parents=True, exist_ok=True)
         curve.write_text("step,lr,total\n1,0.1,1.0\n")
     lock(model)
@@ -59,11 +60,11 @@ def train(seed: int, model: str = "stage2") -> None:
 def measure(model: str = "stage2", on: str = "") -> None:
     """What `goal evaluate` does."""
     values = params("any")
-    tracking.evaluation(values, model, evaluate.run_many(values, [model], on)[model])
+    mlflow_runs.evaluation(values, model, evaluate.run_many(values, [model], on)[model])
 
 
 def lock(model: str = "stage2") -> None:
-    data, folder = layout.data_dir("tiny"), layout.model_dir(model)
+    data, folder = paths.data_dir("tiny"), paths.model_dir(model)
     stages = {
         "data": {"outs": [{"path": str(data), "md5": provenance.md5(data)}]},
         f"train@{model}": {

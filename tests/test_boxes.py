@@ -106,7 +106,7 @@ def test_edges_on_patch_borders_touch_nothing_beyond(shape, patch_size):
 
 
 def test_patches_follow_the_exif_orientation(tmp_path):
-    images = pytest.importorskip("goal.images")
+    images = pytest.importorskip("goal.datasets.images")
     upright = (300, 420)
     box = (30, 220, 120, 400)
     for orientation in range(1, 9):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from goal import files
+from goal.runtime import files
 from tests import registered
 from tests.imports import ROOT
 

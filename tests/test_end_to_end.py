@@ -16,7 +16,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from goal import cli, clip, images, layout, weights
+from goal import clip, weights
+from goal.cli import main
+from goal.config import paths
+from goal.datasets import images
 from goal.text import pad, tokenize
 from tests import documents
 from tests.imports import ROOT
@@ -42,8 +45,8 @@ VERBS = (
     ["base"],
     ["regions"],
     ["pairs"],
-    *(["train", name] for name in layout.TRAINED),
-    *(["evaluate", name] for name in layout.MODELS),
+    *(["train", name] for name in paths.TRAINED),
+    *(["evaluate", name] for name in paths.MODELS),
     ["report"],
     ["register"],
 )
@@ -108,11 +111,11 @@ def test_every_verb_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     runner = CliRunner()
     for words in VERBS:
-        result = runner.invoke(cli.app, words)
+        result = runner.invoke(main.app, words)
         assert result.exit_code == 0, (words, result.output, result.exception)
 
     table = Path("reports/table.md").read_text()
-    assert all(name in table for name in layout.MODELS)
+    assert all(name in table for name in paths.MODELS)
     assert Path("pairs/contact-sheet.png").stat().st_size > 0
 
     # What the registry serves is what the project computes.
@@ -121,7 +124,7 @@ def test_every_verb_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     picture, sentence = "data/scenes/images/test-00000.png", "A large red circle lies at the top."
     rows = pd.DataFrame({"text": [sentence, None], "image": [None, str(tmp_path / picture)]})
     answers = served.predict(rows)
-    model = weights.load(layout.model_dir("stage2")).eval()
+    model = weights.load(paths.model_dir("stage2")).eval()
     view = clip.preprocess(model.spec)(images.open_image(Path(picture), 200.0))
     text = model.encode_texts(pad([tokenize(sentence, [], model.spec.context_length).ids]), normalize=True)
     image = model.encode_images(view[None], normalize=True)
@@ -129,7 +132,7 @@ def test_every_verb_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(answers[1], image[0].detach().numpy(), atol=1e-5)
 
     # The same again makes no new version.
-    assert runner.invoke(cli.app, ["register"]).exit_code == 0
+    assert runner.invoke(main.app, ["register"]).exit_code == 0
     versions = mlflow.MlflowClient().search_model_versions("name='goal'")
     assert len(versions) == 1
 
@@ -152,7 +155,7 @@ def test_dvc_runs_what_is_stale_and_nothing_else(finished: Path, tmp_path: Path)
 
     # A dry run names what a parameter makes stale at once, not what hangs on it in turn.
     change(folder, {"stage2.epochs": 2})
-    stale = {f"train@{name}" for name in layout.TRAINED} - {"train@stage1"}
+    stale = {f"train@{name}" for name in paths.TRAINED} - {"train@stage1"}
     assert running(dvc(folder, "repro", "--dry")) == stale | {"register"}
     change(folder, {"stage2.epochs": 1})
 
@@ -160,7 +163,7 @@ def test_dvc_runs_what_is_stale_and_nothing_else(finished: Path, tmp_path: Path)
     assert running(changed) == {"train@stage2", "evaluate@stage2", "report", "register"}
     assert "no-tsl" in dvc(folder, "exp", "list", "--name-only")
     shown = dvc(folder, "metrics", "show")
-    assert all(name in shown for name in layout.MODELS)
+    assert all(name in shown for name in paths.MODELS)
     assert "metrics/stage2/" in dvc(folder, "metrics", "diff", "HEAD")
 
 

@@ -11,9 +11,11 @@ from open_clip import pretrained
 from open_clip.pretrained import get_pretrained_cfg
 from safetensors.torch import save_file
 
-from goal import base, clip, config, layout, positions, weights
+from goal import clip, config, positions, weights
+from goal.config import paths
 from goal.errors import Unavailable, UserError
 from goal.model import architectures
+from goal.stages import base
 from tests import networks
 from tests.networks import equal, tiny
 from tests.tiny import ROOT
@@ -149,7 +151,7 @@ def test_the_base_stage(view: str, registered: str, tmp_path: Path, monkeypatch:
     }
     params = config.parse(values, "test")
     base.run(params)
-    folder = layout.model_dir("zero-shot")
+    folder = paths.model_dir("zero-shot")
     model = weights.load(folder)
     assert (model.spec.context_length, model.spec.view) == (120, view)
     expected = positions.stretch(original.positional_embedding, 120, values["model"]["keep_positions"])

@@ -1,4 +1,4 @@
-"""dvc.yaml tells the truth: its dependencies are the code each stage runs, its paths those of goal.layout."""
+"""dvc.yaml tells the truth: its dependencies are the code each stage runs, its paths those of goal.config."""
 
 import re
 from pathlib import Path
@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from goal import layout
-from goal.config import Params
+from goal.config import Params, paths
 from tests.imports import ROOT, closure, files
 
-# What a stage's verb runs (goal/cli.py is a thin dispatcher, and wires the record around a stage).
+# What a stage's verb runs (goal/cli is a thin dispatcher, and wires the record around a stage).
 ENTRY = {
     "data": "datasets/stage",
     "base": "base",
@@ -51,10 +50,10 @@ def test_every_stage_is_a_verb_of_the_command_line() -> None:
 
 
 def test_models_are_those_of_the_layout() -> None:
-    assert tuple(STAGES["train"]["foreach"]) == layout.TRAINED
-    assert tuple(STAGES["evaluate"]["foreach"]) == layout.MODELS
+    assert tuple(STAGES["train"]["foreach"]) == paths.TRAINED
+    assert tuple(STAGES["evaluate"]["foreach"]) == paths.MODELS
     for name, folder in STAGES["evaluate"]["foreach"].items():
-        assert str(layout.model_dir(name)) == f"models/{folder}"
+        assert str(paths.model_dir(name)) == f"models/{folder}"
 
 
 def test_an_earlier_result_is_taken_from_the_cache() -> None:

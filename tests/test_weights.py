@@ -9,7 +9,8 @@ import open_clip
 import pytest
 import torch
 
-from goal import clip, layout, weights
+from goal import clip, weights
+from goal.config import paths
 from goal.errors import UserError
 from goal.exports import folders
 from goal.model.network import GoalClip, Spec
@@ -46,7 +47,7 @@ def test_save_and_load_keep_every_bit_and_the_network(model: GoalClip, tmp_path:
 
 def test_a_published_model_has_a_card_that_names_its_file(model: GoalClip, tmp_path: Path) -> None:
     weights.publish(model, tmp_path / "m", {"name": "stage1"})
-    card = json.loads((tmp_path / "m" / layout.CARD).read_text())
+    card = json.loads((tmp_path / "m" / paths.CARD).read_text())
     assert card["name"] == "stage1"
     assert card["sha256"] == weights.digest(tmp_path / "m")
     assert card["network"]["text_heads"] == SPEC.text_heads

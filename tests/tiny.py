@@ -10,8 +10,8 @@ import torch
 import yaml
 from PIL import Image
 
-from goal import config, layout, weights
-from goal.config import Params
+from goal import config, weights
+from goal.config import Params, paths
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.mining import mined
@@ -59,7 +59,7 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch, models: tuple[str, ...] = 
     manifest.write(rows, Path("data/tiny/test.parquet"))
     for seed, name in enumerate(models):
         torch.manual_seed(seed)
-        weights.save(GoalClip(SPEC), layout.model_dir(name))
+        weights.save(GoalClip(SPEC), paths.model_dir(name))
     return root
 
 

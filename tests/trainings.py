@@ -16,8 +16,8 @@ import torch
 import yaml
 from PIL import Image
 
-from goal import config, layout, weights
-from goal.config import Params
+from goal import config, weights
+from goal.config import Params, paths
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.mining.mined import PAIRS
@@ -106,16 +106,16 @@ def pairs(pictures: list[Row], without: set[int] = frozenset()) -> list[dict[str
 
 def project(train: int = 10, val: int = 4, without: set[int] = frozenset()) -> None:
     """Write a whole tiny project into the current folder: manifests, pairs, models/base and models/stage1."""
-    pictures = rows(train, layout.data_dir("tiny") / "images")
-    manifest.write(pictures, layout.manifest("tiny", "train"))
-    manifest.write(rows(val, layout.data_dir("tiny") / "images", seed=1), layout.manifest("tiny", "val"))
+    pictures = rows(train, paths.data_dir("tiny") / "images")
+    manifest.write(pictures, paths.manifest("tiny", "train"))
+    manifest.write(rows(val, paths.data_dir("tiny") / "images", seed=1), paths.manifest("tiny", "val"))
     write_pairs(pairs(pictures, without))
     for number, name in enumerate(("zero-shot", "stage1")):
-        weights.publish(model(number), layout.model_dir(name), {"name": name, "pretrained": "embedded"})
+        weights.publish(model(number), paths.model_dir(name), {"name": name, "pretrained": "embedded"})
 
 
 def write_pairs(mined: list[dict[str, Any]]) -> None:
-    folder = layout.pairs_dir("train")
+    folder = paths.pairs_dir("train")
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(mined, PAIRS), folder / "shard-00000.parquet")
 
@@ -134,7 +134,7 @@ def forks() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     # The server reads it when it starts; tests run in folders from which the package is not seen.
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
-    context.set_forkserver_preload(["goal.train", "tests.trainings"])
+    context.set_forkserver_preload(["goal.stages.train", "tests.trainings"])
     # One that an earlier test started has other modules in it: each child would import for seconds.
     forkserver._forkserver._stop()
     return context

@@ -6,10 +6,11 @@ Layout: val2014.zip with val2014/COCO_val2014_<id>.jpg; the captions as goal.dat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from goal.datasets import Collected, karpathy, released
-from goal.datasets.download import Remote, fetch
+from goal.datasets import karpathy, released
+from goal.datasets.manifest import Collected
 from goal.datasets.released import Release
 from goal.datasets.unpack import unpack
+from goal.runtime.download import Remote, fetch
 
 if TYPE_CHECKING:
     from goal.config import Params

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from goal.datasets import Collected, goal_lists, released
+from goal.datasets import goal_lists, released
 from goal.datasets.captions_file import Line
-from goal.datasets.download import Remote, fetch
+from goal.datasets.manifest import Collected
 from goal.datasets.released import Release
 from goal.datasets.unpack import unpack
 from goal.errors import UserError
+from goal.runtime.download import Remote, fetch
 
 if TYPE_CHECKING:
     from goal.config import Params

@@ -6,11 +6,12 @@ Layout: flickr30k-images.tar.gz with flickr30k-images/<id>.jpg; the captions as 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from goal.datasets import Collected, karpathy, released
-from goal.datasets.download import fetch
+from goal.datasets import karpathy, released
+from goal.datasets.manifest import Collected
 from goal.datasets.released import Release
 from goal.datasets.unpack import unpack
 from goal.errors import UserError
+from goal.runtime.download import fetch
 
 if TYPE_CHECKING:
     from goal.config import Params

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from goal.datasets import Collected, captions_file, manifest
+from goal.datasets import captions_file, manifest
 from goal.datasets.folder_rows import CAPTION_FIELDS, IMAGE_FIELDS, Gathering
-from goal.datasets.manifest import Row
+from goal.datasets.images import ImageError, probe_all
+from goal.datasets.manifest import Collected, Row
 from goal.errors import UserError
-from goal.images import ImageError, probe_all
 
 if TYPE_CHECKING:
     from goal.config import Folder, Params

@@ -12,8 +12,8 @@ from typing import Any
 
 from goal.datasets import manifest
 from goal.datasets.captions_file import Line
+from goal.datasets.images import ImageError
 from goal.datasets.manifest import Rejected
-from goal.images import ImageError
 
 IMAGE_FIELDS = ("image", "filename", "file_name", "path")
 CAPTION_FIELDS = ("caption", "captions", "text")

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from goal.datasets import Collected, manifest, released
+from goal.datasets import manifest, released
 from goal.datasets.captions_file import Line
-from goal.datasets.manifest import Rejected, Row
+from goal.datasets.images import ImageError, probe_all
+from goal.datasets.manifest import Collected, Rejected, Row
 from goal.errors import UserError
-from goal.images import ImageError, probe_all
 
 if TYPE_CHECKING:
     from goal.config import Params

@@ -9,9 +9,9 @@ from typing import Any
 
 from goal.datasets import released
 from goal.datasets.captions_file import Line
-from goal.datasets.download import Remote
 from goal.datasets.unpack import unpack
 from goal.errors import UserError
+from goal.runtime.download import Remote
 
 ARCHIVE = Remote(
     "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",

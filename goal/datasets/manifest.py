@@ -1,15 +1,19 @@
 """Tables of a data set: the manifest (one row a picture) and its companions, byte-identical every run."""
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from goal.errors import UserError
-from goal.files import atomic
+from goal.runtime.files import atomic
+
+if TYPE_CHECKING:
+    from goal.config import Params
 
 SPLITS = ("train", "val", "test")
 ROW_GROUP = 4096
@@ -108,3 +112,17 @@ def write_table(rows: pa.Table, path: Path) -> None:
             raise UserError(f"{path}: id {repeated[0]!r} comes twice; every picture needs its own")
     with atomic(path) as draft:
         pq.write_table(rows, draft, row_group_size=ROW_GROUP, compression="zstd")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a source found: rows a split (none: empty), further tables by file name, rejected rows."""
+
+    splits: dict[str, list[Row]]
+    tables: dict[str, pa.Table] = field(default_factory=dict)
+    rejected: list[Rejected] = field(default_factory=list)
+
+
+# Reads params; pictures that it makes go below the folder, which becomes data/<name>/, and rows name them by
+# paths.data_dir(name).
+Source = Callable[["Params", Path], Collected]

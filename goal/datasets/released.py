@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from goal import layout
-from goal.datasets import Collected, folder, manifest
+from goal.config import paths
+from goal.datasets import folder, manifest
 from goal.datasets.captions_file import Line
 from goal.datasets.folder_rows import Gathering
-from goal.datasets.manifest import Row
+from goal.datasets.manifest import Collected, Row
 from goal.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def root(params: "Params", release: Release) -> Path:
             f"{release.name}: its terms are yours to accept: read them at {release.page}, then set"
             f" data.download.accept_terms: {release.name}"
         )
-    return Path(settings.root).resolve() if settings.root else layout.downloads(release.name)
+    return Path(settings.root).resolve() if settings.root else paths.downloads(release.name)
 
 
 def gallery(params: "Params", release: Release, known: tuple[int, ...]) -> int:

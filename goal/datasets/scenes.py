@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from goal import layout
-from goal.datasets import Collected, manifest, scenes_layout, scenes_render, scenes_words
-from goal.datasets.manifest import Row
+from goal.config import paths
+from goal.datasets import manifest, scenes_layout, scenes_render, scenes_words
+from goal.datasets.manifest import Collected, Row
 
 if TYPE_CHECKING:
     from goal.config import Params
@@ -90,7 +90,7 @@ def draw(params: "Params", folder: Path, order: Order) -> Drawn:
     picture, boxes = scenes_render.render(scene, sizes.image_size)
     scenes_render.save(picture, folder / "images" / f"{order.id}.png")
     caption, spans = scenes_words.long_caption(scene, streams["words"])
-    path = layout.data_dir(params.data.name) / "images" / f"{order.id}.png"
+    path = paths.data_dir(params.data.name) / "images" / f"{order.id}.png"
     row = Row(order.id, path.as_posix(), sizes.image_size, sizes.image_size, (caption,), "scenes")
     short = scenes_words.short_caption(scene, streams["short"])
     return Drawn(order, row, spans, boxes, short, attribute, int(streams["crop"].integers(len(boxes))))

@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from goal import files
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import UserError
+from goal.runtime import files
 
 
 def count(path: Path) -> int:

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from goal import files
 from goal.errors import UserError
+from goal.runtime import files
 
 # What readers of archives raise on damaged ones; those of gzip and bzip2 also an OSError without a number.
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError)

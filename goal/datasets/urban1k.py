@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from goal.datasets import Collected, released
+from goal.datasets import released
 from goal.datasets.captions_file import Line
-from goal.datasets.download import Remote, fetch
+from goal.datasets.manifest import Collected
 from goal.datasets.released import Release
 from goal.datasets.unpack import unpack
+from goal.runtime.download import Remote, fetch
 
 if TYPE_CHECKING:
     from goal.config import Params

@@ -24,12 +24,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from goal import boxes, clip, images, layout, tensorfiles, text, weights
+from goal import boxes, clip, text, weights
+from goal.config import paths
+from goal.datasets import images
 from goal.errors import UserError
 from goal.evaluation.galleries import Picture
-from goal.files import digest as digest_of
 from goal.model import network
 from goal.model.network import GoalClip, Spec
+from goal.runtime import tensorfiles
+from goal.runtime.files import digest as digest_of
 from goal.text import cleaning
 
 log = logging.getLogger(__name__)
@@ -106,7 +109,7 @@ def embed_with(
     rows = {picture: row for row, same in enumerate(copies.values()) for picture in same}
     pictures = [same[0] for same in copies.values()]
     key = _key(files, pictures, texts, settings.device)
-    kept = [layout.work_dir("embeddings") / digest / f"{key}.safetensors" for digest in digests]
+    kept = [paths.work_dir("embeddings") / digest / f"{key}.safetensors" for digest in digests]
     tensors = [_kept(path) for path in kept]
     missing = [place for place, found in enumerate(tensors) if found is None]
     for place, found in zip(
@@ -176,9 +179,9 @@ def encode_texts(
 
 def file_digests(pictures: Iterable[Picture]) -> dict[str, str]:
     """sha256 of each picture file by path; raises UserError for one that cannot be read."""
-    paths = sorted({picture.path for picture in pictures})
+    files = sorted({picture.path for picture in pictures})
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return dict(zip(paths, pool.map(digest_of, map(Path, paths)), strict=True))
+        return dict(zip(files, pool.map(digest_of, map(Path, files)), strict=True))
 
 
 def content_digest(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from goal import layout
+from goal.config import paths
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import UserError
@@ -60,7 +60,7 @@ def load(data_set: str, mined: bool = True) -> tuple[list[Gallery], dict[str, st
     mined: pairs/test belongs to this set, so its best pairs serve where it has no joint.parquet.
     Raises UserError for a manifest that cannot be read or names test pictures that do not exist.
     """
-    test = manifest.read(layout.manifest(data_set, "test"))
+    test = manifest.read(paths.manifest(data_set, "test"))
     makers: dict[str, Callable[[str, list[Row]], Gallery | str]] = {
         "test": _test,
         "short": _short,
@@ -82,12 +82,12 @@ def _test(data_set: str, test: list[Row]) -> Gallery | str:
 
 
 def _short(data_set: str, test: list[Row]) -> Gallery | str:
-    path = layout.manifest(data_set, "short")
+    path = paths.manifest(data_set, "short")
     return _retrieval("short", manifest.read(path)) if path.exists() else f"{data_set} has no short captions"
 
 
 def _twins(data_set: str, test: list[Row]) -> Gallery | str:
-    path = layout.manifest(data_set, "twins")
+    path = paths.manifest(data_set, "twins")
     if not path.exists():
         return f"{data_set} has no twins"
     twins = manifest.read_table(path, manifest.TWINS).to_pylist()
@@ -107,7 +107,7 @@ def _twins(data_set: str, test: list[Row]) -> Gallery | str:
 
 
 def _joint(data_set: str, test: list[Row], mined: bool) -> Gallery | str:
-    path = layout.manifest(data_set, "joint")
+    path = paths.manifest(data_set, "joint")
     crops = list(_own_crops(path, test) if path.exists() else _mined_crops(test) if mined else [])
     if not crops:
         return f"{data_set} has no crops of test pictures: neither joint.parquet nor usable pairs of test"
@@ -147,7 +147,7 @@ def _own_crops(path: Path, test: list[Row]) -> Iterator[Crop]:
 
 def _mined_crops(test: list[Row]) -> Iterator[Crop]:
     """The best pair of each picture; of equal ones the first sentence's."""
-    folder = layout.pairs_dir("test")
+    folder = paths.pairs_dir("test")
     best: dict[str, dict] = {}
     for shard in sorted(folder.glob("shard-*.parquet")):
         for pair in manifest.read_table(shard, PAIRS, "pairs").to_pylist():

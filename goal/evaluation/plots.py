@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from goal.evaluation.galleries import DIRECTIONS
 from goal.evaluation.results import Result
-from goal.files import atomic
+from goal.runtime.files import atomic
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and on light and dark ground.
 MODEL_COLOURS = {

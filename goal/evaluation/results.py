@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from goal import layout
+from goal.config import paths
 from goal.errors import UserError
 from goal.evaluation.galleries import BENCHMARKS
 
@@ -64,7 +64,7 @@ def headline(label: str) -> str:
 
 def evaluated() -> tuple[str, ...]:
     """The models that have results on any data set, in the order of the pipeline."""
-    return tuple(name for name in layout.MODELS if _data_sets(name))
+    return tuple(name for name in paths.MODELS if _data_sets(name))
 
 
 def load(models: Sequence[str], mixed: bool = False) -> Results:
@@ -76,8 +76,8 @@ def load(models: Sequence[str], mixed: bool = False) -> Results:
     if not models:
         raise UserError("metrics: no evaluated model yet; `dvc repro` makes them all")
     for model in models:
-        if model not in layout.MODELS:
-            raise UserError(f"{model}: no such model; one of {', '.join(layout.MODELS)}")
+        if model not in paths.MODELS:
+            raise UserError(f"{model}: no such model; one of {', '.join(paths.MODELS)}")
     found: dict[str, list[Result]] = {}
     missing: dict[str, str] = {}
     weights: dict[str, str] = {}
@@ -97,9 +97,9 @@ def load(models: Sequence[str], mixed: bool = False) -> Results:
 
 def in_folder(folder: Path) -> list[Result]:
     """All results below a model's folder of numbers, of whatever weights, the pipeline's own set first."""
-    folders = layout.numbers_folders(folder).values()
-    paths = [one / "details" / f"{benchmark}.json" for one in folders for benchmark in BENCHMARKS]
-    contents = [_read(path, "remove it") for path in paths if path.exists()]
+    folders = paths.numbers_folders(folder).values()
+    found = [one / "details" / f"{benchmark}.json" for one in folders for benchmark in BENCHMARKS]
+    contents = [_read(path, "remove it") for path in found if path.exists()]
     return [_result(content) for content in contents if "missing" not in content]
 
 
@@ -121,7 +121,7 @@ def command(label: str, *models: str) -> str:
 
 def _data_sets(model: str) -> list[str]:
     """The sets that a model was measured on, the pipeline's own, "", first."""
-    folders = layout.numbers_folders(layout.metrics_dir(model))
+    folders = paths.numbers_folders(paths.metrics_dir(model))
     return [name for name, folder in folders.items() if (folder / "details").is_dir()]
 
 
@@ -142,7 +142,7 @@ def _read(path: Path, mend: str) -> dict[str, Any]:
 
 def _folder(model: str, label: str, part: str, kind: str) -> Path:
     data_set, _, benchmark = label.rpartition("/")
-    return layout.metrics_dir(model, data_set) / part / f"{benchmark}.{kind}"
+    return paths.metrics_dir(model, data_set) / part / f"{benchmark}.{kind}"
 
 
 def _result(content: dict[str, Any]) -> Result:

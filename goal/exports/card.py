@@ -5,15 +5,17 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-from goal import config, files, layout, weights
+from goal import config, weights
+from goal.config import paths
 from goal.errors import UserError
 from goal.evaluation import results
 from goal.evaluation.galleries import DIRECTIONS
 from goal.evaluation.results import Result
 from goal.model import architectures
 from goal.model.network import Spec
-from goal.record import provenance
 from goal.reporting import templates
+from goal.runtime import files
+from goal.tracking import provenance
 
 FILE = "README.md"
 # The data that the project draws, and the weights that it ships (data.source, model.pretrained).
@@ -25,7 +27,7 @@ TOLERANCE = 1e-4
 def write(path: Path, spec: Spec, library: str, folder: Path) -> None:
     """Write the README.md of an export; `path` is where its weights come from."""
     file, digest = weights.file_of(path), weights.digest(path)
-    made = _made(file.with_name(layout.CARD), digest)
+    made = _made(file.with_name(paths.CARD), digest)
     content = templates.render(
         "model_card.md",
         name=f"{made.get('name', file.parent.name or spec.name)} ({spec.name})",
@@ -76,7 +78,7 @@ def _licence(source: str) -> str:
 
 def _measured(file: Path, digest: str) -> list[Result]:
     """The results of these very weights: this project's, and what a registered version brings along."""
-    folders = [*map(layout.metrics_dir, layout.MODELS), file.with_name(results.FETCHED)]
+    folders = [*map(paths.metrics_dir, paths.MODELS), file.with_name(results.FETCHED)]
     found = {}
     for one in (one for folder in folders for one in results.in_folder(folder)):
         if one.digest == digest:

@@ -6,8 +6,10 @@ from typing import Any
 
 from open_clip.tokenizer import SimpleTokenizer
 
-from goal import files, layout, tensorfiles, weights
+from goal import weights
+from goal.config import paths
 from goal.model.network import GoalClip, Spec
+from goal.runtime import files, tensorfiles
 
 
 def open_clip(model: GoalClip, folder: Path) -> None:
@@ -37,7 +39,7 @@ def transformers(model: GoalClip, folder: Path) -> None:
     files.write_json(_huggingface_config(model.spec), folder / "config.json", sort=True)
     preprocessor(model.spec, folder)
     _tokenizer(model.spec, folder)
-    tensorfiles.write(folder / layout.WEIGHTS, weights.to_huggingface(model), {"format": "pt"})
+    tensorfiles.write(folder / paths.WEIGHTS, weights.to_huggingface(model), {"format": "pt"})
 
 
 def _huggingface_config(spec: Spec) -> dict[str, Any]:

@@ -14,11 +14,11 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from goal import files
 from goal.errors import UserError
 from goal.exports import folders
 from goal.exports.card import TOLERANCE
 from goal.model.network import GoalClip
+from goal.runtime import files
 
 log = logging.getLogger(__name__)
 

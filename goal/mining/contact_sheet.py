@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from goal import files
 from goal.datasets import slices
+from goal.datasets.images import ImageError
 from goal.datasets.manifest import Row
-from goal.images import ImageError
 from goal.mining import reading
 from goal.mining.mined import SIDES
+from goal.runtime import files
 
 # Okabe and Ito's colours, darkened to be read on white: the colour-blind tell them apart too.
 COLOURS = ("#c44e00", "#0063a6", "#007a58", "#a83d7f", "#8f6b00", "#2b8ab3", "#6b4226", "#4d4d4d")

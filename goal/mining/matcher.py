@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from goal import clip, config, devices, files, text, weights
-from goal.engines import pool
+from goal import clip, config, text, weights
 from goal.mining import reading
 from goal.model import network
+from goal.runtime import devices, files, pool
 
 
 class Encoded(NamedTuple):

@@ -22,13 +22,13 @@ from torch import Tensor
 from goal import boxes, clip, text
 from goal.boxes import BoxTuple
 from goal.datasets import manifest, slices
+from goal.datasets.images import ImageError
 from goal.datasets.manifest import Row
-from goal.engines import progress
-from goal.images import ImageError
 from goal.mining import matcher as matchers
 from goal.mining import reading, shards
 from goal.mining.matcher import Matcher
 from goal.mining.mined import NO_REGIONS, PAIRS, REGIONS, SIDES, UNREADABLE, WHOLE, WHOLE_WINS
+from goal.runtime import task_progress
 
 # Cosines in single precision that are closer are equal.
 TIE = 1e-6
@@ -92,14 +92,14 @@ class Match:
             cosines = vectors @ np.stack([sentences[one].vector for one in texts]).T
             choices = dict(zip(texts, _nearest(cosines, candidates[name]), strict=True))
             chosen[name] = [choices[one.text] for one in mentions[name]]
-            progress.advance(1)
+            task_progress.advance(1)
         lines = []
         for row in rows:
             whole = [Choice(_whole(row), None)] * len(mentions[row.id])
             for mention, choice in zip(mentions[row.id], chosen.get(row.id, whole), strict=True):
                 regions = len(candidates[row.id]) - 1
                 lines.append(_line(row.id, mention, choice, sentences[mention.text].truncated, regions))
-        progress.advance(len(rows) - len(chosen))
+        task_progress.advance(len(rows) - len(chosen))
         blank = sum(len(row.captions) - len({one.caption for one in mentions[row.id]}) for row in rows)
         notes = {
             "pictures": len(rows),

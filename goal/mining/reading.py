@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from PIL import Image
 
+from goal.datasets.images import ImageError, open_image
 from goal.datasets.manifest import Row
-from goal.images import ImageError, open_image
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -1,7 +1,7 @@
 """A manifest's rows worked on in shards that survive a kill: a finished shard is a whole file, made once.
 
 The work on a shard is a pure function of its rows, so any engine may run it anywhere
-(goal.engines), and the files are the same bytes whoever made them.
+(goal.runtime.tasks), and the files are the same bytes whoever made them.
 """
 
 import hashlib
@@ -18,7 +18,8 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from goal import engines, files, layout
+from goal.config import paths
+from goal.runtime import files, tasks
 
 log = logging.getLogger(__name__)
 
@@ -66,32 +67,32 @@ def held(folder: Path, label: str) -> Iterator[None]:
 def run(work: Work, rows: int, shard_size: int, folder: Path, workers: int, label: str) -> list[Path]:
     """Make the shards of `rows` rows in `folder`, those that are missing, and return the files of all.
 
-    workers: processes here, where no cluster is named (goal.engines.run). Raises UserError as the work
+    workers: processes here, where no cluster is named (goal.runtime.tasks.run). Raises UserError as the work
     does, or where the disk refuses; finished shards stay.
     """
     files.make_folder(folder)
     starts = range(0, rows, shard_size)
-    paths = [folder / name(number) for number in range(len(starts))]
-    tasks, done = [], 0
-    for start, path in zip(starts, paths, strict=True):
+    shards = [folder / name(number) for number in range(len(starts))]
+    missing, done = [], 0
+    for start, path in zip(starts, shards, strict=True):
         stop = min(start + shard_size, rows)
         if _is_whole(path):
             done += stop - start
         else:
-            tasks.append(Task(work, start, stop, str(path.resolve())))
+            missing.append(Task(work, start, stop, str(path.resolve())))
     if done:
         log.info("%s: %d of %d pictures were done before", label, done, rows)
-    sizes = [task.stop - task.start for task in tasks]
+    sizes = [task.stop - task.start for task in missing]
     modules = [type(work).__module__]
     try:
-        if tasks:
-            engines.run(
-                make, tasks, sizes, workers=workers, modules=modules, label=label, total=rows, done=done
+        if missing:
+            tasks.run(
+                make, missing, sizes, workers=workers, modules=modules, label=label, total=rows, done=done
             )
     finally:
         for draft in folder.glob(".shard-*.tmp"):  # of processes that were killed
             draft.unlink(missing_ok=True)
-    return paths
+    return shards
 
 
 def make(task: Task) -> None:
@@ -120,7 +121,7 @@ def read_notes(path: Path) -> dict:
     return json.loads(pq.read_schema(path).metadata[NOTES])
 
 
-def publish(paths: list[Path], summary: dict, target: Path) -> None:
+def publish(shards: list[Path], summary: dict, target: Path) -> None:
     """Make `target` the folder of these shards and summary.json; drops the shards of earlier, published runs.
 
     The shards are copied: what DVC does to its outs must not reach those that a restart reads.
@@ -129,7 +130,7 @@ def publish(paths: list[Path], summary: dict, target: Path) -> None:
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        for path in paths:
+        for path in shards:
             shutil.copyfile(path, draft / path.name)
         files.write_json(summary, draft / "summary.json")
         files.replace_folder(draft, target)
@@ -152,7 +153,7 @@ def forget_others(folder: Path) -> None:
 def working_folder(stage: str, split: str, *inputs: str) -> Path:
     """Where a run's shards lie, named by its inputs and the project's code: no other run takes them over."""
     key = hashlib.sha256(json.dumps([files.source_digest(), *inputs]).encode()).hexdigest()
-    return layout.work_dir(stage) / f"{split}-{key[:20]}"
+    return paths.work_dir(stage) / f"{split}-{key[:20]}"
 
 
 def _lock(folder: Path) -> Path:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from goal import boxes, layout
+from goal import boxes
+from goal.config import paths
 from goal.datasets import manifest
 from goal.mining import shards
 from goal.mining.mined import SIDES
@@ -21,12 +22,12 @@ EDGES = np.round(np.arange(-1, 1.01, 0.05), 2)
 RIGHT = 0.5
 
 
-def of(paths: Sequence[Path], data_set: str) -> dict[str, Any]:
+def of(files: Sequence[Path], data_set: str) -> dict[str, Any]:
     """Counts over all shards, read one at a time, and LISM's score where data/<set>/truth.parquet exists."""
     totals, unreadable, dropped, winners = Counter(), Counter(), Counter(), Counter()
     histogram, cosines = np.zeros(len(EDGES) - 1, dtype=int), 0.0
     truth = _Truth(data_set)
-    for path in paths:
+    for path in files:
         notes = shards.read_notes(path)
         unreadable.update(notes.pop("unreadable"))
         totals.update(notes)
@@ -78,7 +79,7 @@ class _Truth:
     """The true box of every sentence that describes one thing, and how near mining came to it."""
 
     def __init__(self, data_set: str) -> None:
-        path = layout.data_dir(data_set) / "truth.parquet"
+        path = paths.data_dir(data_set) / "truth.parquet"
         lines = manifest.read_table(path, manifest.TRUTH).to_pylist() if path.exists() else []
         self.known: dict[str, dict[tuple[int, int, int], tuple[float, ...]]] = {}
         for one in lines:

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from goal import tensorfiles, weights
+from goal import weights
 from goal.errors import UserError
 from goal.model import architectures
 from goal.model.network import GoalClip, Spec
+from goal.runtime import tensorfiles
 
 ASSET = Path(__file__).parents[1] / "assets" / f"{architectures.SCENES}.safetensors"
 TABLE = "token_embedding.weight"

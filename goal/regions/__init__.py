@@ -141,7 +141,7 @@ def checkpoints(params: config.Regions) -> list[Path]:
 def build(params: config.Regions, worker: int = 0) -> Proposer:
     """The sources that `regions.sources` names, ready to propose; loads their weights, so once a process.
 
-    params: from `with_weights`; worker: as in goal.devices.resolve.
+    params: from `with_weights`; worker: as in goal.runtime.devices.resolve.
     """
     if WEIGHTS.keys() & set(params.sources):
         import torch

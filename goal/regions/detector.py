@@ -8,11 +8,11 @@ import torch
 from torch import hub, nn
 from torchvision.models import detection, get_model, get_model_weights, list_models
 
-from goal import config, devices, tensorfiles
-from goal.datasets import download
-from goal.datasets.download import Remote
+from goal import config
 from goal.errors import UserError
 from goal.regions import Region
+from goal.runtime import devices, download, tensorfiles
+from goal.runtime.download import Remote
 
 # torchvision takes the eps of the norms away from its own weights of these.
 WITHOUT_EPS = {
@@ -27,7 +27,7 @@ class Detector:
     """The source `detector`: a network of torchvision.models.detection."""
 
     def __init__(self, params: config.Detector, device: str, worker: int = 0) -> None:
-        """Load the network that params name; device, worker: as in goal.devices.resolve.
+        """Load the network that params name; device, worker: as in goal.runtime.devices.resolve.
 
         Raises UserError for an unknown name, weights that cannot be had or do not fit, or a missing device.
         """

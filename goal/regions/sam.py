@@ -16,11 +16,12 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from goal import config, devices
+from goal import config
 from goal.errors import UserError
 from goal.regions import Region, sam_measure, sam_weights
 from goal.regions.sam_decoder import Masks, Picture
 from goal.regions.sam_encoder import encode
+from goal.runtime import devices
 
 # A point's patches take 4 MB: more points at once leave a CPU's cache and are no faster.
 CPU_POINTS = 4
@@ -30,7 +31,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def source(params: config.Sam, device: str, worker: int = 0) -> "Fast | Package":
-    """The source `sam` with the weights that params name; device, worker: as in goal.devices.resolve.
+    """The source `sam` with the weights that params name; device, worker: as in goal.runtime.devices.resolve.
 
     Raises UserError where the weights or the device cannot be had, or the device lacks the precision.
     """

@@ -6,10 +6,11 @@ from pathlib import Path
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 
-from goal import config, layout, tensorfiles
-from goal.datasets import download
-from goal.datasets.download import Remote
+from goal import config
+from goal.config import paths
 from goal.errors import UserError
+from goal.runtime import download, tensorfiles
+from goal.runtime.download import Remote
 
 _META = "https://dl.fbaipublicfiles.com/segment_anything"
 # The hex in a name begins the file's md5.
@@ -39,7 +40,7 @@ def file(params: config.Sam) -> Path:
     """The file of the weights: params.checkpoint, or Meta's, fetched to downloads/sam once."""
     if params.checkpoint:
         return Path(params.checkpoint)
-    (path,) = download.fetch([CHECKPOINTS[params.model]], layout.downloads("sam"), "SAM's weights")
+    (path,) = download.fetch([CHECKPOINTS[params.model]], paths.downloads("sam"), "SAM's weights")
     return path
 
 

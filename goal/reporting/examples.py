@@ -9,13 +9,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from goal import layout, weights
+from goal import weights
 from goal.boxes import View
+from goal.config import paths
 from goal.datasets import manifest
+from goal.datasets.images import open_image
 from goal.datasets.manifest import Row
 from goal.evaluation import compare, grounding
 from goal.evaluation.grounding import Grounding
-from goal.images import open_image
 from goal.mining.mined import SIDES
 from goal.reporting import pictures
 
@@ -36,7 +37,7 @@ class Duel:
 
 def pairs(data_set: str, split: str, count: int, max_megapixels: float) -> list[dict[str, Any]]:
     """Up to `count` pictures with usable pairs, spread over the split: boxes and sentences in one colour."""
-    shards = sorted(layout.pairs_dir(split).glob("shard-*.parquet"))
+    shards = sorted(paths.pairs_dir(split).glob("shard-*.parquet"))
     if not shards or count == 0:
         return []
     usable = [
@@ -50,7 +51,7 @@ def pairs(data_set: str, split: str, count: int, max_megapixels: float) -> list[
     sentences: dict[str, list[dict]] = {name: [] for name in names}
     for one in (one for shard in chosen for one in shard):
         sentences[one["id"]].append(one)
-    rows = {row.id: row for row in manifest.read(layout.manifest(data_set, split))}
+    rows = {row.id: row for row in manifest.read(paths.manifest(data_set, split))}
     return [_card(rows[name], sentences[name], max_megapixels) for name in names]
 
 
@@ -72,7 +73,7 @@ def duel(data_set: str, ours: str, theirs: str, count: int, max_megapixels: floa
     lost = [one for one in ranks if one["theirs"] == 1 < one["ours"]]
     won.sort(key=lambda one: (-one["theirs"], one["id"], one["caption"]))
     lost.sort(key=lambda one: (-one["ours"], one["id"], one["caption"]))
-    rows = {row.id: row for row in manifest.read(layout.manifest(data_set, "test"))}
+    rows = {row.id: row for row in manifest.read(paths.manifest(data_set, "test"))}
 
     def shown(queries: Sequence[dict]) -> list[dict[str, Any]]:
         return [_query(one, rows[one["id"]], max_megapixels) for one in queries[:count]]
@@ -84,10 +85,10 @@ def grounded(
     data_set: str, before: str, after: str, count: int, max_megapixels: float
 ) -> Iterator[dict[str, Any]]:
     """Up to `count` test pictures with the heat maps of their first caption's sentences by two models."""
-    rows = spread(manifest.read(layout.manifest(data_set, "test")), count)
+    rows = spread(manifest.read(paths.manifest(data_set, "test")), count)
     if not rows:
         return
-    models = [weights.load(layout.model_dir(name)).eval() for name in (before, after)]
+    models = [weights.load(paths.model_dir(name)).eval() for name in (before, after)]
     truth = _truth(data_set)
     for row in rows:
         image = open_image(row.image, max_megapixels)
@@ -162,7 +163,7 @@ def _sentence(
 
 def _truth(data_set: str) -> dict[tuple[str, int, int], tuple[float, ...]]:
     """True boxes (image frame) of the sentences of first captions, where the set knows them."""
-    path = layout.data_dir(data_set) / "truth.parquet"
+    path = paths.data_dir(data_set) / "truth.parquet"
     lines = manifest.read_table(path, manifest.TRUTH).to_pylist() if path.exists() else []
     return {(one["id"], one["start"], one["end"]): _sides(one) for one in lines if one["caption"] == 0}
 

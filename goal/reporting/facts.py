@@ -6,26 +6,25 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from goal import layout
-from goal.config import PARAMS_FILE
+from goal.config import PARAMS_FILE, paths
 from goal.evaluation.results import Results
-from goal.record import provenance
+from goal.tracking import provenance
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "nltk", "dvc", "mlflow")
 
 
 def data(data_set: str) -> dict[str, Any]:
     """data/<set>/summary.json; empty where there is none."""
-    return _json(layout.data_dir(data_set) / "summary.json")
+    return _json(paths.data_dir(data_set) / "summary.json")
 
 
 def mining(splits: tuple[str, ...] = ("train", "val", "test")) -> dict[str, dict[str, Any]]:
     """The summaries of regions and pairs of every split that was mined."""
     found = {}
     for split in splits:
-        pairs = _json(layout.pairs_dir(split) / "summary.json")
+        pairs = _json(paths.pairs_dir(split) / "summary.json")
         if pairs:
-            found[split] = {"regions": _json(layout.regions_dir(split) / "summary.json"), "pairs": pairs}
+            found[split] = {"regions": _json(paths.regions_dir(split) / "summary.json"), "pairs": pairs}
     return found
 
 
@@ -39,7 +38,7 @@ def origin(results: Results, experiment: str) -> dict[str, Any]:
     # Its address for a browser, where that is not the one that a worker uses.
     server = _server(os.environ.get("MLFLOW_PAGES") or os.environ.get("MLFLOW_TRACKING_URI", ""))
     runs = f"{server}/#/experiments/{experiment}/runs?searchFilter=" if server and experiment else ""
-    inputs = provenance.upstream(provenance.lock(), [layout.metrics_dir(name) for name in digests])
+    inputs = provenance.upstream(provenance.lock(), [paths.metrics_dir(name) for name in digests])
     outs = {path: md5 for stage in inputs.values() for path, md5 in stage.outs.items()}
     versions = provenance.packages()
     return {

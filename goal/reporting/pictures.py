@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from goal.boxes import View
-from goal.images import open_image
+from goal.datasets.images import open_image
 
 # Pixels, the longer side of a copy.
 SIDE = 320

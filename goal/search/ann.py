@@ -14,8 +14,8 @@ import faiss
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from goal import files
 from goal.errors import UserError
+from goal.runtime import files
 from goal.search.store import Store
 
 log = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from goal import files
-from goal.images import ImageError, open_image
+from goal.datasets.images import ImageError, open_image
 from goal.reporting import pictures, templates
+from goal.runtime import files
 from goal.search import store
 from goal.search.query import Hit, Reading
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from PIL import Image
 
-from goal import images
+from goal.datasets import images
 from goal.errors import UserError
 from goal.search import panel, store
 from goal.search.captions import Captions

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from goal import devices, layout
+from goal.config import paths
 from goal.datasets import manifest
 from goal.evaluation import embed
+from goal.runtime import devices
 from goal.search.query import Search
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Captions:
 
     def __init__(self, params: "Params", search: Search) -> None:
         self._params, self._search = params, search
-        files = [layout.manifest(params.data.name, split) for split in manifest.SPLITS]
+        files = [paths.manifest(params.data.name, split) for split in manifest.SPLITS]
         rows = [row for file in files if file.exists() for row in manifest.read(file)]
         self.texts = sorted({caption for row in rows for caption in row.captions})
 

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from goal import clip, devices, images, interrupts, weights
+from goal import clip, weights
 from goal.clip import Preprocess
+from goal.datasets import images
+from goal.datasets.images import ImageError
 from goal.errors import Interrupted, UserError
 from goal.evaluation.embed import prefetched
-from goal.images import ImageError
+from goal.runtime import devices, signals
 from goal.search import ann, store
 from goal.search.store import Card, Entry, Stamp
 
@@ -77,7 +79,7 @@ def run(params: "Params", folder: Path, place: Path, model: Path, name: str) -> 
     read = partial(_read, root, clip.preprocess(spec), params.data.max_megapixels)
     left_out = dict(listing.unseen)
     embedded = 0
-    with interrupts.taken_down() as asked, tqdm(total=len(todo), unit=" files") as progress:
+    with signals.taken_down() as asked, tqdm(total=len(todo), unit=" files") as progress:
         for batch in prefetched(read, todo, params.evaluate.batch_size):
             refused = {one.path: one.view for one in batch if isinstance(one.view, ImageError)}
             views = {one.path: one.view for one in batch if isinstance(one.view, Tensor)}

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from goal import clip, devices, text, weights
+from goal import clip, text, weights
 from goal.errors import UserError
+from goal.runtime import devices
 from goal.search import ann, store
 from goal.text.sentences import Sentence
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from goal import files
 from goal.errors import UserError
+from goal.runtime import files
 
 DATABASE = "pictures.sqlite"
 # Paths are bytes, below the pictures' folder: a file's name need not be text. An id is never given twice: a

@@ -16,10 +16,10 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from goal import interrupts
 from goal.errors import UserError
 from goal.model.network import Spec
 from goal.model.packing import Packed, pack
+from goal.runtime import signals
 from goal.training.examples import Examples, Fault, Key, Sample
 
 
@@ -194,4 +194,4 @@ def _arrived(device: torch.device, sent: Shipment | Fault) -> list[Batch] | Faul
 
 
 def _quiet(worker: int) -> None:
-    interrupts.ignored()
+    signals.ignored()

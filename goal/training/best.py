@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from goal import tensorfiles
+from goal.runtime import tensorfiles
 from goal.training import checkpoint, learner
 from goal.training.checkpoint import Checkpoints
 from goal.training.learner import Learner

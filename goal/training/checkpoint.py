@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from goal import files
 from goal.errors import UserError
+from goal.runtime import files
 
 log = logging.getLogger(__name__)
 

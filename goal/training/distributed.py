@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from goal import interrupts
 from goal.errors import EXIT_RESUMABLE, EXIT_USER_ERROR, Interrupted, UserError
+from goal.runtime import signals
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -119,7 +119,7 @@ def group(device: torch.device, processes: int) -> Iterator[Group]:
     if world != processes:
         raise UserError(f"train.processes {processes}: torchrun started {world}; let the two be equal")
     launcher = os.environ.get(LAUNCHER)
-    interrupts.die_with_parent(int(launcher) if launcher else None)
+    signals.die_with_parent(int(launcher) if launcher else None)
     if rank:
         logging.getLogger("goal").setLevel(logging.WARNING)
     if device.type == "cuda":
@@ -197,4 +197,4 @@ def _end_with_dvc() -> None:
     # Only below DVC, which leaves its stages alive when it is killed: a training that a shell put into the
     # background must outlive that shell.
     if os.environ.get("DVC_STAGE"):
-        interrupts.die_with_parent()
+        signals.die_with_parent()

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from goal import boxes, clip, images, text
+from goal import boxes, clip, text
 from goal.boxes import BoxTuple, View
 from goal.config import PairChoice
-from goal.datasets import manifest
+from goal.datasets import images, manifest
 from goal.datasets.manifest import Row
 from goal.errors import UserError
 from goal.mining.mined import PAIRS, SIDES

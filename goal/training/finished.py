@@ -6,15 +6,16 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from goal import files, layout, weights
-from goal.config import Params
+from goal import weights
+from goal.config import Params, paths
+from goal.runtime import files
 from goal.training.learner import Learner
 from goal.training.recipe import Recipe
 
 
 def write(params: Params, recipe: Recipe, learner: Learner, counts: Mapping[str, int]) -> None:
     """Write metrics/<name>/ and, last, models/<name>/: the same bytes in every run of the same work."""
-    folder = layout.metrics_dir(recipe.name)
+    folder = paths.metrics_dir(recipe.name)
     numbers = {
         "steps": learner.step,
         "stopped_early": learner.step < learner.steps,
@@ -23,8 +24,8 @@ def write(params: Params, recipe: Recipe, learner: Learner, counts: Mapping[str,
         "validation": learner.validations[-1] if learner.validations else {},
         "best_validation": learner.best or {},
     }
-    files.write_json(numbers, folder / layout.NUMBERS)
-    files.write_text(folder / layout.CURVE, _table(learner))
+    files.write_json(numbers, folder / paths.NUMBERS)
+    files.write_text(folder / paths.CURVE, _table(learner))
     card = {
         "name": recipe.name,
         "data": params.data.name,
@@ -35,17 +36,17 @@ def write(params: Params, recipe: Recipe, learner: Learner, counts: Mapping[str,
         "params": {recipe.section: recipe.stage.model_dump(by_alias=True) | {"loss": recipe.weights}},
         "steps": learner.step,
     }
-    weights.publish(learner.model, layout.model_dir(recipe.name), card)
+    weights.publish(learner.model, paths.model_dir(recipe.name), card)
 
 
 def records(name: str) -> list[Path]:
     """The files of a training that belong into its record."""
-    return [layout.metrics_dir(name) / layout.NUMBERS, layout.metrics_dir(name) / layout.CURVE]
+    return [paths.metrics_dir(name) / paths.NUMBERS, paths.metrics_dir(name) / paths.CURVE]
 
 
 def _pretrained(start: Path) -> str | None:
     """Which weights were the first of all, as the card of the start says."""
-    card = start / layout.CARD
+    card = start / paths.CARD
     return json.loads(card.read_text(encoding="utf-8")).get("pretrained") if card.exists() else None
 
 

@@ -28,13 +28,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from goal import boxes, clip, engines, files, images, layout
+from goal import boxes, clip
 from goal.boxes import BoxTuple
-from goal.datasets import slices
+from goal.config import paths
+from goal.datasets import images, slices
 from goal.datasets.manifest import Row
-from goal.engines import progress
 from goal.errors import UserError
 from goal.model.network import Spec
+from goal.runtime import files, task_progress, tasks
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def prepare(
     """
     # Stages with crops and stages without take turns in a pipeline.
     kind = "crops" if crops else "whole"
-    folder = layout.work_dir("packed") / f"{kind}-{_digest(rows, crops, spec)}"
+    folder = paths.work_dir("packed") / f"{kind}-{_digest(rows, crops, spec)}"
     used = _in_use(folder)
     with files.alone(folder / "packing.lock"):
         shards = [
@@ -170,7 +171,7 @@ def _forget_others(folder: Path, kind: str) -> None:
 def _pack(missing: list[Work], workers: int, total: int) -> None:
     sizes = [len(work.rows) for work in missing]
     try:
-        engines.run(
+        tasks.run(
             write,
             missing,
             sizes,
@@ -194,7 +195,7 @@ def write(work: Work) -> None:
     with files.atomic(work.tar) as draft, draft.open("wb") as file, TarWriter(file, mtime=0) as tar:
         for number, (row, crops) in enumerate(zip(work.rows, work.crops, strict=True), work.first):
             tar.write(_sample(number, row, crops, work))
-            progress.advance(1)
+            task_progress.advance(1)
     with tarfile.open(work.tar) as tar:
         places = sorted(place for member in tar if (place := _place(member)))
     lines = [(picture, part, work.number, offset, size) for picture, part, offset, size in places]

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from goal import devices, files, layout, weights
-from goal.config import Params, Stage
+from goal import weights
+from goal.config import Params, Stage, paths
 from goal.errors import UserError
+from goal.runtime import devices, files
 from goal.training import distributed
 
 # Of `train`: what a result hangs on. The rest only changes the pace and may differ when a run goes on.
@@ -44,9 +45,9 @@ class Recipe:
 
     def identity(self, params: Params) -> dict[str, Any]:
         """All that decides the result, by name: checkpoints go on, and runs are the same, only with this."""
-        inputs = [layout.manifest(params.data.name, split) for split in ("train", "val")]
+        inputs = [paths.manifest(params.data.name, split) for split in ("train", "val")]
         if self.local:
-            inputs += sorted(layout.pairs_dir("train").glob("shard-*.parquet"))
+            inputs += sorted(paths.pairs_dir("train").glob("shard-*.parquet"))
         return {
             "name": self.name,
             **self.decisive(params),
@@ -60,8 +61,8 @@ class Recipe:
 
 def plan(params: Params, name: str) -> Recipe:
     """The recipe of one of layout.TRAINED; UserError for missing hardware, and weights that are all 0."""
-    if name not in layout.TRAINED:
-        raise UserError(f"train {name}: no such model; one of {', '.join(layout.TRAINED)}")
+    if name not in paths.TRAINED:
+        raise UserError(f"train {name}: no such model; one of {', '.join(paths.TRAINED)}")
     section = "stage1" if name == "stage1" else "stage2"
     stage: Stage = getattr(params, section)
     terms = stage.loss.model_dump(by_alias=True)
@@ -77,7 +78,7 @@ def plan(params: Params, name: str) -> Recipe:
         section=section,
         stage=stage,
         weights=terms,
-        start=layout.model_dir("zero-shot" if section == "stage1" else "stage1"),
+        start=paths.model_dir("zero-shot" if section == "stage1" else "stage1"),
         local=section == "stage2",
         device=device,
         bf16=_bf16(params.train.precision, device),

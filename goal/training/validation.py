@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goal import clip, images, text
+from goal import clip, text
+from goal.datasets import images
 from goal.datasets.manifest import Row
 from goal.metrics import recall_at_k
 from goal.model.network import GoalClip, Spec

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from goal import layout
-from goal.datasets import manifest, stage
+from goal.config import paths
+from goal.datasets import manifest
+from goal.stages import data as stage
 from tests.datasets.conftest import Build
 
 
@@ -55,7 +56,7 @@ def run(
     """
     download = {"root": str(root), "accept_terms": source if accept is None else accept, "gallery": gallery}
     stage.run(build(name=f"my-{source}", source=source, download=download, **data))
-    splits = {split: manifest.read(layout.manifest(f"my-{source}", split)) for split in manifest.SPLITS}
+    splits = {split: manifest.read(paths.manifest(f"my-{source}", split)) for split in manifest.SPLITS}
     for rows in splits.values():
         for row in rows:
             with Image.open(row.image) as image:
@@ -69,5 +70,5 @@ def ids(splits: dict[str, list[manifest.Row]]) -> dict[str, list[str]]:
 
 
 def rejected(source: str) -> list[dict[str, str]]:
-    path = layout.data_dir(f"my-{source}") / "rejected.parquet"
+    path = paths.data_dir(f"my-{source}") / "rejected.parquet"
     return manifest.read_table(path, manifest.REJECTED).to_pylist()

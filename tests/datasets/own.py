@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from goal.datasets import manifest, stage
+from goal.datasets import manifest
+from goal.stages import data as stage
 from tests.datasets.conftest import Build
 
 

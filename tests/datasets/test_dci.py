@@ -6,8 +6,8 @@ import re
 import pytest
 
 from goal.datasets import dci
-from goal.datasets.download import Remote
 from goal.errors import UserError
+from goal.runtime.download import Remote
 from tests.datasets.conftest import Build
 from tests.datasets.miniature import ids, jpeg, put, rejected, run, tar
 from tests.datasets.server import Served, serve

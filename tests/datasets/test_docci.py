@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from goal import layout
+from goal.config import paths
 from goal.datasets import docci
-from goal.datasets.download import Remote
 from goal.errors import UserError
+from goal.runtime.download import Remote
 from tests.datasets.conftest import Build
 from tests.datasets.miniature import ids, jpeg, put, rejected, run, tar
 from tests.datasets.server import Served, serve
@@ -37,9 +37,9 @@ def test_it_is_fetched_unpacked_and_split_once(build: Build, files, monkeypatch)
         for remote in ("DESCRIPTIONS", "IMAGES"):
             monkeypatch.setattr(docci, remote, Remote(f"{address}/{getattr(docci, remote).file}"))
         splits = run(build, "docci")
-        first = layout.manifest("my-docci", "train").read_bytes()
+        first = paths.manifest("my-docci", "train").read_bytes()
         run(build, "docci")
-        assert layout.manifest("my-docci", "train").read_bytes() == first
+        assert paths.manifest("my-docci", "train").read_bytes() == first
     assert ids(splits) == {
         "train": ["train_00000", "train_00001"],
         "val": ["qual_dev_00003"],
@@ -93,7 +93,7 @@ def test_a_hostile_archive_stops_the_stage_and_leaves_nothing(build: Build, file
     with pytest.raises(UserError, match="leads out of the folder"):
         run(build, "docci", tmp_path / "root")
     assert not list(tmp_path.rglob("evil.jpg"))
-    assert not layout.data_dir("my-docci").exists()
+    assert not paths.data_dir("my-docci").exists()
 
 
 SETS = ["docci", "dci", "sharegpt4v", "urban1k", "coco", "flickr30k"]

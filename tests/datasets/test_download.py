@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from goal.datasets import coco, dci, docci, karpathy, sharegpt4v, urban1k
-from goal.datasets.download import CHUNK, Patience, Remote, fetch
 from goal.errors import Unavailable, UserError
+from goal.runtime.download import CHUNK, Patience, Remote, fetch
 from tests.datasets.server import Served, serve
 from tests.imports import ROOT
 from tests.servers import until
@@ -190,7 +190,7 @@ def test_a_refusal_ends_the_others_where_they_are(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_a_download_and_keeps_what_came(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from goal.datasets.download import Remote, fetch;"
+        "import sys; from pathlib import Path; from goal.runtime.download import Remote, fetch;"
         "fetch([Remote(sys.argv[1])], Path(sys.argv[2]), 'test')"
     )
     with serve({"a.tar": Served(CONTENT, ["endless"])}) as address:

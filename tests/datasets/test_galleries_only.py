@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from goal.datasets import coco, flickr30k, karpathy, sharegpt4v, urban1k
-from goal.datasets.download import Remote
 from goal.errors import UserError
+from goal.runtime.download import Remote
 from tests.datasets.conftest import Build
 from tests.datasets.miniature import ids, jpeg, packed, put, rejected, run, tar
 from tests.datasets.server import Served, serve

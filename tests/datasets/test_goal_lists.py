@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from goal import layout
+from goal.config import paths
 from goal.datasets import goal_lists, manifest
 from goal.errors import UserError
 from tests.datasets.conftest import Build
@@ -37,7 +37,7 @@ def test_pictures_are_found_by_name_and_bring_their_crops(build: Build, tmp_path
     put(root / "crops" / "deep", {f"sa_{n}_max_1{n}.png": jpeg(20 + n) for n in (0, 7)})
     splits = run(build, "goal_lists", root, path=str(lists))
     assert ids(splits) == {"train": ["sa_2"], "test": ["sa_0", "sa_1", "sa_3"]}
-    path = layout.data_dir("my-goal_lists") / "joint.parquet"
+    path = paths.data_dir("my-goal_lists") / "joint.parquet"
     joint = manifest.read_table(path, manifest.JOINT).to_pylist()
     assert [(row["id"], row["of"], row["caption"], row["x2"], row["y2"]) for row in joint] == [
         ("sa_0-crop", "sa_0", "part 0", 28, 6),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from goal import regions, text
-from goal.datasets import manifest, scenes_render, stage
+from goal.datasets import manifest, scenes_render
 from goal.datasets.scenes_layout import (
     ATTRIBUTES,
     BACKGROUNDS,
@@ -35,6 +35,7 @@ from goal.datasets.scenes_words import (
     long_caption,
     short_caption,
 )
+from goal.stages import data as stage
 from tests.datasets.conftest import Build
 
 SIZE = 128

@@ -14,11 +14,13 @@ import pytest
 import torch
 import yaml
 
-from goal import config, evaluate, layout, report, weights
+from goal import config, weights
+from goal.config import paths
 from goal.datasets import released
 from goal.errors import UserError
 from goal.evaluation import compare, published, results, table
 from goal.model.network import GoalClip
+from goal.stages import evaluate, report
 from tests import measured as done
 from tests import tiny
 from tests.measured import MODELS, change, details
@@ -43,7 +45,7 @@ def project(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def retrain(model: str) -> None:
     """Other weights, measured on the pipeline's own set alone."""
     torch.manual_seed(99)
-    weights.save(GoalClip(tiny.SPEC), layout.model_dir(model))
+    weights.save(GoalClip(tiny.SPEC), paths.model_dir(model))
     evaluate.run(tiny.params(), model)
 
 
@@ -76,7 +78,7 @@ def test_the_csv_holds_every_metric_with_its_protocol_and_weights(project: Path)
     assert {(row["context_length"], row["precision"]) for row in rows} == {("77", "fp32")}
     assert {row["images"] for row in rows if row["benchmark"] == "test"} == {"6"}
     for row in rows:
-        assert row["weights"] == weights.digest(layout.model_dir(row["model"]))
+        assert row["weights"] == weights.digest(paths.model_dir(row["model"]))
 
 
 def test_results_of_another_protocol_are_refused_or_marked(project: Path) -> None:

@@ -20,8 +20,9 @@ import yaml
 from mlflow import MlflowClient
 
 from flows import checkout
-from goal import registry, tracking
 from goal.errors import Unavailable, UserError
+from goal.stages import register
+from goal.tracking import mlflow_runs
 from tests import registered
 from tests.flows.live import TINY, Project
 from tests.imports import ROOT
@@ -162,14 +163,14 @@ def test_a_wrong_password_is_told_at_once_and_costs_no_record(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "password1234")
-    monkeypatch.setitem(tracking.PATIENCE, "FINISHED", 5.0)
+    monkeypatch.setitem(mlflow_runs.PATIENCE, "FINISHED", 5.0)
     registered.train(7)
     with pytest.raises(UserError, match=r"401.*MLFLOW_TRACKING_PASSWORD right") as error:
-        registry.run(registered.params("denied"))
+        register.run(registered.params("denied"))
     assert not isinstance(error.value, Unavailable)
     assert "password1234" not in str(error.value)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", (keys / "mlflow_admin_password").read_text())
-    registry.run(registered.params("denied"))
+    register.run(registered.params("denied"))
     client = MlflowClient(mlflow, mlflow)
     version = client.get_model_version_by_alias("denied", "challenger")
     assert client.get_run(version.run_id).data.tags["goal.seed"] == "7", "the record was delivered"

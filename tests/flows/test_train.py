@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from playwright.sync_api import Page
 
-from goal import layout
+from goal.config import paths
 from tests.browser import chromium
 from tests.flows.live import TINY, Project, serving
 from tests.imports import ROOT
@@ -132,7 +132,7 @@ def _runs(project: Project) -> tuple[str, str]:
     client = MlflowClient(project.mlflow, project.mlflow)
     experiment = client.get_experiment_by_name("goal").experiment_id
     found = client.search_runs([experiment])
-    assert {run.data.tags["goal.name"] for run in found} == set(layout.MODELS)
+    assert {run.data.tags["goal.name"] for run in found} == set(paths.MODELS)
     return json.dumps([run.info.run_id for run in found]), json.dumps([experiment])
 
 

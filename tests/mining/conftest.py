@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from goal.engines import cluster as engine
+from goal.runtime import cluster as engine
 from tests.imports import ROOT
 from tests.mining.squares import Squares, content, run
 from tests.servers import free_port, until

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from goal.engines import pool, progress
 from goal.errors import UserError
 from goal.mining import shards
+from goal.runtime import pool, task_progress
 
 ROWS, SIZE = 23, 4
 
@@ -26,7 +26,7 @@ class Squares:
         Path(self.log, f"{start}-{os.getpid()}-{time.monotonic_ns()}").touch()
         for _ in range(start, stop):
             time.sleep(self.pause)
-            progress.advance(1)
+            task_progress.advance(1)
         rows = [{"row": row, "square": row * row} for row in range(start, stop)]
         return shards.with_notes(pa.Table.from_pylist(rows), {"rows": len(rows)})
 

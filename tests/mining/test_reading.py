@@ -5,8 +5,8 @@ import threading
 import pytest
 from PIL import Image
 
+from goal.datasets.images import ImageError
 from goal.datasets.manifest import Row
-from goal.images import ImageError
 from goal.mining import reading
 
 

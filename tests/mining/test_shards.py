@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from goal.engines import pool
 from goal.errors import Interrupted, UserError
 from goal.mining import shards
+from goal.runtime import pool
 from tests.imports import ROOT
 from tests.mining.squares import ROWS, SIZE, Fails, Numbered, Squares, calls, content, run
 from tests.servers import until

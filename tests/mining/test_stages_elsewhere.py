@@ -7,9 +7,10 @@ import pytest
 import torch
 from segment_anything import sam_model_registry
 
-from goal import config, layout, pairs, weights
+from goal import config, weights
+from goal.config import paths
 from goal.model.network import GoalClip
-from goal.regions import stage as regions
+from goal.stages import pairs, regions
 from tests import drawn
 from tests.drawn import digests
 from tests.mining.conftest import Cluster
@@ -66,7 +67,7 @@ def test_a_cluster_writes_the_same_bytes_also_after_new_weights_of_the_same_name
     # The workers live on and have the old weights loaded.
     small_detector.write(Path("detector.pth"), seed=1)
     torch.manual_seed(1)
-    weights.save(GoalClip(SPEC), layout.model_dir("zero-shot"))
+    weights.save(GoalClip(SPEC), paths.model_dir("zero-shot"))
     after = both()
     assert all(after[name] != before[name] for name in before if "shard" in name)
     assert {path.name for path in cluster.folder.iterdir()} <= {"scheduler.json", "dask-worker-space"}

@@ -10,10 +10,10 @@ import torch
 from torchvision.models import detection, get_model, get_model_weights, list_models
 
 from goal import config
-from goal.datasets import download
 from goal.errors import Unavailable, UserError
 from goal.regions import detector
 from goal.regions.detector import Detector
+from goal.runtime import download
 from tests.datasets.server import Served, serve
 from tests.regions import small_detector
 from tests.regions.small_detector import MODEL

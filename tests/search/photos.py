@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from goal import clip, images, weights
+from goal import clip, weights
+from goal.datasets import images
 from goal.search import index, store
 from tests import tiny
 

@@ -12,9 +12,9 @@ import pytest
 import requests
 from playwright.sync_api import Browser, Page, expect
 
-from goal import clip, config, images, weights
+from goal import clip, config, weights
 from goal.config import Params
-from goal.datasets import manifest, scenes
+from goal.datasets import images, manifest, scenes
 from goal.evaluation import grounding
 from goal.search import index
 from goal.search.captions import Captions

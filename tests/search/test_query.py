@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from goal import images, text
-from goal.commands import named
+from goal import text
+from goal.cli import named
+from goal.datasets import images
 from goal.errors import UserError
 from goal.search import index
 from goal.search.query import Search, reading

@@ -17,11 +17,13 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed import distributed_c10d as c10d
 
-from goal import config, interrupts, layout, losses, train
-from goal.config import Params
+from goal import config, losses
+from goal.config import Params, paths
 from goal.errors import EXIT_RESUMABLE, Interrupted, UserError
 from goal.losses import Embeddings
 from goal.model.network import normalised
+from goal.runtime import signals
+from goal.stages import train
 from goal.training import distributed, step
 from goal.training.batches import Collate
 from goal.training.distributed import Group
@@ -76,8 +78,8 @@ def _rank(folder: str, rank: int, port: int, work: Callable[..., None], argument
 
 
 def samples() -> list[Any]:
-    rows = train.manifest.read(layout.manifest("tiny", "train"))[:8]
-    pairs = read_pairs(layout.pairs_dir("train"), trainings.params().stage2.pairs)
+    rows = train.manifest.read(paths.manifest("tiny", "train"))[:8]
+    pairs = read_pairs(paths.pairs_dir("train"), trainings.params().stage2.pairs)
     data = Examples(rows, pairs, SPEC, NEEDS, 0, 200.0, 0.25)
     return [data[Key(0, index)] for index in range(8)]
 
@@ -259,7 +261,7 @@ def test_the_first_is_waited_for_longer_than_an_exchange_may_take() -> None:
 
 def _orphan(parent: int) -> None:
     try:
-        interrupts.die_with_parent(parent)
+        signals.die_with_parent(parent)
     except Interrupted:
         sys.exit(EXIT_RESUMABLE)
 

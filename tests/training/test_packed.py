@@ -13,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from goal import boxes, interrupts
+from goal import boxes
 from goal.clip import preprocess
+from goal.datasets.images import open_image
 from goal.datasets.manifest import Row
 from goal.errors import Interrupted, UserError
-from goal.images import open_image
 from goal.model import architectures
+from goal.runtime import signals
 from goal.training import packed
 from tests.servers import until
 
@@ -104,7 +105,7 @@ def test_another_picture_box_or_view_is_packed_anew(rows, spec) -> None:
 def test_other_code_packs_anew(rows, spec, monkeypatch) -> None:
     packed.prepare(rows, BOXES, spec, 10.0, 1)
     first = folder()
-    monkeypatch.setattr("goal.files.source_digest", lambda: "other")
+    monkeypatch.setattr("goal.runtime.files.source_digest", lambda: "other")
     packed.prepare(rows, BOXES, spec, 10.0, 1)
     assert folder() != first
 
@@ -160,7 +161,7 @@ def test_a_signal_ends_packing_at_once_and_it_goes_on_later(rows, spec, monkeypa
 
     sender = threading.Thread(target=send)
     sender.start()
-    with pytest.raises(Interrupted, match="packed pictures: stopped;"), interrupts.taken_down() as asked:
+    with pytest.raises(Interrupted, match="packed pictures: stopped;"), signals.taken_down() as asked:
         packed.prepare(many, {}, spec, 10.0, 1)
     sender.join()
     assert not asked()

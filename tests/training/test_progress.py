@@ -16,13 +16,13 @@ import pytest
 import torch
 import yaml
 
-from goal import train
+from goal.stages import train
 from goal.training import progress
 from goal.training.examples import Examples
 from goal.training.progress import Progress
 from tests import trainings
 from tests.imports import ROOT
-from tests.test_train import Recorder
+from tests.stages.test_train import Recorder
 
 
 @pytest.fixture(autouse=True)

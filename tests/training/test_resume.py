@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from goal import config, train
+from goal import config
 from goal.config import Params
 from goal.errors import Interrupted
+from goal.stages import train
 from goal.training import checkpoint, finished, learner
 from goal.training.progress import Silent
 from tests import trainings

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from goal import train
+from goal.stages import train
 from goal.training.progress import Silent
 from tests import trainings
 from tests.imports import ROOT

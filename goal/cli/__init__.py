@@ -1,0 +1,1 @@
+"""The command line: `goal <verb>`. Imports are inside the verbs, so that `goal --help` answers at once."""

@@ -1,0 +1,153 @@
+"""The largest batch that a training's device holds, found with made-up pairs as large as real ones can be."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from goal import weights
+from goal.config import Params, paths
+from goal.datasets import manifest
+from goal.errors import UserError
+from goal.model.network import Spec
+from goal.runtime import devices
+from goal.training import recipe, step
+from goal.training.batches import Collate
+from goal.training.distributed import Group
+from goal.training.examples import Needs, Sample
+from goal.training.learner import Learner
+
+log = logging.getLogger(__name__)
+
+# What stays free: fragments, other batches' text lengths, the loader's processes.
+USED = 0.9
+# Where memory cannot be refused (a CPU) sizes double until so many bytes tell what a pair takes.
+FEWEST, TELLING = 2, 256 * 2**20
+STEPS = 1_000_000  # of a training long enough for any warm-up
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The largest batch of one process, the memory it takes and the memory there is, in bytes."""
+
+    batch_size: int
+    memory: int
+    limit: int
+
+
+def run(params: Params, name: str) -> Fit:
+    """Find the largest batch a process can train `name` with, with params.yaml's precision, chunks and so on.
+
+    Takes whole steps, optimizer included, on random pictures and on texts that fill the context; writes
+    nothing. Raises UserError where not even a pair fits.
+    """
+    plan = recipe.plan(params, name)
+    most = _most(params)
+    model = weights.load(plan.start).to(plan.device).train()
+    model.set_grad_checkpointing(params.train.checkpoint_activations)
+    group = Group(0, 1, plan.device)
+    wrapped = step.wrapped(model, params.train.compile, group)
+    taught = Learner(model, plan.stage, plan.weights, STEPS, group)
+    collate = Collate(model.spec, params.train.chunk_size)
+    needs = Needs.of(plan.weights)
+
+    def memory_of(size: int) -> int:
+        # A step that was refused leaves gradients.
+        model.zero_grad()
+        devices.forget_peak(plan.device)
+        if params.train.processes > 1:
+            # The buckets of step.wrapped: they stay from step to step, and gradients are views of them.
+            for value in model.parameters():
+                value.grad = torch.zeros_like(value)
+        chunks = collate([_sample(model.spec, needs)] * size).to(plan.device).chunks()
+        taught.update(step.backward(wrapped, chunks, plan.weights, group, plan.autocast))
+        return devices.peak(plan.device)
+
+    limit = int(_limit(plan.device) * USED)
+    # The first step also makes the optimizer's state.
+    memory_of(1)
+    search = _on_gpu if plan.device.type == "cuda" else _on_cpu
+    found = search(memory_of, limit, most)
+    if found.batch_size < 1:
+        raise UserError(
+            f"{name}: not even one pair fits {limit / 2**30:.1f} GiB; set train.checkpoint_activations"
+        )
+    if found.batch_size == most:
+        log.info("%s: there is room for all training pictures in one batch", name)
+    return found
+
+
+def _most(params: Params) -> int:
+    """The pairs of a process where all training pictures are one batch."""
+    file = paths.manifest(params.data.name, "train")
+    most = len(manifest.read(file)) // params.train.processes
+    if most < 1:
+        raise UserError(f"train.processes {params.train.processes}: more than the pictures of {file}")
+    return most
+
+
+def _on_gpu(memory_of: Callable[[int], int], limit: int, most: int) -> Fit:
+    """Double until the device refuses, then halve the gap to an eighth of the size; never past `most`."""
+    fits, taken, refused = 0, 0, most + 1
+    size = 1
+    while fits < most and (refused > most or refused - fits > max(1, fits // 8)):
+        try:
+            memory = memory_of(size)
+        except torch.OutOfMemoryError:
+            memory = limit + 1
+        if memory > limit:
+            refused = size
+        else:
+            fits, taken = size, memory
+        size = min(fits * 2, most) if refused > most else (fits + refused) // 2
+    return Fit(fits, taken, limit)
+
+
+def _on_cpu(memory_of: Callable[[int], int], limit: int, most: int) -> Fit:
+    """Reckon from small batches: a process that takes too much is killed, not refused."""
+    first = last = memory_of(FEWEST)
+    size = FEWEST
+    while last - first < TELLING and size < most:
+        size = min(size * 2, most)
+        last = memory_of(size)
+    a_pair = max(1, (last - first) // max(1, size - FEWEST))
+    fits = min(size + (limit - last) // a_pair, most)
+    return Fit(fits, last + (fits - size) * a_pair, limit)
+
+
+def _limit(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        return free + torch.cuda.memory_reserved()
+    own = psutil.Process().memory_info().rss
+    free = psutil.virtual_memory().available + own
+    # A container may be given less than the machine has.
+    given = CGROUP.read_text().strip() if CGROUP.exists() else "max"
+    return free if given == "max" else min(free, int(given))
+
+
+def _sample(spec: Spec, needs: Needs) -> Sample:
+    picture = torch.randint(256, (3, spec.image_size, spec.image_size), dtype=torch.uint8)
+    patches = torch.ones((spec.image_size // spec.patch_size) ** 2, dtype=torch.bool)
+    text = _text(spec)
+    return Sample(
+        whole=picture,
+        caption=text,
+        crop=picture if needs.crops else None,
+        sentence=text if needs.sentences else None,
+        patches=patches if needs.crops else None,
+        span=(1, 2) if needs.sentences else None,
+        short=text if needs.short else None,
+    )
+
+
+def _text(spec: Spec) -> Tensor:
+    """A text that fills the context; CLIP's last two ids are BOS and EOS."""
+    ids = torch.ones(spec.context_length, dtype=torch.long)
+    ids[0], ids[-1] = spec.vocab_size - 2, spec.vocab_size - 1
+    return ids

@@ -1,0 +1,273 @@
+"""The command line: one verb a stage of the pipeline, and a few for daily use."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from goal import config
+from goal.cli import models, search
+from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT, EXIT_USER_ERROR, Interrupted, Unavailable, UserError
+from goal.runtime import proxies
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer(
+    help="Fine-tune CLIP on long captions with GOAL. The whole pipeline: `dvc repro`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+PIPELINE = "Stages of the pipeline (dvc.yaml runs these)"
+DAILY = "Daily use"
+UPKEEP = "Upkeep of the package"
+
+
+@app.command(rich_help_panel=PIPELINE)
+def data() -> None:
+    """Draw, read or download the pictures and captions; write one manifest a split."""
+    params = config.load()
+    from goal.stages import data as stage
+
+    stage.run(params)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def base() -> None:
+    """Load the pretrained CLIP and stretch its text positions."""
+    params = config.load()
+    from goal.stages import base as stage
+
+    stage.run(params)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def regions() -> None:
+    """Propose regions in every picture (LISM, first half)."""
+    params = config.load()
+    from goal.stages import regions as stage
+
+    stage.run(params)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def pairs() -> None:
+    """Match every sentence with its region (LISM, second half)."""
+    params = config.load()
+    from goal.stages import pairs as stage
+
+    stage.run(params)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def train(name: Annotated[str, typer.Argument(help="stage1, stage2, global or global+local")]) -> None:
+    """Fine-tune one model; started again after a kill, it goes on where it was."""
+    params = config.load()
+    from goal.stages import train as stage
+    from goal.tracking import mlflow_runs
+    from goal.training import distributed
+    from goal.training.progress import Silent
+
+    if params.train.processes > 1 and not distributed.started():
+        stage.check(params, name)
+        distributed.launch(["train", name], params.train.processes)
+        return
+    with mlflow_runs.training(params, name) if distributed.is_first() else nullcontext(Silent()) as tracker:
+        stage.run(params, name, tracker)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def evaluate(
+    names: Annotated[list[str], typer.Argument(help="zero-shot or trained models")],
+    on: Annotated[str, typer.Option(help="Another data set, made before by `goal data`.")] = "",
+) -> None:
+    """Measure models on every benchmark of the data set, or of another one."""
+    params = config.load()
+    from goal.stages import evaluate as stage
+    from goal.tracking import mlflow_runs
+
+    for name, headline in stage.run_many(params, names, on).items():
+        mlflow_runs.evaluation(params, name, headline)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def report() -> None:
+    """Gather all results into tables, pictures and one page."""
+    params = config.load()
+    from goal.cli import runs
+    from goal.stages import report as stage
+    from goal.tracking import mlflow_runs
+
+    mlflow_runs.report(params, stage.run(params, runs.experiment(params)))
+
+
+@app.command(rich_help_panel=PIPELINE)
+def register() -> None:
+    """Make a version of the registered model, with the alias `challenger`."""
+    params = config.load()
+    from goal.stages import register as stage
+
+    stage.run(params)
+
+
+@app.command(rich_help_panel=DAILY)
+def use(preset: Annotated[str, typer.Argument(help="a file of presets/, without .yaml")]) -> None:
+    """Write a preset over params.yaml, after checking it."""
+    from goal.config import presets
+
+    params = presets.use(preset)
+    typer.echo(
+        f"params.yaml is now {preset}; data.path is {params.data.path}; next: goal check, then dvc repro"
+    )
+
+
+@app.command(rich_help_panel=DAILY)
+def check(
+    preset: Annotated[str, typer.Argument(help="a file of presets/; without: params.yaml")] = "",
+) -> None:
+    """Say what a preset downloads, trains and needs, and whether that can work here; changes nothing."""
+    from goal.config import presets
+
+    params = config.load(presets.path_of(preset) if preset else config.PARAMS_FILE)
+    from goal.cli import check as checks
+
+    facts = checks.facts(params)
+    for fact in facts:
+        typer.echo(f"{fact.topic:<13} {'FAULT: ' if fact.fault else ''}{fact.text}")
+    faults = sum(fact.fault for fact in facts)
+    if faults:
+        raise UserError(f"{faults} of these cannot work as it stands")
+
+
+@app.command(rich_help_panel=DAILY)
+def fit_batch(name: Annotated[str, typer.Argument(help="stage1, stage2, global or global+local")]) -> None:
+    """Find the largest batch that a training's device holds."""
+    params = config.load()
+    from goal.cli import fit_batch as search
+
+    found = search.run(params, name)
+    processes = params.train.processes
+    room = f"{found.memory / 2**30:.1f} of {found.limit / 2**30:.1f} GiB"
+    typer.echo(f"{name}: {found.batch_size} pairs a process, {room}")
+    typer.echo(f"largest batch_size with train.processes {processes}: {found.batch_size * processes}")
+
+
+@app.command(rich_help_panel=DAILY)
+def table(
+    mixed: Annotated[bool, typer.Option(help="Also show results of different protocols, marked.")] = False,
+) -> None:
+    """Print the benchmark table of all evaluated models."""
+    from goal.evaluation import results
+    from goal.evaluation import table as benchmark_table
+
+    found = results.load(results.evaluated(), mixed)
+    _print(benchmark_table.rich(found), benchmark_table.notes(found))
+
+
+@app.command(rich_help_panel=DAILY)
+def compare(
+    first: Annotated[str, typer.Argument(help="an evaluated model, for example stage2")],
+    second: Annotated[str, typer.Argument(help="another one, for example global")],
+) -> None:
+    """Say whether one model is better than another, query by query, with intervals and p."""
+    params = config.load()
+    from goal.evaluation import compare as comparison
+    from goal.evaluation import results
+    from goal.evaluation import table as benchmark_table
+
+    lines = comparison.compare(first, second, params.evaluate.ks, params.evaluate.bootstrap, params.seed)
+    notes = benchmark_table.notes(results.load([first, second]))
+    _print(comparison.rich(first, second, lines), notes)
+
+
+for verb in (models.embed, models.export, search.index, search.search, search.app):
+    app.command(rich_help_panel=DAILY)(verb)
+
+
+@app.command(rich_help_panel=UPKEEP)
+def pretrain_scenes(
+    output: Annotated[Path | None, typer.Option(help="the weights file; default: the package's own")] = None,
+) -> None:
+    """Make the embedded small CLIP anew, from a seed: short captions of drawn scenes."""
+    from goal.model import embedded
+    from goal.training import pretrain
+
+    pretrain.run(pretrain.Recipe(), output or embedded.ASSET)
+
+
+@app.command(rich_help_panel=DAILY)
+def promote(
+    version: Annotated[int | None, typer.Argument(help="a version's number; without: the challenger")] = None,
+    alias: Annotated[
+        str, typer.Option(help="The target; another one is served beside `champion`.")
+    ] = "champion",
+    reason: Annotated[str, typer.Option(help="Recorded on the version.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the gates, change nothing.")] = False,
+    new_data: Annotated[
+        bool,
+        typer.Option("--new-data", help="The benchmark was changed on purpose: compare with no champion."),
+    ] = False,
+    unlock: Annotated[
+        bool, typer.Option("--unlock", help="Only remove the lock of a promotion that was killed.")
+    ] = False,
+) -> None:
+    """Hold a registered version to the gates of params.yaml; if all pass, give it the alias."""
+    params = config.load()
+    from goal.tracking import promotion
+
+    if unlock:
+        promotion.unlock(params)
+        return
+    decision = promotion.judge(params, version, new_data, alias)
+    _print(decision.rich())
+    if not dry_run:
+        promotion.promote(params, decision, reason)
+    elif not decision.passed:
+        raise UserError(f"dry run: version {decision.version} would be refused: {'; '.join(decision.faults)}")
+    else:
+        typer.echo(f"dry run: version {decision.version} would become the {alias}")
+
+
+@app.command(rich_help_panel=DAILY)
+def rollback(
+    reason: Annotated[str, typer.Option(help="Recorded on both versions.")],
+    alias: Annotated[str, typer.Option(help="Whose champion goes.")] = "champion",
+) -> None:
+    """Make the champion before this one the champion again."""
+    params = config.load()
+    from goal.tracking import promotion
+
+    promotion.rollback(params, reason, alias)
+
+
+def _print(table: "Table", notes: Sequence[str] = ()) -> None:
+    from rich.console import Console
+
+    # Where the output is no terminal, rich would squeeze the table into 80 columns.
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
+    for note in notes:
+        typer.echo(note)
+
+
+def main() -> None:
+    """Run the command line; a fault that the user can mend is one line and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if not sys.stderr.isatty():
+        # In a log, a bar drawn ten times a second is noise; tqdm reads this when it is first imported.
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
+    os.environ.update(proxies.bypassing(os.environ))
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"goal: {error}\n")
+        sys.exit(EXIT_TRANSIENT if isinstance(error, Unavailable) else EXIT_USER_ERROR)
+    except Interrupted as error:
+        sys.stderr.write(f"goal: {error}\n")
+        sys.exit(EXIT_RESUMABLE)

@@ -1,0 +1,51 @@
+"""Verbs that use a finished model: embed, export."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from goal import config
+from goal.cli.extras import needed
+
+# What `goal.cli.named` finds.
+MODEL = "champion or challenger of the registry, a model of the pipeline, or a path"
+
+
+class Reader(StrEnum):
+    """Programs that `goal export` writes for."""
+
+    open_clip = "open_clip"
+    transformers = "transformers"
+    onnx = "onnx"
+
+
+def embed(
+    output: Annotated[Path, typer.Argument(help="a .parquet file: input, kind, embedding")],
+    model: Annotated[str, typer.Option(help=MODEL)] = "stage2",
+    image: Annotated[list[Path] | None, typer.Option(help="a picture, or a folder of pictures")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="a text of any length")] = None,
+) -> None:
+    """Embed pictures and texts with a model; rows are L2-normalised, so that their product is the cosine."""
+    params = config.load()
+    from goal.cli import named
+    from goal.exports import predict
+
+    predict.run(params, named.find(model), image or [], text or [], output)
+
+
+def export(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    folder: Annotated[Path, typer.Argument(help="where to; made if need be")],
+    reader: Annotated[Reader, typer.Option("--for", help="what is to read it")] = Reader.open_clip,
+) -> None:
+    """Write a model as open_clip, Hugging Face transformers or ONNX programs load it, with a model card."""
+    from goal import exports
+    from goal.cli import named
+
+    if reader is Reader.onnx:
+        with needed("export"):
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+    exports.run(named.find(model), folder, reader.value)

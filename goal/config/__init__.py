@@ -1,0 +1,37 @@
+"""params.yaml as typed sections (schema), the presets, and where each artefact lies (paths)."""
+
+from goal.config.schema import (
+    DATA_SOURCES,
+    PARAMS_FILE,
+    Detector,
+    Felzenszwalb,
+    Folder,
+    Gate,
+    PairChoice,
+    Pairs,
+    Params,
+    Regions,
+    Sam,
+    Stage,
+    Stage2,
+    load,
+    parse,
+)
+
+__all__ = [
+    "DATA_SOURCES",
+    "PARAMS_FILE",
+    "Detector",
+    "Felzenszwalb",
+    "Folder",
+    "Gate",
+    "PairChoice",
+    "Pairs",
+    "Params",
+    "Regions",
+    "Sam",
+    "Stage",
+    "Stage2",
+    "load",
+    "parse",
+]

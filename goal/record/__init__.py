@@ -1,1 +1,0 @@
-"""What the record stands on: where a result came from, and a journal that outlives servers."""

@@ -1,0 +1,1 @@
+"""What runs the work: files, locks, signals, devices, processes. Knows nothing of the method."""

@@ -1,0 +1,69 @@
+"""Where tasks run: in this process, in processes of this machine, or on a dask cluster.
+
+A cluster is used where the environment names its scheduler, by the variable that dask itself reads:
+DASK_SCHEDULER_ADDRESS=tcp://host:8786 (docs/scale.md).
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from goal.errors import Interrupted
+from goal.runtime import cluster, pool, task_progress
+
+Function = Callable[[Any], None]
+
+
+def run(
+    function: Function,
+    tasks: Sequence[Any],
+    sizes: Sequence[int],
+    *,
+    workers: int,
+    modules: Sequence[str],
+    label: str,
+    total: int,
+    done: int,
+) -> None:
+    """Call `function` once for every task, in any order and possibly elsewhere, under a progress bar.
+
+    function, tasks: picklable; a task may run twice when its worker is killed. sizes: rows of each task;
+    total, done: rows of all and those done before, for the bar. workers: processes, where no cluster is
+    named; modules: what they will need, imported once for all.
+    Raises UserError as the function does and for a task that kills its workers, Unavailable where the cluster
+    fails, Interrupted on SIGTERM and SIGINT.
+    """
+    address = os.environ.get(cluster.SCHEDULER)
+    with tqdm(total=total, initial=done, desc=label, unit=" pictures") as bar, _stoppable(label):
+        if address:
+            cluster.run(address, function, tasks, sizes, bar)
+        elif min(workers, len(tasks)) == 1:
+            with task_progress.told(bar.update):
+                for task in tasks:
+                    function(task)
+        else:
+            pool.run(function, tasks, min(workers, len(tasks)), modules, bar)
+        bar.update(total - bar.n)
+
+
+@contextmanager
+def _stoppable(label: str) -> Iterator[None]:
+    """Within, SIGTERM and SIGINT end the work at once; finished files are whole."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"{label}: stopped; what is finished is kept, run the command again to go on"
+        ) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

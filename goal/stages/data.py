@@ -1,0 +1,89 @@
+"""The data stage: one source, named in params, becomes data/<name>/ wholly or not at all."""
+
+import logging
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from goal.config import paths
+from goal.datasets import (
+    coco,
+    dci,
+    docci,
+    flickr30k,
+    folder,
+    goal_lists,
+    manifest,
+    scenes,
+    sharegpt4v,
+    urban1k,
+)
+from goal.datasets.manifest import Collected, Row, Source
+from goal.errors import UserError
+from goal.runtime.files import replace_folder, write_json
+
+if TYPE_CHECKING:
+    from goal.config import Params
+
+log = logging.getLogger(__name__)
+
+
+SOURCES: dict[str, Source] = {
+    "scenes": scenes.collect,
+    "folder": folder.collect,
+    "docci": docci.collect,
+    "dci": dci.collect,
+    "sharegpt4v": sharegpt4v.collect,
+    "urban1k": urban1k.collect,
+    "coco": coco.collect,
+    "flickr30k": flickr30k.collect,
+    "goal_lists": goal_lists.collect,
+}
+
+
+def run(params: "Params") -> None:
+    """Write data/<name>/: {train,val,test}.parquet, rejected.parquet, summary.json, and what else it has.
+
+    Raises UserError, and leaves data/<name>/ as it was, where the source or the disk fails.
+    """
+    target = paths.data_dir(params.data.name)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        collected = SOURCES[params.data.source](params, partial)
+        summary = _write(collected, partial)
+        replace_folder(partial, target)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or target}: {error.strerror or error}; mend it and run again"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    counts = ", ".join(f"{split} {summary['splits'][split]['images']}" for split in manifest.SPLITS)
+    log.info("%s: pictures: %s; rejected rows: %d", target, counts, len(collected.rejected))
+    for reason, count in summary["rejected"].items():
+        log.info("  %d x %s (%s)", count, reason, target / "rejected.parquet")
+
+
+def _write(collected: Collected, target: Path) -> dict:
+    for split in manifest.SPLITS:
+        manifest.write(collected.splits.get(split, []), target / f"{split}.parquet")
+    for name, rows in collected.tables.items():
+        manifest.write_table(rows, target / f"{name}.parquet")
+    rejected = manifest.table(collected.rejected, manifest.REJECTED)
+    manifest.write_table(rejected, target / "rejected.parquet")
+    summary = {
+        "splits": {split: _counts(collected.splits.get(split, [])) for split in manifest.SPLITS},
+        "tables": {name: rows.num_rows for name, rows in sorted(collected.tables.items())},
+        "rejected": dict(sorted(Counter(row.reason for row in collected.rejected).items())),
+    }
+    write_json(summary, target / "summary.json")
+    return summary
+
+
+def _counts(rows: list[Row]) -> dict[str, float]:
+    words = [len(caption.split()) for row in rows for caption in row.captions]
+    mean = round(sum(words) / len(words), 1) if words else 0.0
+    return {"images": len(rows), "captions": len(words), "words_per_caption": mean}

@@ -1,0 +1,143 @@
+"""The `regions` stage: the regions of every picture of the splits, in shards (LISM, first half)."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from goal import config
+from goal.config import Params, paths
+from goal.datasets import slices
+from goal.datasets.images import ImageError
+from goal.datasets.manifest import Row
+from goal.mining import reading, shards
+from goal.mining.mined import REGIONS
+from goal.regions import Proposer, Region, build, checkpoints, with_weights
+from goal.runtime import files, pool, task_progress
+
+log = logging.getLogger(__name__)
+
+
+def run(params: Params) -> None:
+    """Write regions/<split>/ for every split of `regions.splits`: shards and summary.json.
+
+    A shard holds one row a region, sorted by picture, in the order of the sources. Started again after a kill
+    it goes on with the shards that are missing. Raises UserError where an input is missing or the disk
+    refuses.
+    """
+    # Fetched once, here, so that the workers need no network.
+    given = with_weights(params.regions)
+    weights = tuple(files.digest(path) for path in checkpoints(given))
+    for split in params.regions.splits:
+        manifest = paths.manifest(params.data.name, split)
+        work = Propose(
+            str(manifest.resolve()),
+            given.model_dump_json(),
+            weights,
+            params.data.max_megapixels,
+            str(Path.cwd()),
+        )
+        rows = slices.count(manifest)
+        # How many work at it, on which other splits and where the weights lie changes no shard.
+        aside = {"workers": True, "splits": True, "sam": {"checkpoint"}, "detector": {"checkpoint"}}
+        decisive = params.regions.model_dump_json(exclude=aside)
+        content = (slices.content(manifest), decisive, *weights, str(work.max_megapixels))
+        folder = shards.working_folder("regions", split, *content)
+        size, workers = params.regions.shard_size, params.regions.workers
+        with shards.held(folder, f"regions {split}"):
+            written = shards.run(work, rows, size, folder, workers, f"regions {split}")
+            summary = {"manifest": files.digest(manifest), "shard_size": size, **_summary(written)}
+            shards.publish(written, summary, paths.regions_dir(split))
+            shards.forget_others(folder)
+        log.info(
+            "%s: %d regions in %d pictures (%d unreadable)",
+            paths.regions_dir(split),
+            summary["regions"],
+            summary["pictures"],
+            sum(summary["unreadable"].values()),
+        )
+
+
+@dataclass(frozen=True)
+class Propose:
+    """Work on a shard: its pictures' regions.
+
+    params: the section `regions` as JSON, its checkpoints absolute; weights: their digests; root: the folder
+    to which the manifest's paths are relative.
+    """
+
+    manifest: str
+    params: str
+    weights: tuple[str, ...]
+    max_megapixels: float
+    root: str
+
+    def __call__(self, start: int, stop: int) -> pa.Table:
+        params, proposer = _loaded(self.params, self.weights)
+        rows = slices.rows(Path(self.manifest), start, stop)
+        images = reading.ahead(self._read, rows, params.threads)
+        lines, unreadable, without = [], Counter(), 0
+        # The only source that takes several pictures at once.
+        size = params.sam.batch_size if "sam" in params.sources else 1
+        for group in reading.batches(rows, size):
+            usable = {}
+            for row, image in zip(group, images, strict=False):
+                if isinstance(image, ImageError):
+                    unreadable[reading.kind(image)] += 1
+                else:
+                    usable[row.id] = image
+            found = proposer.propose(list(usable.values()))
+            for name, regions in zip(usable, found, strict=True):
+                without += not regions
+                lines += [_line(name, region) for region in regions]
+            task_progress.advance(len(group))
+        notes = {"pictures": len(rows), "without_region": without, "unreadable": unreadable}
+        return shards.with_notes(pa.Table.from_pylist(lines, REGIONS), notes)
+
+    def _read(self, row: Row) -> np.ndarray | ImageError:
+        image = reading.picture(row, Path(self.root), self.max_megapixels)
+        return image if isinstance(image, ImageError) else np.asarray(image)
+
+
+@lru_cache(maxsize=1)
+def _loaded(section: str, weights: tuple[str, ...]) -> tuple[config.Regions, Proposer]:
+    """The parameters and the sources, loaded once a process, and anew where the weights are others."""
+    params = config.Regions.model_validate_json(section)
+    for path, known in zip(checkpoints(params), weights, strict=True):
+        files.expect(path, known)
+    return params, build(params, pool.number())
+
+
+def _line(name: str, region: Region) -> dict[str, object]:
+    x1, y1, x2, y2 = region.box
+    sides = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
+    return {
+        "id": name,
+        "source": region.source,
+        **sides,
+        "area_ratio": region.area_ratio,
+        "score": region.score,
+    }
+
+
+def _summary(shards: list[Path]) -> dict[str, object]:
+    """Counts over all shards, read one at a time."""
+    sources, unreadable, totals = Counter(), Counter(), Counter()
+    for path in shards:
+        notes = shards.read_notes(path)
+        unreadable.update(notes["unreadable"])
+        totals.update(pictures=notes["pictures"], without_region=notes["without_region"])
+        for batch in pq.ParquetFile(path).iter_batches(columns=["source"]):
+            sources.update(batch["source"].to_pylist())
+    return {
+        "pictures": totals["pictures"],
+        "without_region": totals["without_region"],
+        "unreadable": dict(sorted(unreadable.items())),
+        "regions": sources.total(),
+        "by_source": dict(sorted(sources.items())),
+    }

@@ -1,0 +1,93 @@
+"""`goal check` tells what a preset needs, and finds what cannot work, without a download."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from goal import config
+from goal.cli import check, main
+from goal.model import architectures, embedded
+from tests.disks import Disk
+from tests.imports import ROOT
+
+
+@pytest.fixture(autouse=True)
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for name in ("scenes", "docci", "dci"):
+        (tmp_path / "goal/datasets").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"goal/datasets/{name}.py").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def texts(name: str, **sections: dict) -> tuple[dict[str, str], list[str]]:
+    """Facts by topic (the last of each), and the faults but that of a disk which is too small here."""
+    values = yaml.safe_load(Path(f"presets/{name}.yaml").read_text())
+    for section, fields in sections.items():
+        values[section] |= fields
+    found = check.facts(config.parse(values, name))
+    return {fact.topic: fact.text for fact in found}, [
+        fact.text for fact in found if fact.fault and fact.topic != "disk"
+    ]
+
+
+def test_the_papers_run_on_docci() -> None:
+    facts, faults = texts("docci-b16")
+    assert not faults
+    # The known size of OpenAI's ViT-B/16, with 77 positions.
+    assert check.parameters(architectures.spec_of("ViT-B-16")) == 149_620_737
+    assert facts["stage1"] == "0 epochs: passes its weights on"
+    assert facts["stage2"].startswith(f"{10 * (9647 // 16):,} steps, {10 * (9647 // 16) * 16:,} samples")
+
+
+def test_counted_parameters_are_those_of_the_weights() -> None:
+    model = embedded.load(embedded.ASSET)
+    assert check.parameters(model.spec) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"model": {"name": "RN50"}}, "RN50"),
+        ({"model": {"pretrained": "opanai"}}, "neither a file nor a tag of ViT-B-16"),
+        ({"model": {"context_length": 249}}, "model.context_length 249 is over 248"),
+        ({"data": {"path": "nowhere"}}, "data.path nowhere does not exist"),
+        ({"data": {"source": "folder", "path": "presets"}}, "presets: no captions.jsonl or captions.csv"),
+        ({"stage2": {"batch_size": 10_000}}, "stage2.batch_size 10000: docci has only 9647 pictures"),
+        (
+            {"stage2": {"batch_size": 30}, "train": {"processes": 4}},
+            "does not divide among train.processes 4",
+        ),
+        ({"train": {"device": "cuda"}}, "cuda"),
+    ],
+)
+def test_what_cannot_work_is_named(sections: dict, words: str) -> None:
+    _, faults = texts("docci-b16", **sections)
+    assert any(words in fault for fault in faults)
+
+
+def test_the_verbs() -> None:
+    runner = CliRunner()
+    used = runner.invoke(main.app, ["use", "docci-l14"])
+    assert used.exit_code == 0
+    assert config.load().model.name == "ViT-L-14"
+    assert "ViT-L-14, 427.6 M parameters" in runner.invoke(main.app, ["check"]).output
+    assert runner.invoke(main.app, ["check", "scenes"]).exit_code == 0
+
+
+def test_a_disk_that_is_too_small_is_named(
+    small_disk: Callable[[int], Disk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = config.load()
+    (wide,) = (fact for fact in check.facts(params) if fact.topic == "disk")
+    assert not wide.fault
+    monkeypatch.chdir(small_disk(1024).path)
+    (narrow,) = (fact for fact in check.facts(params) if fact.topic == "disk")
+    assert narrow.fault
+    assert narrow.text.endswith("free 0 GB")

@@ -1,0 +1,119 @@
+"""Files appear whole or not at all."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
+
+import pytest
+
+import goal
+from goal.errors import UserError
+from goal.runtime import files
+from goal.tracking.journal import Journal
+from goal.training.checkpoint import Checkpoints
+
+
+def test_a_file_appears_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    with files.atomic(path) as draft:
+        draft.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail() -> None:
+        with files.atomic(path) as draft:
+            draft.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_folders_on_the_way_are_made_and_a_file_in_their_place_is_one_line(tmp_path):
+    files.write_json({}, tmp_path / "new" / "deep" / "b.json")
+    with pytest.raises(UserError, match=r"b\.json/c: cannot be written: .*; make room or mend it"):
+        files.write_json({}, tmp_path / "new" / "deep" / "b.json" / "c" / "d.json")
+
+
+def test_json_refuses_what_json_does_not_know(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json({"mean": float("nan")}, tmp_path / "a.json")
+    files.write_json({"ä": [1]}, tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text()) == {"ä": [1]}
+
+
+def test_a_folder_takes_the_others_place(tmp_path):
+    old, draft = tmp_path / "out", tmp_path / "draft"
+    for folder, name in ((old, "old"), (draft, "new")):
+        folder.mkdir()
+        (folder / name).touch()
+    files.replace_folder(draft, old)
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["out", "out/new"]
+
+
+def test_a_digest_is_of_the_bytes(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_bytes(b"goal")
+    other.write_bytes(b"goal")
+    assert files.digest(one) == files.digest(other) == hashlib.sha256(b"goal").hexdigest()
+    other.write_bytes(b"goals")
+    assert files.digest(one) != files.digest(other)
+    with pytest.raises(UserError, match="cannot be read"):
+        files.digest(Path(tmp_path / "none"))
+
+
+def _train(folder: Path) -> AbstractContextManager[None]:
+    return Checkpoints(folder, {"seed": 0}, 2).held()
+
+
+def _record(folder: Path) -> AbstractContextManager[Journal]:
+    return closing(Journal(folder))
+
+
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    def refuse() -> None:
+        raise BlockingIOError
+
+    return files.alone(folder / "lock", refuse)
+
+
+@pytest.mark.parametrize("hold", [_train, _record, _alone])
+def test_a_lock_ends_with_its_process_and_not_with_the_children_that_it_leaves(tmp_path, hold):
+    """As the data workers of a killed training, which look only every few seconds whether it still lives."""
+    context = multiprocessing.get_context("fork")
+    begun = context.Event()
+    with hold(tmp_path):
+        child = context.Process(target=lambda: (begun.set(), time.sleep(600)))
+        child.start()
+        begun.wait()
+        with pytest.raises((BlockingIOError, UserError)), hold(tmp_path):
+            pass
+    try:
+        with hold(tmp_path):
+            assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_the_source_has_another_digest_as_soon_as_one_file_changes(tmp_path, monkeypatch):
+    copy = shutil.copytree(Path(goal.__file__).parent, tmp_path / "goal")
+    monkeypatch.setattr(goal, "__file__", str(copy / "__init__.py"))
+    digest = files.source_digest.__wrapped__
+    assert digest() == files.source_digest()
+    losses = copy / "losses.py"
+    losses.write_text(losses.read_text() + "\n")
+    assert digest() != files.source_digest()

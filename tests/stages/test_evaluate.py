@@ -1,0 +1,308 @@
+"""The evaluate stage on a small set with a random network, and its parts on embeddings made by hand."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from goal import clip, metrics, text, weights
+from goal.config import Params
+from goal.datasets import manifest
+from goal.datasets.manifest import Row
+from goal.errors import UserError
+from goal.evaluation import answers, embed
+from goal.evaluation.embed import Embeddings, Settings
+from goal.evaluation.galleries import DIRECTIONS, Gallery, Picture
+from goal.stages import evaluate
+from tests import tiny
+
+SETTINGS = Settings(device="cpu", batch_size=4, max_megapixels=1)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return tiny.make(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def params() -> Params:
+    return tiny.params()
+
+
+def result(benchmark: str) -> dict:
+    return json.loads(Path(f"metrics/zero-shot/details/{benchmark}.json").read_text())
+
+
+def headline(benchmark: str) -> dict:
+    return json.loads(Path(f"metrics/zero-shot/{benchmark}.json").read_text())
+
+
+def by_hand(gallery: Gallery, image: torch.Tensor, texts: torch.Tensor) -> Embeddings:
+    return Embeddings(
+        image=image,
+        text=texts,
+        tokens=torch.full((len(texts),), 5),
+        pictures={picture: place for place, picture in enumerate(gallery.pictures)},
+        texts={one: place for place, one in enumerate(gallery.texts)},
+        files={},
+        spec=tiny.SPEC,
+        model="",
+    )
+
+
+def test_recalls_are_those_of_every_item_embedded_alone(project: Path, params: Params) -> None:
+    model = weights.load(Path("models/base")).eval()
+    prepare = clip.preprocess(model.spec)
+    rows = manifest.read(Path("data/tiny/test.parquet"))
+    with torch.inference_mode():
+        image = torch.cat([model.encode_images(prepare(Image.open(row.image))[None]) for row in rows])
+        ids = [text.tokenize(one, [], 77).ids[None] for row in rows for one in row.captions]
+        texts = torch.cat([model.encode_texts(one) for one in ids])
+    expected = metrics.recall_at_k(image, texts, torch.arange(12) // 2, [1, 2, 10])
+    evaluate.run(params, "zero-shot")
+    found = result("test")["metrics"]
+    for direction, recalls in expected.items():
+        for k, value in recalls.items():
+            assert found[f"{direction}_r{k}"]["mean"] == pytest.approx(value, abs=1e-4)
+            assert found[f"{direction}_r{k}"]["low"] <= value + 1e-4
+            assert found[f"{direction}_r{k}"]["high"] >= value - 1e-4
+    assert found["image_to_text_r1"]["queries"] == 6
+    assert found["text_to_image_r1"]["queries"] == 12
+
+
+def test_the_headline_is_small_and_returned(project: Path, params: Params) -> None:
+    returned = evaluate.run(params, "zero-shot")
+    shown = headline("test")
+    assert set(shown) == {
+        "images",
+        "texts",
+        "image_to_text_r1",
+        "image_to_text_r10",
+        "text_to_image_r1",
+        "text_to_image_r10",
+    }
+    assert (shown["images"], shown["texts"]) == (6, 12)
+    assert returned == {f"test/{key}": shown[key] for key in shown if key not in {"images", "texts"}}
+
+
+def test_two_runs_are_identical_to_the_byte_and_embed_once(project: Path, params: Params) -> None:
+    evaluate.run(params, "zero-shot")
+    first = {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()}
+    (kept,) = Path("work/embeddings").rglob("*.safetensors")
+    made = kept.stat().st_mtime_ns
+    evaluate.run(params, "zero-shot")
+    assert {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()} == first
+    assert [path.stat().st_mtime_ns for path in Path("work/embeddings").rglob("*.safetensors")] == [made]
+    shutil.rmtree("work")
+    evaluate.run(params, "zero-shot")
+    assert {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()} == first
+
+
+def test_a_picture_that_changes_under_its_name_is_embedded_again(project: Path) -> None:
+    picture = Picture("data/tiny/images/0.png")
+    (before,) = embed.embed([Path("models/base")], [picture], ["A dog."], SETTINGS)
+    Image.new("RGB", (50, 40), "blue").save(picture.path)
+    (after,) = embed.embed([Path("models/base")], [picture], ["A dog."], SETTINGS)
+    assert not torch.equal(before.image, after.image)
+    assert torch.equal(before.text, after.text)
+
+
+def test_damaged_embeddings_are_made_again(project: Path, params: Params) -> None:
+    evaluate.run(params, "zero-shot")
+    before = result("test")
+    (kept,) = Path("work/embeddings").rglob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:100])
+    evaluate.run(params, "zero-shot")
+    assert result("test") == before
+
+
+def test_sorted_trimmed_batches_give_the_embeddings_of_padded_ones(project: Path) -> None:
+    model = weights.load(Path("models/base")).eval()
+    embedded, counts = embed.encode_texts(model, tiny.CAPTIONS, SETTINGS)
+    ids = torch.zeros(len(tiny.CAPTIONS), 77, dtype=torch.long)
+    for row, caption in enumerate(tiny.CAPTIONS):
+        tokens = text.tokenize(caption, [], 77).ids
+        ids[row, : len(tokens)] = tokens
+    with torch.inference_mode():
+        torch.testing.assert_close(embedded, model.encode_texts(ids), atol=1e-5, rtol=1e-4)
+    # "a man reads." is 4 tokens; the count knows nothing of the context.
+    assert int(counts[5]) == 90 * 4 + 2
+
+
+def test_a_crop_is_embedded_as_the_pixels_that_its_box_touches(project: Path) -> None:
+    source = Image.open("data/tiny/images/0.png")
+    source.crop((9, 5, 31, 25)).save("cut.png")
+    box = Picture("data/tiny/images/0.png", (9.5, 5.0, 30.5, 25.0))
+    alone = Picture("cut.png")
+    (found,) = embed.embed([Path("models/base")], [box, alone], ["A dog."], SETTINGS)
+    torch.testing.assert_close(found.of_pictures([box]), found.of_pictures([alone]))
+    outside = Picture("data/tiny/images/0.png", (60.0, 5.0, 70.0, 25.0))
+    with pytest.raises(UserError, match=r"images/0.png: box \(60.0, 5.0, 70.0, 25.0\) lies outside"):
+        embed.embed([Path("models/base")], [outside], ["A dog."], SETTINGS)
+
+
+def test_copies_of_a_picture_have_one_embedding(project: Path) -> None:
+    """In another batch its last bits would differ, and one copy would outrank the other instead of a tie."""
+    copies = [Picture(f"data/tiny/images/copy-{number}.png") for number in range(7)]
+    for copy in copies:
+        shutil.copy("data/tiny/images/0.png", copy.path)
+    box = (9.0, 5.0, 31.0, 25.0)
+    crops = [Picture(copy.path, box) for copy in copies]
+    others = [Picture(f"data/tiny/images/{number}.png") for number in range(3)]
+    (found,) = embed.embed([Path("models/base")], [*copies, *crops, *others], ["A dog."], SETTINGS)
+    for same in (copies, crops):
+        assert len({tuple(row) for row in found.of_pictures(same).tolist()}) == 1
+    assert len(found.image) == 4
+
+
+def test_what_the_set_lacks_is_said(project: Path, params: Params) -> None:
+    evaluate.run(params, "zero-shot")
+    for benchmark, reason in {"short": "short", "twins": "twins", "joint": "crops"}.items():
+        assert headline(benchmark) == {"images": 0, "texts": 0}
+        assert reason in result(benchmark)["missing"]
+        assert not Path(f"metrics/zero-shot/ranks/{benchmark}.parquet").exists()
+
+
+def test_a_set_without_test_pictures_has_no_benchmark(project: Path, params: Params) -> None:
+    manifest.write([], Path("data/tiny/test.parquet"))
+    assert evaluate.run(params, "zero-shot") == {}
+    assert result("test") == {"benchmark": "test", "missing": "tiny has no test pictures"}
+
+
+def test_every_benchmark_of_a_full_set(project: Path, params: Params) -> None:
+    rows = manifest.read(Path("data/tiny/test.parquet"))
+    manifest.write(
+        [Row(**{**vars(row), "captions": ("Short.",)}) for row in rows], Path("data/tiny/short.parquet")
+    )
+    twins = [tiny.twin(rows[0], rows[1].image, "colour"), tiny.twin(rows[2], rows[3].image, "shape")]
+    manifest.write_table(manifest.table(twins, manifest.TWINS), Path("data/tiny/twins.parquet"))
+    tiny.write_pairs(tiny.pair("p0", 0.3), tiny.pair("p4", 0.2))
+    returned = evaluate.run(params, "zero-shot")
+    assert headline("short")["texts"] == 6
+    # Six equal captions: each finds its picture by chance alone, and no picture its caption.
+    assert result("short")["repeated_texts"] == 6
+    assert headline("short")["image_to_text_r1"] == 0
+    assert headline("twins")["images"] == 4
+    assert set(result("twins")["by"]["attribute"]) == {"colour", "shape"}
+    assert headline("joint")["images"] == 4
+    assert set(result("joint")["by"]["part"]) == {"whole", "crop"}
+    assert {"test/text_to_image_r1", "twins/image_to_text_accuracy", "joint/text_to_image_map10"} <= set(
+        returned
+    )
+    twin_rows = pq.read_table("metrics/zero-shot/ranks/twins.parquet").to_pylist()
+    assert [row["part"] for row in twin_rows[:4]] == ["picture", "picture", "twin", "twin"]
+    assert [row["attribute"] for row in twin_rows[:4]] == ["colour", "shape"] * 2
+
+
+def test_a_picture_without_a_text_finds_nothing() -> None:
+    """Its rank is 0, which is not among the first k."""
+    rows = pa.table({"rank": pa.array([0, 1, 2], pa.int32())})
+    names, values = answers.columns(rows, [1, 5])
+    assert names == ["r1", "r5"]
+    assert values.tolist() == [[0, 0], [100, 100], [0, 100]]
+
+
+def test_fault_10_a_crop_belongs_to_its_picture() -> None:
+    """The release's joint mAP never links a crop to its image."""
+    gallery = Gallery(
+        benchmark="joint",
+        pictures=(Picture("a"), Picture("b"), Picture("a", (0, 0, 1, 1)), Picture("b", (0, 0, 1, 1))),
+        ids=("a", "b", "a", "b"),
+        texts=("caption a", "caption b", "sentence a", "sentence b"),
+        text_to_picture=(0, 1, 2, 3),
+    )
+    # Whole, crop, caption and sentence of one picture are one point: all are found, whole by sentence too.
+    points = torch.eye(2)[[0, 1, 0, 1]]
+    linked = answers.answer(gallery, by_hand(gallery, points, points), chunk=3)
+    assert linked["average_precision"].to_pylist() == [1.0] * 8
+    # Each finds its own text but the other picture's crop: without the link this would be perfect, too.
+    apart = torch.eye(4)
+    missed = answers.answer(gallery, by_hand(gallery, apart, apart), chunk=3)
+    # Own item first; the other relevant one ties with two wrong ones and so is fourth.
+    assert missed["average_precision"].to_pylist() == pytest.approx([(1 + 2 / 4) / 2] * 8)
+
+
+def test_twins_rows_follow_their_queries() -> None:
+    gallery = Gallery(
+        benchmark="twins",
+        pictures=(Picture("a"), Picture("b"), Picture("at"), Picture("bt")),
+        ids=("a", "b", "a", "b"),
+        texts=("a", "b", "at", "bt"),
+        text_to_picture=(0, 1, 2, 3),
+        attributes=("colour", "shape"),
+    )
+    image = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    texts = image.clone()
+    texts[1] = torch.tensor([0.1, 0.9])  # b's caption prefers the twin's picture
+    rows = answers.answer(gallery, by_hand(gallery, image, texts), chunk=3).to_pylist()
+    wrong = [
+        (row["direction"], row["id"], row["part"], row["attribute"]) for row in rows if not row["correct"]
+    ]
+    # b itself scores its own caption at 0.11 and the twin's at 0, so as a picture it is right.
+    assert wrong == [("text_to_image", "b", "picture", "shape")]
+
+
+def test_breakdowns_part_the_queries_by_length(project: Path, params: Params) -> None:
+    evaluate.run(params, "zero-shot")
+    found = result("test")["by"]
+    assert list(found["tokens"]) == ["<= 77", "78-154", "> 248"]
+    assert sum(group["text_to_image_r1"]["queries"] for group in found["tokens"].values()) == 12
+    # A picture counts by its longest text.
+    assert found["tokens"]["<= 77"]["image_to_text_r1"]["queries"] == 4
+    assert list(found["sentences"]) == ["<= 1", "2-3", "9-12", "> 12"]
+
+
+def test_the_protocol_names_the_content_and_not_the_paths(project: Path, params: Params) -> None:
+    evaluate.run(params, "zero-shot")
+    before = result("test")["protocol"]
+    assert before["images"] == 6
+    assert before["texts"] == 12
+    assert (before["view"], before["context_length"], before["precision"]) == ("center_crop", 77, "fp32")
+    rows = manifest.read(Path("data/tiny/test.parquet"))
+    shutil.move("data/tiny/images", "data/tiny/pictures")
+    moved = [Row(**{**vars(row), "image": row.image.replace("images", "pictures")}) for row in rows]
+    manifest.write(moved, Path("data/tiny/test.parquet"))
+    evaluate.run(params, "zero-shot")
+    assert result("test")["protocol"] == before
+    changed = [Row(**{**vars(row), "captions": ("Another.", *row.captions[1:])}) for row in moved]
+    manifest.write(changed, Path("data/tiny/test.parquet"))
+    evaluate.run(params, "zero-shot")
+    assert result("test")["protocol"]["split"] != before["split"]
+
+
+def test_models_at_once_are_measured_as_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: Params
+) -> None:
+    tiny.make(tmp_path, monkeypatch, ("zero-shot", "stage1", "stage2"))
+    alone = {name: evaluate.run(params, name) for name in ("zero-shot", "stage1")}
+    files = {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()}
+    shutil.rmtree("work")
+    shutil.rmtree("metrics")
+    together = evaluate.run_many(params, ["zero-shot", "stage1", "stage2"])
+    assert {name: together[name] for name in alone} == alone
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_another_set_is_measured_beside_the_own_one(project: Path, params: Params) -> None:
+    evaluate.run(params, "zero-shot")
+    before = {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()}
+    shutil.copytree("data/tiny", "data/other")
+    # These pairs belong to the pipeline's own set.
+    tiny.write_pairs(tiny.pair("p0", 0.3))
+    returned = evaluate.run_many(params, ["zero-shot"], "other")["zero-shot"]
+    assert returned.keys() == {f"other/test/{way}_r{k}" for way in DIRECTIONS for k in (1, 10)}
+    details = json.loads(Path("metrics/zero-shot/on/other/details/test.json").read_text())
+    assert details["protocol"]["data_set"] == "other"
+    assert "crops" in json.loads(Path("metrics/zero-shot/on/other/details/joint.json").read_text())["missing"]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_missing_picture_is_one_line(project: Path, params: Params) -> None:
+    Path("data/tiny/images/3.png").unlink()
+    with pytest.raises(UserError, match=r"^data/tiny/images/3\.png: cannot be read"):
+        evaluate.run(params, "zero-shot")
