@@ -7,6 +7,8 @@ import networkx
 from dvc.repo import Repo
 from dvc.stage import PipelineStage, Stage
 
+CODE = "code"  # the first stage
+
 
 def stages(root: Path, targets: list[str]) -> list[str]:
     """Names of the stages that `targets` need, the targets included, each after those it depends on.
@@ -29,9 +31,10 @@ def stages(root: Path, targets: list[str]) -> list[str]:
 
 
 def up_to_date(root: Path, names: list[str]) -> set[str]:
-    """Those of `names` that did not change nor hang on one that did; their outs are there, as in dvc.lock.
+    """Those of `names` that did not change nor depend on one that did; their outs are there, as in dvc.lock.
 
-    Outs that are missing, as in a new checkout, are first taken from DVC's cache.
+    Outs that are missing, as in a new checkout, are first taken from DVC's cache. A stage that always runs
+    makes no other one stale before it ran: run `code` first.
     """
     with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
         graph = networkx.relabel_nodes(repo.index.graph, _name)
@@ -40,9 +43,11 @@ def up_to_date(root: Path, names: list[str]) -> set[str]:
             # What the cache does not hold either, `allow_missing` passes over in a folder only.
             with contextlib.suppress(FileNotFoundError):
                 out.checkout(allow_missing=True)
-        changed = {_name(stage) for stage in stages if stage.status()}
+        states = {_name(stage): stage.status() for stage in stages}
+    changed = {name for name, state in states.items() if state}
+    always = {name for name, state in states.items() if list(state.values()) == [["always changed"]]}
     # An edge of DVC's graph points from a stage to what it needs.
-    affected = changed.union(*(networkx.ancestors(graph, name) for name in changed))
+    affected = changed.union(*(networkx.ancestors(graph, name) for name in changed - always))
     return set(names) - affected
 
 

@@ -46,10 +46,13 @@ def walk(targets: list[str], preset: str | None, overrides: list[str], stage_hou
     with checkout.held(HOME, preset, overrides, log) as root, checkout.turn(gpu, log, "the GPU is in use"):
         log(f"checkout {root.name} of {HOME.name}")
         names = graph.stages(root, targets)
-        fresh = graph.up_to_date(root, names)
         progress = page.Progress(len(names))
+        # By what it lists, DVC sees which of the others the code makes stale.
+        run_stage(graph.CODE, root, stage_hours * 3600, stale=True)
+        fresh = graph.up_to_date(root, names)
         for name in names:
-            run_stage(name, root, stage_hours * 3600, stale=name not in fresh)
+            if name != graph.CODE:
+                run_stage(name, root, stage_hours * 3600, stale=name not in fresh)
             progress.step()
         checkout.keep(root, f"goal: {', '.join(targets)} ({root.name})")
         page.show(root, checkout.branch(root))

@@ -101,7 +101,7 @@ def _data(params: Params, pictures: int | None) -> Iterator[Fact]:
             yield Fact("data", f"captions: {captions_file.find(Path(data.path))}")
         except UserError as error:
             yield Fact("data", str(error), fault=True)
-    elif not Path(data.path).exists():
+    elif data.source == "goal_lists" and not Path(data.path).exists():
         yield Fact("data", f"data.path {data.path} does not exist", fault=True)
     if data.source in SETS and not data.download.root:
         terms = (

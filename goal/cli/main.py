@@ -30,6 +30,14 @@ UPKEEP = "Upkeep of the package"
 
 
 @app.command(rich_help_panel=PIPELINE)
+def code() -> None:
+    """List the code that each stage can run: DVC then sees which stages an edit makes stale."""
+    from goal.stages import code as stage
+
+    stage.run()
+
+
+@app.command(rich_help_panel=PIPELINE)
 def data() -> None:
     """Draw, read or download the pictures and captions; write one manifest a split."""
     params = config.load()

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -29,16 +28,12 @@ from goal.config import paths
 from goal.datasets import images
 from goal.errors import UserError
 from goal.evaluation.galleries import Picture
-from goal.model import network
 from goal.model.network import GoalClip, Spec
-from goal.runtime import tensorfiles
+from goal.runtime import code, tensorfiles
 from goal.runtime.files import digest as digest_of
-from goal.text import cleaning
 
 log = logging.getLogger(__name__)
 
-# Their sources decide what an embedding is, so a change makes the kept ones stale.
-ENCODERS = (boxes, cleaning, clip, images, network, text)
 PRECISION = "fp32"
 Item = TypeVar("Item")
 View = TypeVar("View")
@@ -215,9 +210,7 @@ def prefetched(read: Callable[[Item], View], items: Iterable[Item], size: int) -
 
 
 def _key(files: dict[str, str], pictures: list[Picture], texts: list[str], device: str) -> str:
-    code = [hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest() for module in ENCODERS]
-    versions = [metadata.version(name) for name in ("torch", "open_clip_torch", "pillow", "simplejpeg")]
-    return content_digest(files, pictures, texts, code, versions, device)
+    return content_digest(files, pictures, texts, code.digest("evaluation/embed"), device)
 
 
 def _kept(path: Path) -> dict[str, Tensor] | None:

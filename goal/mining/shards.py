@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from goal.config import paths
-from goal.runtime import files, tasks
+from goal.runtime import code, files, tasks
 
 log = logging.getLogger(__name__)
 
@@ -151,8 +151,8 @@ def forget_others(folder: Path) -> None:
 
 
 def working_folder(stage: str, split: str, *inputs: str) -> Path:
-    """Where a run's shards lie, named by its inputs and the project's code: no other run takes them over."""
-    key = hashlib.sha256(json.dumps([files.source_digest(), *inputs]).encode()).hexdigest()
+    """Where a run's shards lie, named by its inputs and the stage's code: no other run takes them over."""
+    key = hashlib.sha256(json.dumps([code.digest(f"stages/{stage}"), *inputs]).encode()).hexdigest()
     return paths.work_dir(stage) / f"{split}-{key[:20]}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from goal.errors import Unavailable, UserError
-from goal.runtime import files
+from goal.runtime import code
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def run(address: str, function: Function, tasks: Sequence[Any], sizes: Sequence[
                 f"{SCHEDULER}={address}: it has no worker: start some, `dask worker {address} --nthreads 1`"
             ) from error
         log.info("%s: %d workers", address, len(client.nthreads()))
-        checked = partial(_checked, files.source_digest(), function)
+        checked = partial(_checked, code.digest(), function)
         futures = client.map(checked, tasks, pure=False)
         rows = dict(zip((future.key for future in futures), sizes, strict=True))
         try:
@@ -64,12 +64,12 @@ def run(address: str, function: Function, tasks: Sequence[Any], sizes: Sequence[
             client.cancel(futures)
 
 
-def _checked(code: str, function: Function, task: Any) -> None:
+def _checked(wanted: str, function: Function, task: Any) -> None:
     """On a worker: refuse where it runs other code than the command, or threads would share a network."""
     from distributed import get_worker
 
     worker = get_worker()
-    if files.source_digest() != code:
+    if code.digest() != wanted:
         raise UserError(
             f"{worker.address}: this worker runs other code than the command: install the same and restart it"
         )

@@ -8,12 +8,10 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
 from weakref import WeakSet
 
-import goal
 from goal.errors import UserError
 
 
@@ -131,15 +129,6 @@ def expect(path: Path, known: str) -> None:
     """Raise UserError where a file has another digest than the one that is `known` of it."""
     if digest(path) != known:
         raise UserError(f"{path}: not the file that the command found there; let all see the same, run again")
-
-
-@cache
-def source_digest() -> str:
-    """Digest of the project's own source: what other code made is not taken over."""
-    known = hashlib.sha256()
-    for file in sorted(Path(goal.__file__).parent.rglob("*.py")):
-        known.update(digest(file).encode())
-    return known.hexdigest()
 
 
 def unwritable(path: Path, error: OSError) -> UserError:

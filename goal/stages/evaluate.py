@@ -36,7 +36,7 @@ class Measured:
 
 
 def run(params: "Params", name: str) -> dict[str, float]:
-    """Measure the model `name` (one of layout.MODELS); returns the headline as <benchmark>/<metric>.
+    """Measure the model `name` (one of paths.MODELS); returns the headline as <benchmark>/<metric>.
 
     Writes below metrics/<name>/: <benchmark>.json (the headline, in percent), details/<benchmark>.json (all
     metrics with intervals, breakdowns and the protocol) and ranks/<benchmark>.parquet (one row a query). A

@@ -34,7 +34,7 @@ def check(params: Params, name: str) -> None:
 
 
 def run(params: Params, name: str, tracker: Tracker) -> None:
-    """Train `name` (one of layout.TRAINED): write models/<name>/ and metrics/<name>/{train.json,loss.csv}.
+    """Train `name` (one of paths.TRAINED): write models/<name>/ and metrics/<name>/{train.json,loss.csv}.
 
     An unfinished run of the same parameters, data and code goes on. Raises Interrupted after a signal,
     the state saved; UserError for whatever the user can mend.

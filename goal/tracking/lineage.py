@@ -13,7 +13,7 @@ import yaml
 from goal import config
 from goal.config import Params, paths, presets
 from goal.errors import UserError
-from goal.runtime import files
+from goal.runtime import code, files
 from goal.tracking import provenance
 from goal.tracking.journal import Record
 from goal.tracking.recorder import EVALUATION, FAILED, FINISHED, KILLED, TRAINING
@@ -70,7 +70,7 @@ def evaluation(params: Params, name: str, place: str) -> Record:
 
 
 def _header(params: Params, name: str, kind: str, key: str) -> Record:
-    code = provenance.code()
+    checkout = provenance.code()
     values = params.model_dump(by_alias=True, mode="json")
     packages = provenance.packages()
     return {
@@ -83,9 +83,9 @@ def _header(params: Params, name: str, kind: str, key: str) -> Record:
         "data": {"name": params.data.name, "path": str(paths.data_dir(params.data.name))},
         "tags": {
             "goal.name": name,
-            "goal.commit": code.commit,
-            "goal.uncommitted": ", ".join(code.changed) or "none",
-            "goal.code": files.source_digest(),
+            "goal.commit": checkout.commit,
+            "goal.uncommitted": ", ".join(checkout.changed) or "none",
+            "goal.code": code.digest(f"stages/{'train' if kind == TRAINING else 'evaluate'}"),
             "goal.command": f"goal {'train' if kind == TRAINING else 'evaluate'} {name}",
             "goal.user": user(),
             "goal.data": params.data.name,

@@ -35,7 +35,7 @@ from goal.datasets import images, slices
 from goal.datasets.manifest import Row
 from goal.errors import UserError
 from goal.model.network import Spec
-from goal.runtime import files, task_progress, tasks
+from goal.runtime import code, files, task_progress, tasks
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ def _place(member: tarfile.TarInfo) -> tuple[int, int, int, int] | None:
 
 def _digest(rows: Sequence[Row], crops: Mapping[str, Sequence[BoxTuple]], spec: Spec) -> str:
     """Digest of all that decides the bytes: code, view, the pictures' files (sizes and times), boxes."""
-    known = hashlib.sha256(json.dumps([files.source_digest(), spec.image_size, spec.view]).encode())
+    known = hashlib.sha256(json.dumps([code.digest("training/packed"), spec.image_size, spec.view]).encode())
     for row in rows:
         state = slices.state(Path(row.image))
         known.update(json.dumps([row.id, row.image, row.captions, state, crops.get(row.id, ())]).encode())

@@ -10,7 +10,7 @@ import torch
 from goal import weights
 from goal.config import Params, Stage, paths
 from goal.errors import UserError
-from goal.runtime import devices, files
+from goal.runtime import code, devices, files
 from goal.training import distributed
 
 # Of `train`: what a result hangs on. The rest only changes the pace and may differ when a run goes on.
@@ -53,14 +53,14 @@ class Recipe:
             **self.decisive(params),
             **{str(file): files.digest(file) for file in inputs},
             str(self.start): weights.digest(self.start),
-            # Of the whole package: which files decide a result is not for a list to get wrong.
-            "code": files.source_digest(),
+            "code": code.digest("stages/train"),
+            # With its build: other kernels give other bits.
             "torch": torch.__version__,
         }
 
 
 def plan(params: Params, name: str) -> Recipe:
-    """The recipe of one of layout.TRAINED; UserError for missing hardware, and weights that are all 0."""
+    """The recipe of one of paths.TRAINED; UserError for missing hardware, and weights that are all 0."""
     if name not in paths.TRAINED:
         raise UserError(f"train {name}: no such model; one of {', '.join(paths.TRAINED)}")
     section = "stage1" if name == "stage1" else "stage2"

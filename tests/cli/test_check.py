@@ -57,7 +57,7 @@ def test_counted_parameters_are_those_of_the_weights() -> None:
         ({"model": {"name": "RN50"}}, "RN50"),
         ({"model": {"pretrained": "opanai"}}, "neither a file nor a tag of ViT-B-16"),
         ({"model": {"context_length": 249}}, "model.context_length 249 is over 248"),
-        ({"data": {"path": "nowhere"}}, "data.path nowhere does not exist"),
+        ({"data": {"source": "goal_lists", "path": "nowhere"}}, "data.path nowhere does not exist"),
         ({"data": {"source": "folder", "path": "presets"}}, "presets: no captions.jsonl or captions.csv"),
         ({"stage2": {"batch_size": 10_000}}, "stage2.batch_size 10000: docci has only 9647 pictures"),
         (

@@ -34,6 +34,8 @@ def test_the_whole_graph_is_walked_once(whole: list[str]) -> None:
 @pytest.mark.parametrize(
     ("first", "then"),
     [
+        ("code", "data"),
+        ("code", "base"),
         ("data", "regions"),
         ("regions", "pairs"),
         ("base", "pairs"),
@@ -50,7 +52,7 @@ def test_what_a_stage_needs_comes_first(whole: list[str], first: str, then: str)
 
 
 def test_only_what_the_target_needs() -> None:
-    assert sorted(graph.stages(ROOT, ["pairs"])) == ["base", "data", "pairs", "regions"]
+    assert sorted(graph.stages(ROOT, ["pairs"])) == ["base", "code", "data", "pairs", "regions"]
 
 
 def test_a_group_is_all_its_stages() -> None:
@@ -67,7 +69,7 @@ def test_names_do_not_hang_on_where_the_process_is(
 
 
 def test_an_unknown_target_is_refused() -> None:
-    with pytest.raises(ValueError, match="no stage 'pear' in dvc.yaml; there are: base, data"):
+    with pytest.raises(ValueError, match="no stage 'pear' in dvc.yaml; there are: base, code, data"):
         graph.stages(ROOT, ["pear"])
 
 
@@ -116,6 +118,15 @@ def test_what_is_done_is_fetched_from_the_cache(done: Path) -> None:
 def test_what_hangs_on_a_change_is_not_up_to_date(done: Path) -> None:
     (done / "params.yaml").write_text("rate: 2\n")
     assert graph.up_to_date(done, ROW) == {"draw"}
+
+
+def test_a_stage_that_always_runs_makes_no_other_stale(done: Path) -> None:
+    (done / "dvc.yaml").write_text(
+        CHAIN.replace("    deps: [source.txt]", "    always_changed: true\n    deps: [source.txt]")
+    )
+    assert graph.up_to_date(done, ROW) == {"learn", "judge"}
+    (done / "source.txt").write_text("plum\n")
+    assert graph.up_to_date(done, ROW) == set()
 
 
 def test_a_lost_result_is_made_again(done: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_users_fault_on_the_cluster_is_its_line(tmp_path, cluster, log, expect
 
 def test_a_worker_with_other_code_is_refused(tmp_path, cluster, log, monkeypatch):
     cluster.add_worker()
-    monkeypatch.setattr("goal.runtime.files.source_digest", lambda: "other")
+    monkeypatch.setattr("goal.runtime.code.digest", lambda module="": "other")
     with pytest.raises(UserError, match="runs other code"):
         run(Squares(str(log)), tmp_path / "out")
 

@@ -4,14 +4,12 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import time
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
 
-import goal
 from goal.errors import UserError
 from goal.runtime import files
 from goal.tracking.journal import Journal
@@ -107,13 +105,3 @@ def test_a_lock_ends_with_its_process_and_not_with_the_children_that_it_leaves(t
     finally:
         child.kill()
         child.join()
-
-
-def test_the_source_has_another_digest_as_soon_as_one_file_changes(tmp_path, monkeypatch):
-    copy = shutil.copytree(Path(goal.__file__).parent, tmp_path / "goal")
-    monkeypatch.setattr(goal, "__file__", str(copy / "__init__.py"))
-    digest = files.source_digest.__wrapped__
-    assert digest() == files.source_digest()
-    losses = copy / "losses.py"
-    losses.write_text(losses.read_text() + "\n")
-    assert digest() != files.source_digest()

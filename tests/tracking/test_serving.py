@@ -24,10 +24,11 @@ from mlflow.exceptions import MlflowException
 
 from goal import clip, text, weights
 from goal.datasets import images
+from goal.runtime import code
 from goal.stages import register
 from goal.tracking import mlflow_runs, registry, served_model
 from tests import documents, registered, tiny
-from tests.imports import ROOT, closure, modules
+from tests.imports import ROOT
 
 PICTURE = Path("data/tiny/images/0.png")
 
@@ -127,8 +128,8 @@ def test_a_picture_over_the_limit_is_refused(model: mlflow.pyfunc.PyFuncModel, t
 def test_a_server_s_environment_holds_all_that_its_code_imports() -> None:
     """Without --env-manager local, MLflow installs these packages and no others."""
     # A request's captions are not split into sentences.
-    code = closure([ROOT / "goal/tracking/served_model.py"], frozenset({ROOT / "goal/text/punkt.py"}))
-    imported = {name.split(".")[0] for file in code for name in modules(file)} - sys.stdlib_module_names
+    used = code.closure([ROOT / "goal/tracking/served_model.py"], ("cli", "text/punkt.py"))
+    imported = {name.split(".")[0] for file in used for name in code.modules(file)} - sys.stdlib_module_names
     owners = metadata.packages_distributions()
     given = {name.replace("_", "-") for name in served_model.PACKAGES}
     lacking = [

@@ -105,7 +105,7 @@ def test_another_picture_box_or_view_is_packed_anew(rows, spec) -> None:
 def test_other_code_packs_anew(rows, spec, monkeypatch) -> None:
     packed.prepare(rows, BOXES, spec, 10.0, 1)
     first = folder()
-    monkeypatch.setattr("goal.runtime.files.source_digest", lambda: "other")
+    monkeypatch.setattr("goal.runtime.code.digest", lambda module="": "other")
     packed.prepare(rows, BOXES, spec, 10.0, 1)
     assert folder() != first
 
