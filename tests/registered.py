@@ -60,7 +60,7 @@ def train(seed: int, model: str = "stage2") -> None:
 def measure(model: str = "stage2", on: str = "") -> None:
     """What `goal evaluate` does."""
     values = params("any")
-    mlflow_runs.evaluation(values, model, evaluate.run_many(values, [model], on)[model])
+    mlflow_runs.evaluation(values, model, evaluate.run(values, [model], on)[model])
 
 
 def lock(model: str = "stage2") -> None:

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from goal.config import Params, paths
+from goal.evaluation.galleries import BENCHMARKS
 from goal.runtime import code
 from tests.imports import ROOT
 
@@ -30,9 +31,18 @@ def test_every_stage_is_a_verb_of_the_command_line() -> None:
 
 def test_models_are_those_of_the_layout() -> None:
     assert tuple(STAGES["train"]["foreach"]) == paths.TRAINED
-    assert tuple(STAGES["evaluate"]["foreach"]) == paths.MODELS
-    for name, folder in STAGES["evaluate"]["foreach"].items():
-        assert str(paths.model_dir(name)) == f"models/{folder}"
+    folders = {str(paths.model_dir(name)) for name in paths.MODELS}
+    assert {path for path in STAGES["evaluate"]["deps"] if path.startswith("models/")} == folders
+    assert {path for path in STAGES["report"]["deps"] if path.startswith("models/")} == folders
+
+
+def test_the_evaluation_declares_every_file_that_it_writes() -> None:
+    metrics = {path for entry in STAGES["evaluate"]["metrics"] for path in entry}
+    assert metrics == {
+        str(paths.metrics_dir(name) / f"{one}.json") for name in paths.MODELS for one in BENCHMARKS
+    }
+    folders = {str(paths.metrics_dir(name) / one) for name in paths.MODELS for one in ("details", "ranks")}
+    assert set(STAGES["evaluate"]["outs"]) == folders
 
 
 def test_an_earlier_result_is_taken_from_the_cache() -> None:

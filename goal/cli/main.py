@@ -1,4 +1,4 @@
-"""The command line: one verb a stage of the pipeline, and a few for daily use."""
+"""The command line: one verb per stage of the pipeline, and a few for daily use."""
 
 import logging
 import os
@@ -92,7 +92,9 @@ def train(name: Annotated[str, typer.Argument(help="stage1, stage2, global or gl
 
 @app.command(rich_help_panel=PIPELINE)
 def evaluate(
-    names: Annotated[list[str], typer.Argument(help="zero-shot or trained models")],
+    names: Annotated[
+        list[str] | None, typer.Argument(help="zero-shot or trained models [default: all]")
+    ] = None,
     on: Annotated[str, typer.Option(help="Another data set, made before by `goal data`.")] = "",
 ) -> None:
     """Measure models on every benchmark of the data set, or of another one."""
@@ -100,7 +102,7 @@ def evaluate(
     from goal.stages import evaluate as stage
     from goal.tracking import mlflow_runs
 
-    for name, headline in stage.run_many(params, names, on).items():
+    for name, headline in stage.run(params, names or config.paths.MODELS, on).items():
         mlflow_runs.evaluation(params, name, headline)
 
 

@@ -1,4 +1,4 @@
-"""The evaluate stage: one model on every benchmark of the data set, with intervals and the protocol."""
+"""The evaluate stage: models on every benchmark of the data set, with intervals and the protocol."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -35,23 +35,16 @@ class Measured:
     headline: dict[str, float]
 
 
-def run(params: "Params", name: str) -> dict[str, float]:
-    """Measure the model `name` (one of paths.MODELS); returns the headline as <benchmark>/<metric>.
+def run(params: "Params", names: Sequence[str], data_set: str = "") -> dict[str, dict[str, float]]:
+    """Measure models (of paths.MODELS), pictures decoded once; the headline of each as <benchmark>/<metric>.
 
     Writes below metrics/<name>/: <benchmark>.json (the headline, in percent), details/<benchmark>.json (all
-    metrics with intervals, breakdowns and the protocol) and ranks/<benchmark>.parquet (one row a query). A
+    metrics with intervals, breakdowns and the protocol) and ranks/<benchmark>.parquet (one row per query). A
     benchmark that the data set lacks has 0 images, and its details say why.
-    Raises UserError for weights, manifests or pictures that cannot be read.
-    """
-    return run_many(params, [name])[name]
-
-
-def run_many(params: "Params", names: Sequence[str], data_set: str = "") -> dict[str, dict[str, float]]:
-    """Measure several models at once, pictures decoded once; the headline of each.
-
     data_set: another set than data.name, made before by `goal data`; its results lie below
     metrics/<name>/on/<data_set>/ and its benchmarks are called <data_set>/<benchmark>.
     All is measured before anything is written, so that an evaluation that ends early changes no file.
+    Raises UserError for weights, manifests or pictures that cannot be read.
     """
     if data_set and not paths.manifest(data_set, "test").exists():
         raise UserError(

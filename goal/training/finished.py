@@ -25,6 +25,7 @@ def write(params: Params, recipe: Recipe, learner: Learner, counts: Mapping[str,
         "best_validation": learner.best or {},
     }
     files.write_json(numbers, folder / paths.NUMBERS)
+    files.write_json(_validation(recipe, learner), folder / paths.VALIDATION)
     files.write_text(folder / paths.CURVE, _table(learner))
     card = {
         "name": recipe.name,
@@ -42,6 +43,13 @@ def write(params: Params, recipe: Recipe, learner: Learner, counts: Mapping[str,
 def records(name: str) -> list[Path]:
     """The files of a training that belong into its record."""
     return [paths.metrics_dir(name) / paths.NUMBERS, paths.metrics_dir(name) / paths.CURVE]
+
+
+def _validation(recipe: Recipe, learner: Learner) -> dict[str, float]:
+    """Recall in the validation of the weights that are kept, named as in the evaluation's files."""
+    found = learner.best if recipe.stage.keep == "best" else (learner.validations or [None])[-1]
+    names = [(way, k) for way in ("text_to_image", "image_to_text") for k in ("r1", "r10")]
+    return {f"{way}_{k}": found[way][k] for way, k in names} if found else {}
 
 
 def _pretrained(start: Path) -> str | None:

@@ -34,6 +34,8 @@ class Learner:
         self.step = 0
         self.steps = steps
         self.names = [*(name for name in losses.TERMS if weights.get(name)), TOTAL]
+        # What `update` returns, by the names under which it is logged.
+        self.logged = [*(f"loss/{name}" for name in self.names), f"{GRADIENT}_norm", "logit_scale"]
         self.validations: list[dict[str, Any]] = []
         self._stage = stage
         self._weights = weights
@@ -55,11 +57,12 @@ class Learner:
         return learning_rate(step, self.steps, self._stage.warmup_steps, self._stage.lr)
 
     def update(self, values: Mapping[str, Tensor]) -> Tensor:
-        """One optimizer step from the gradients at hand; returns (K + 1,): losses and the gradient's norm.
+        """One optimizer step from the accumulated gradients; returns (K + 2,), the values named in `logged`.
 
-        Nothing is waited for. Once a loss or the gradient is not finite, neither this nor any later call
+        The logit scale is the factor that these losses were computed with. Does not wait for a GPU. Once a
+        loss or the gradient is not finite, neither this nor any later call
         changes a weight: fused AdamW skips the update on the device where `found_inf` is 1. `fault`
-        tells.
+        says which.
         """
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = self.rate(self.step)
@@ -69,8 +72,8 @@ class Learner:
             nn.utils.clip_grads_with_norm_(parameters, self._stage.clip_norm, norm)
         total = losses.weighted(values, self._weights)
         means = self._group.mean(torch.stack([*(values[name] for name in self.names[:-1]), total]))
-        measured = torch.cat([means, norm[None]])
-        self._look(~measured.isfinite())
+        measured = torch.cat([means, norm[None], self.model.scale().detach()[None]])
+        self._look(~measured[:-1].isfinite())
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._curve[self.step // self._interval] += means

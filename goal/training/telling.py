@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from goal.training.learner import GRADIENT, Learner
+from goal.training.learner import Learner
 from goal.training.progress import Progress, Tracker
 
 log = logging.getLogger(__name__)
@@ -30,19 +30,18 @@ class Telling:
         """Tell the steps since the last call; waits for the device."""
         if not self._steps:
             return
-        learner, names = self._learner, self._learner.names
+        learner = self._learner
         measured = torch.stack(self._steps)
         rows = measured.tolist()
         self._steps.clear()
         for number, row in enumerate(rows, learner.step - len(rows) + 1):
-            values = {f"loss/{name}": value for name, value in zip(names, row[:-1], strict=True)}
-            values |= {f"{GRADIENT}_norm": row[-1], "lr": learner.rate(number - 1)}
-            self._tracker.log_metrics(values, number)
+            values = dict(zip(learner.logged, row, strict=True))
+            self._tracker.log_metrics(values | {"lr": learner.rate(number - 1)}, number)
         speed = self._progress.speed(learner.step)
         if measured.is_cuda:
             speed["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self._tracker.log_metrics(speed, learner.step)
-        self._progress.show(learner.step, dict(zip(names, rows[-1][:-1], strict=True)), speed)
+        self._progress.show(learner.step, dict(zip(learner.names, rows[-1], strict=False)), speed)
 
     def validation(self) -> None:
         """Tell the last validation."""

@@ -46,7 +46,7 @@ def retrain(model: str) -> None:
     """Other weights, measured on the pipeline's own set alone."""
     torch.manual_seed(99)
     weights.save(GoalClip(tiny.SPEC), paths.model_dir(model))
-    evaluate.run(tiny.params(), model)
+    evaluate.run(tiny.params(), [model])
 
 
 def goal(*words: str) -> subprocess.CompletedProcess[str]:
@@ -93,7 +93,7 @@ def test_results_of_another_protocol_are_refused_or_marked(project: Path) -> Non
 
 def test_results_of_weights_that_are_gone_are_refused_or_marked(project: Path) -> None:
     """A retrained model is measured anew on its own set; what it reached elsewhere is the old one's."""
-    evaluate.run_many(tiny.params(), ["zero-shot", "stage2"], OTHER)
+    evaluate.run(tiny.params(), ["zero-shot", "stage2"], OTHER)
     old = details("stage2")["model"]["digest"]
     retrain("stage2")
     with pytest.raises(UserError) as caught:
@@ -106,7 +106,7 @@ def test_results_of_weights_that_are_gone_are_refused_or_marked(project: Path) -
     assert marked.of("stage2", "test").differs == marked.of("zero-shot", "other/test").differs == ()
     note = f"- * stage2 on other/test was measured otherwise: weights sha256 {old[:12]}."
     assert note in table.markdown(marked)
-    evaluate.run_many(tiny.params(), ["stage2"], OTHER)
+    evaluate.run(tiny.params(), ["stage2"], OTHER)
     assert {one.digest for found in results.load(["stage2"]).benchmarks.values() for one in found} == {
         weights.digest("models/stage2")
     }
@@ -114,7 +114,7 @@ def test_results_of_weights_that_are_gone_are_refused_or_marked(project: Path) -
 
 def test_one_model_measured_elsewhere_alone(project: Path) -> None:
     """It stands in the table and on the page, and is compared where there is something to compare with."""
-    evaluate.run_many(tiny.params(), ["stage2"], OTHER)
+    evaluate.run(tiny.params(), ["stage2"], OTHER)
     text = table.markdown(results.load(MODELS))
     titles, _, *rows = (line.split(" | ") for line in text.splitlines() if line.startswith("|"))
     place = titles.index("other/test text→image R@1")
@@ -135,7 +135,7 @@ def test_a_model_measured_elsewhere_only(project: Path) -> None:
     for model in MODELS:
         shutil.rmtree(f"metrics/{model}")
     assert results.evaluated() == ()
-    evaluate.run_many(tiny.params(), ["zero-shot"], OTHER)
+    evaluate.run(tiny.params(), ["zero-shot"], OTHER)
     assert results.evaluated() == ("zero-shot",)
     assert set(results.load(["zero-shot"]).benchmarks) == {"other/test", "other/twins"}
 
@@ -145,13 +145,13 @@ def test_an_evaluation_that_ends_early_leaves_nothing_half_written(project: Path
     Path("data/tiny/images/3.png").unlink()
     for data_set in ("", OTHER):
         with pytest.raises(UserError, match="images/3.png: cannot be read"):
-            evaluate.run_many(tiny.params(), ["stage2"], data_set)
+            evaluate.run(tiny.params(), ["stage2"], data_set)
     assert {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()} == before
     assert "other/test" not in results.load(MODELS).benchmarks
 
 
 def test_a_result_that_is_gone_is_named_with_what_makes_it(project: Path) -> None:
-    evaluate.run_many(tiny.params(), ["stage2"], OTHER)
+    evaluate.run(tiny.params(), ["stage2"], OTHER)
     Path("metrics/stage2/on/other/details/twins.json").unlink()
     with pytest.raises(
         UserError, match=r"on/other/details/twins.json: .*; `goal evaluate stage2 --on other` makes it"
@@ -161,7 +161,7 @@ def test_a_result_that_is_gone_is_named_with_what_makes_it(project: Path) -> Non
 
 def test_a_set_that_was_never_made_is_named(project: Path) -> None:
     with pytest.raises(UserError, match="--on coco: no data/coco; `goal data` makes it"):
-        evaluate.run_many(tiny.params(), ["stage2"], "coco")
+        evaluate.run(tiny.params(), ["stage2"], "coco")
 
 
 def test_published_numbers_stand_only_beside_the_same_protocol() -> None:
@@ -193,7 +193,7 @@ def test_a_published_row_appears_in_the_table(project: Path) -> None:
 
 
 def test_other_data_sets_stand_in_the_table_with_their_published_peers(project: Path) -> None:
-    evaluate.run_many(tiny.params(), MODELS[:2], OTHER)
+    evaluate.run(tiny.params(), MODELS[:2], OTHER)
     for model in MODELS[:2]:
         change(model, "other/test", network="ViT-L-14", data_set="dci", images=1999)
     text = table.markdown(results.load(MODELS))

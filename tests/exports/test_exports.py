@@ -100,7 +100,7 @@ def test_a_program_that_answers_otherwise_is_not_left_behind(
 
 
 def test_the_card_says_what_was_measured_on_these_weights(project: Path) -> None:
-    evaluate.run(tiny.params(), "zero-shot")
+    evaluate.run(tiny.params(), ["zero-shot"])
     exports.run(MODEL, Path("out"), "open_clip")
     card = Path("out/README.md").read_text()
     _, front, body = card.split("---\n", 2)
@@ -115,7 +115,7 @@ def test_the_card_says_what_was_measured_on_these_weights(project: Path) -> None
 
 
 def test_the_card_of_other_weights_claims_nothing(project: Path) -> None:
-    evaluate.run(tiny.params(), "zero-shot")
+    evaluate.run(tiny.params(), ["zero-shot"])
     torch.manual_seed(7)
     weights.save(weights.GoalClip(tiny.SPEC), Path("other"))
     exports.run(Path("other"), Path("out"), "transformers")

@@ -64,7 +64,7 @@ def test_recalls_are_those_of_every_item_embedded_alone(project: Path, params: P
         ids = [text.tokenize(one, [], 77).ids[None] for row in rows for one in row.captions]
         texts = torch.cat([model.encode_texts(one) for one in ids])
     expected = metrics.recall_at_k(image, texts, torch.arange(12) // 2, [1, 2, 10])
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     found = result("test")["metrics"]
     for direction, recalls in expected.items():
         for k, value in recalls.items():
@@ -76,7 +76,7 @@ def test_recalls_are_those_of_every_item_embedded_alone(project: Path, params: P
 
 
 def test_the_headline_is_small_and_returned(project: Path, params: Params) -> None:
-    returned = evaluate.run(params, "zero-shot")
+    returned = evaluate.run(params, ["zero-shot"])["zero-shot"]
     shown = headline("test")
     assert set(shown) == {
         "images",
@@ -91,15 +91,15 @@ def test_the_headline_is_small_and_returned(project: Path, params: Params) -> No
 
 
 def test_two_runs_are_identical_to_the_byte_and_embed_once(project: Path, params: Params) -> None:
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     first = {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()}
     (kept,) = Path("work/embeddings").rglob("*.safetensors")
     made = kept.stat().st_mtime_ns
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     assert {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()} == first
     assert [path.stat().st_mtime_ns for path in Path("work/embeddings").rglob("*.safetensors")] == [made]
     shutil.rmtree("work")
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     assert {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()} == first
 
 
@@ -113,11 +113,11 @@ def test_a_picture_that_changes_under_its_name_is_embedded_again(project: Path) 
 
 
 def test_damaged_embeddings_are_made_again(project: Path, params: Params) -> None:
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     before = result("test")
     (kept,) = Path("work/embeddings").rglob("*.safetensors")
     kept.write_bytes(kept.read_bytes()[:100])
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     assert result("test") == before
 
 
@@ -161,7 +161,7 @@ def test_copies_of_a_picture_have_one_embedding(project: Path) -> None:
 
 
 def test_what_the_set_lacks_is_said(project: Path, params: Params) -> None:
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     for benchmark, reason in {"short": "short", "twins": "twins", "joint": "crops"}.items():
         assert headline(benchmark) == {"images": 0, "texts": 0}
         assert reason in result(benchmark)["missing"]
@@ -170,7 +170,7 @@ def test_what_the_set_lacks_is_said(project: Path, params: Params) -> None:
 
 def test_a_set_without_test_pictures_has_no_benchmark(project: Path, params: Params) -> None:
     manifest.write([], Path("data/tiny/test.parquet"))
-    assert evaluate.run(params, "zero-shot") == {}
+    assert evaluate.run(params, ["zero-shot"]) == {"zero-shot": {}}
     assert result("test") == {"benchmark": "test", "missing": "tiny has no test pictures"}
 
 
@@ -182,7 +182,7 @@ def test_every_benchmark_of_a_full_set(project: Path, params: Params) -> None:
     twins = [tiny.twin(rows[0], rows[1].image, "colour"), tiny.twin(rows[2], rows[3].image, "shape")]
     manifest.write_table(manifest.table(twins, manifest.TWINS), Path("data/tiny/twins.parquet"))
     tiny.write_pairs(tiny.pair("p0", 0.3), tiny.pair("p4", 0.2))
-    returned = evaluate.run(params, "zero-shot")
+    returned = evaluate.run(params, ["zero-shot"])["zero-shot"]
     assert headline("short")["texts"] == 6
     # Six equal captions: each finds its picture by chance alone, and no picture its caption.
     assert result("short")["repeated_texts"] == 6
@@ -248,7 +248,7 @@ def test_twins_rows_follow_their_queries() -> None:
 
 
 def test_breakdowns_part_the_queries_by_length(project: Path, params: Params) -> None:
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     found = result("test")["by"]
     assert list(found["tokens"]) == ["<= 77", "78-154", "> 248"]
     assert sum(group["text_to_image_r1"]["queries"] for group in found["tokens"].values()) == 12
@@ -258,7 +258,7 @@ def test_breakdowns_part_the_queries_by_length(project: Path, params: Params) ->
 
 
 def test_the_protocol_names_the_content_and_not_the_paths(project: Path, params: Params) -> None:
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     before = result("test")["protocol"]
     assert before["images"] == 6
     assert before["texts"] == 12
@@ -267,11 +267,11 @@ def test_the_protocol_names_the_content_and_not_the_paths(project: Path, params:
     shutil.move("data/tiny/images", "data/tiny/pictures")
     moved = [Row(**{**vars(row), "image": row.image.replace("images", "pictures")}) for row in rows]
     manifest.write(moved, Path("data/tiny/test.parquet"))
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     assert result("test")["protocol"] == before
     changed = [Row(**{**vars(row), "captions": ("Another.", *row.captions[1:])}) for row in moved]
     manifest.write(changed, Path("data/tiny/test.parquet"))
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     assert result("test")["protocol"]["split"] != before["split"]
 
 
@@ -279,22 +279,22 @@ def test_models_at_once_are_measured_as_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: Params
 ) -> None:
     tiny.make(tmp_path, monkeypatch, ("zero-shot", "stage1", "stage2"))
-    alone = {name: evaluate.run(params, name) for name in ("zero-shot", "stage1")}
+    alone = {name: evaluate.run(params, [name])[name] for name in ("zero-shot", "stage1")}
     files = {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()}
     shutil.rmtree("work")
     shutil.rmtree("metrics")
-    together = evaluate.run_many(params, ["zero-shot", "stage1", "stage2"])
+    together = evaluate.run(params, ["zero-shot", "stage1", "stage2"])
     assert {name: together[name] for name in alone} == alone
     assert {path: path.read_bytes() for path in files} == files
 
 
 def test_another_set_is_measured_beside_the_own_one(project: Path, params: Params) -> None:
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     before = {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()}
     shutil.copytree("data/tiny", "data/other")
     # These pairs belong to the pipeline's own set.
     tiny.write_pairs(tiny.pair("p0", 0.3))
-    returned = evaluate.run_many(params, ["zero-shot"], "other")["zero-shot"]
+    returned = evaluate.run(params, ["zero-shot"], "other")["zero-shot"]
     assert returned.keys() == {f"other/test/{way}_r{k}" for way in DIRECTIONS for k in (1, 10)}
     details = json.loads(Path("metrics/zero-shot/on/other/details/test.json").read_text())
     assert details["protocol"]["data_set"] == "other"
@@ -305,4 +305,4 @@ def test_another_set_is_measured_beside_the_own_one(project: Path, params: Param
 def test_a_missing_picture_is_one_line(project: Path, params: Params) -> None:
     Path("data/tiny/images/3.png").unlink()
     with pytest.raises(UserError, match=r"^data/tiny/images/3\.png: cannot be read"):
-        evaluate.run(params, "zero-shot")
+        evaluate.run(params, ["zero-shot"])

@@ -12,6 +12,7 @@ import pytest
 from goal import weights
 from goal.config import Params, paths
 from goal.stages import train
+from goal.training import trainer
 from goal.training.progress import Silent
 from tests import trainings
 
@@ -137,30 +138,38 @@ def test_activation_checkpointing_changes_no_number() -> None:
         assert float(one["total"]) == pytest.approx(float(other["total"]), rel=1e-5)
 
 
+def recall(value: float) -> dict[str, Any]:
+    """A validation that found `value` % everywhere."""
+    ways = ("image_to_text", "text_to_image")
+    return {"recall": value} | {way: {"r1": value, "r5": value, "r10": value} for way in ways}
+
+
 def test_the_best_weights_are_kept_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = iter([10.0, 40.0, 20.0])
     seen: list[dict[str, bytes]] = []
 
     def measure(self: Any, model: Any, autocast: Any, step: int) -> dict[str, Any]:
         seen.append({name: value.numpy().tobytes() for name, value in model.state_dict().items()})
-        ways = {way: {"r1": 0.0} for way in ("image_to_text", "text_to_image")}
-        return {"step": step, "recall": next(measured), **ways}
+        return {"step": step, **recall(next(measured))}
 
-    monkeypatch.setattr(train.Validation, "measure", measure)
+    monkeypatch.setattr(trainer.Validation, "measure", measure)
     train.run(trainings.params(stage2__epochs=3, stage2__keep="best"), "stage2", Silent())
     kept = weights.load(paths.model_dir("stage2")).state_dict()
     assert {name: value.numpy().tobytes() for name, value in kept.items()} == seen[1]
+    ways = ("text_to_image", "image_to_text")
+    expected = {f"{way}_{k}": 40.0 for way in ways for k in ("r1", "r10")}
+    assert json.loads(Path("metrics/stage2/val.json").read_text()) == expected
 
 
 def test_best_weights_that_no_checkpoint_names_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    recall = iter(range(99))
+    values = iter(range(99))
     left: list[int] = []
 
     def measure(self: Any, model: Any, autocast: Any, step: int) -> dict[str, Any]:
         left.append(len(list(Path("work").rglob("best-*.safetensors"))))
-        return {"step": step, "recall": float(next(recall)), "image_to_text": {}, "text_to_image": {}}
+        return {"step": step, **recall(float(next(values)))}
 
-    monkeypatch.setattr(train.Validation, "measure", measure)
+    monkeypatch.setattr(trainer.Validation, "measure", measure)
     often = {"train__checkpoint_minutes": 1e-9, "train__keep_checkpoints": 2}
     train.run(trainings.params(stage2__epochs=8, stage2__keep="best", **often), "stage2", Silent())
     # Those of the two checkpoints and the last validation's.
@@ -171,9 +180,9 @@ def test_best_weights_that_no_checkpoint_names_do_not_pile_up(monkeypatch: pytes
 
 def test_patience_ends_a_training_that_gets_no_better(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(self: Any, model: Any, autocast: Any, step: int) -> dict[str, Any]:
-        return {"step": step, "recall": 5.0, "image_to_text": {}, "text_to_image": {}}
+        return {"step": step, **recall(5.0)}
 
-    monkeypatch.setattr(train.Validation, "measure", measure)
+    monkeypatch.setattr(trainer.Validation, "measure", measure)
     train.run(trainings.params(stage2__epochs=9, stage2__patience=2), "stage2", Silent())
     numbers = json.loads(Path("metrics/stage2/train.json").read_text())
     assert numbers["steps"] == 3 * 2
@@ -186,7 +195,7 @@ def test_every_step_reaches_the_record() -> None:
     train.run(trainings.params(train__log_every=3), "stage2", recorder)
     losses = [(step, values) for step, values in recorder.metrics if "loss/total" in values]
     assert [step for step, _ in losses] == [1, 2, 3, 4]
-    assert {"loss/global", "loss/tsl_text", "lr", "gradient_norm"} <= losses[0][1].keys()
+    assert {"loss/global", "loss/tsl_text", "lr", "gradient_norm", "logit_scale"} <= losses[0][1].keys()
     assert any(
         "samples_per_second" in values and "waiting_for_data" in values for _, values in recorder.metrics
     )

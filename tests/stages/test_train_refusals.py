@@ -12,7 +12,7 @@ from goal.datasets import manifest
 from goal.errors import UserError
 from goal.runtime import devices
 from goal.stages import train
-from goal.training import recipe
+from goal.training import recipe, trainer
 from goal.training.progress import Silent
 from tests import trainings
 
@@ -82,7 +82,7 @@ def test_a_gpu_out_of_memory_is_one_line(chunk: int, pairs: int, monkeypatch: py
         # As torch does; no GPU is at hand that would.
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total ...")
 
-    monkeypatch.setattr(train.step, "backward", refuse)
+    monkeypatch.setattr(trainer.step, "backward", refuse)
     text = _refused(trainings.params(train__chunk_size=chunk))
     assert f"train.chunk_size to fewer than {pairs} pairs" in text
     assert "`goal fit-batch stage2`" in text

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from goal.stages import train
-from goal.training import progress
+from goal.training import progress, trainer
 from goal.training.examples import Examples
 from goal.training.progress import Progress
 from tests import trainings
@@ -124,4 +124,4 @@ def _one_thread() -> Iterator[None]:
 @pytest.mark.usefixtures("_one_thread")
 def test_the_share_of_waiting_is_that_of_a_slow_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _share(monkeypatch, Examples, "__getitem__", 0.1) > 0.5
-    assert _share(monkeypatch, train.step, "backward", 0.4) < 0.5
+    assert _share(monkeypatch, trainer.step, "backward", 0.4) < 0.5
