@@ -36,7 +36,7 @@ from goal.boxes import View
 from goal.config import Params, paths
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
-from goal.evaluation import answers, embed, galleries
+from goal.evaluation import embed, galleries, ranking
 from goal.evaluation.embed import Settings
 from goal.evaluation.galleries import Gallery, Picture
 from goal.model.network import Spec
@@ -202,8 +202,8 @@ def measure(file: Path, found: Sequence[Gallery], params: Params) -> dict[str, f
     )
     means = {}
     for gallery in found:
-        answered = answers.answer(gallery, embedded, params.evaluate.chunk)
-        summary = answers.summarise(answered, [1], 2, 0)
+        rows = ranking.measure(gallery, embedded, params.evaluate.chunk)
+        summary = ranking.summarise(rows, [1], 2, 0)
         means |= {(gallery.benchmark, name): one["mean"] for name, one in summary.items()}
     return {label: means[where] for label, where in METRICS.items()}
 

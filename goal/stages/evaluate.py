@@ -11,7 +11,7 @@ import pyarrow as pa
 from goal.config import paths
 from goal.datasets import manifest
 from goal.errors import UserError
-from goal.evaluation import answers, embed, galleries
+from goal.evaluation import embed, galleries, ranking
 from goal.evaluation.embed import Embeddings, Settings
 from goal.evaluation.galleries import Gallery
 from goal.runtime import devices, files
@@ -30,7 +30,7 @@ class Measured:
     """One model on one benchmark, as it is written."""
 
     benchmark: str
-    answers: pa.Table
+    rows: pa.Table
     details: dict[str, Any]
     headline: dict[str, float]
 
@@ -80,26 +80,26 @@ def _measure(
     params: "Params", data_set: str, name: str, gallery: Gallery, embeddings: Embeddings
 ) -> Measured:
     ks, resamples = sorted(params.evaluate.ks), params.evaluate.bootstrap
-    answered = answers.answer(gallery, embeddings, params.evaluate.chunk)
-    summary = answers.summarise(answered, ks, resamples, params.seed)
+    rows = ranking.measure(gallery, embeddings, params.evaluate.chunk)
+    summary = ranking.summarise(rows, ks, resamples, params.seed)
     details = {
         "benchmark": gallery.benchmark,
         "model": {"name": name, "network": embeddings.spec.name, "digest": embeddings.model},
         "protocol": protocol(data_set or params.data.name, gallery, embeddings),
         "repeated_texts": gallery.repeated_texts,
         "metrics": summary,
-        "by": answers.breakdowns(answered, ks, resamples, params.seed),
+        "by": ranking.breakdowns(rows, ks, resamples, params.seed),
     }
     hidden = {f"r{k}" for k in ks if k not in HEADLINE_KS} if set(ks) & set(HEADLINE_KS) else set()
     headline = {key: one["mean"] for key, one in summary.items() if key.rsplit("_", 1)[1] not in hidden}
     log.info("%s: %s: %s", name, gallery.benchmark, ", ".join(f"{k} {v:.2f}" for k, v in headline.items()))
-    return Measured(gallery.benchmark, answered, details, headline)
+    return Measured(gallery.benchmark, rows, details, headline)
 
 
 def _write(folder: Path, measured: Sequence[Measured], missing: Mapping[str, str]) -> None:
     files.make_folder(folder / "ranks")
     for one in measured:
-        manifest.write_table(one.answers, folder / "ranks" / f"{one.benchmark}.parquet")
+        manifest.write_table(one.rows, folder / "ranks" / f"{one.benchmark}.parquet")
         files.write_json(one.details, folder / "details" / f"{one.benchmark}.json")
         counts = {name: one.details["protocol"][name] for name in ("images", "texts")}
         files.write_json(counts | one.headline, folder / f"{one.benchmark}.json")

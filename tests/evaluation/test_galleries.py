@@ -51,5 +51,5 @@ def test_own_crops_come_before_mined_ones(project: Path) -> None:
     assert found.pictures[1] == Picture("data/tiny/images/3.png", (1.0, 2.0, 3.0, 4.0))
     own["of"] = "p9"
     manifest.write_table(manifest.table([own], manifest.JOINT), Path("data/tiny/joint.parquet"))
-    with pytest.raises(UserError, match=r"joint.parquet: 'p9' is no test picture"):
+    with pytest.raises(UserError, match=r"joint.parquet: 'p9' is not a test picture"):
         galleries.load("tiny")

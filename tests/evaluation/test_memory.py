@@ -14,7 +14,7 @@ MOST = 300 * 2**20  # bytes
 # In a process of its own, whose peak is its own.
 PROGRAM = """
 import re, sys, torch
-from goal.evaluation import answers
+from goal.evaluation import ranking
 from goal.evaluation.embed import Embeddings
 from goal.evaluation.galleries import Gallery, Picture
 from tests import tiny
@@ -35,7 +35,7 @@ def peak():
 before = peak()
 for benchmark in ("test", "joint"):
     gallery = Gallery(benchmark, pictures, tuple(map(str, range(count))), texts, tuple(range(count)))
-    rows = answers.answer(gallery, embeddings, chunk=1024)
+    rows = ranking.measure(gallery, embeddings, chunk=1024)
     assert rows.num_rows == 2 * count
     # Every picture has its own text's vector, and finds it first.
     assert benchmark == "joint" or set(rows["rank"].to_pylist()) == {1}

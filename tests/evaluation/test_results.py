@@ -88,7 +88,7 @@ def test_results_of_another_protocol_are_refused_or_marked(project: Path) -> Non
     text = table.markdown(results.load(MODELS, mixed=True))
     assert re.search(r"^\| global \| [^|]*\*", text, re.MULTILINE)
     assert not re.search(r"^\| stage2 \| [^|]*\*", text, re.MULTILINE)
-    assert "- * global on test was measured otherwise: context_length 248." in text
+    assert "- * global on test is not comparable with the others: context_length 248." in text
 
 
 def test_results_of_weights_that_are_gone_are_refused_or_marked(project: Path) -> None:
@@ -104,7 +104,7 @@ def test_results_of_weights_that_are_gone_are_refused_or_marked(project: Path) -
     assert "`goal evaluate stage2 --on other`" in str(caught.value)
     marked = results.load(MODELS, mixed=True)
     assert marked.of("stage2", "test").differs == marked.of("zero-shot", "other/test").differs == ()
-    note = f"- * stage2 on other/test was measured otherwise: weights sha256 {old[:12]}."
+    note = f"- * stage2 on other/test is not comparable with the others: weights sha256 {old[:12]}."
     assert note in table.markdown(marked)
     evaluate.run(tiny.params(), ["stage2"], OTHER)
     assert {one.digest for found in results.load(["stage2"]).benchmarks.values() for one in found} == {
@@ -122,7 +122,7 @@ def test_one_model_measured_elsewhere_alone(project: Path) -> None:
     assert by_name["stage2"][place] == by_name["stage2"][1]
     assert by_name["global"][place] == "-"
     assert (
-        "- other/test: not measured of zero-shot, global: `goal evaluate zero-shot global --on other`."
+        "- other/test: not measured for zero-shot, global: `goal evaluate zero-shot global --on other`."
         in text
     )
     lines = compare.compare("stage2", "global", [1], 10, seed=0)
@@ -154,7 +154,7 @@ def test_a_result_that_is_gone_is_named_with_what_makes_it(project: Path) -> Non
     evaluate.run(tiny.params(), ["stage2"], OTHER)
     Path("metrics/stage2/on/other/details/twins.json").unlink()
     with pytest.raises(
-        UserError, match=r"on/other/details/twins.json: .*; `goal evaluate stage2 --on other` makes it"
+        UserError, match=r"on/other/details/twins.json: .*; run `goal evaluate stage2 --on other`"
     ):
         results.load(MODELS)
 
@@ -227,7 +227,7 @@ def test_compare_with_itself_and_with_another(project: Path) -> None:
 def test_compare_refuses_what_was_not_asked_alike(project: Path) -> None:
     with pytest.raises(UserError, match=r"metrics/stage1/details/test.json: cannot be read"):
         compare.compare("stage1", "global", [1], 10, seed=0)
-    with pytest.raises(UserError, match="^stage3: no such model; one of zero-shot, stage1, stage2, global, "):
+    with pytest.raises(UserError, match="^stage3: no such model; choose one of zero-shot, stage1, "):
         compare.compare("stage2", "stage3", [1], 10, seed=0)
     change("global", split="another")
     with pytest.raises(UserError, match="split is 'another'"):
@@ -249,7 +249,7 @@ def test_goal_table_names_galleries_and_explains_marks(project: Path) -> None:
     assert "stage2" in shown
     assert "±" in shown
     assert "test: tiny, 6 pictures, 12 texts; view center_crop 32 px" in shown
-    assert "* global on test was measured otherwise: context_length 248." in shown
+    assert "* global on test is not comparable with the others: context_length 248." in shown
 
 
 def test_goal_table_needs_no_torch(project: Path) -> None:

@@ -15,7 +15,7 @@ from goal.config import Params
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import UserError
-from goal.evaluation import answers, embed
+from goal.evaluation import embed, ranking
 from goal.evaluation.embed import Embeddings, Settings
 from goal.evaluation.galleries import DIRECTIONS, Gallery, Picture
 from goal.stages import evaluate
@@ -202,7 +202,7 @@ def test_every_benchmark_of_a_full_set(project: Path, params: Params) -> None:
 def test_a_picture_without_a_text_finds_nothing() -> None:
     """Its rank is 0, which is not among the first k."""
     rows = pa.table({"rank": pa.array([0, 1, 2], pa.int32())})
-    names, values = answers.columns(rows, [1, 5])
+    names, values = ranking.metric_values(rows, [1, 5])
     assert names == ["r1", "r5"]
     assert values.tolist() == [[0, 0], [100, 100], [0, 100]]
 
@@ -218,11 +218,11 @@ def test_fault_10_a_crop_belongs_to_its_picture() -> None:
     )
     # Whole, crop, caption and sentence of one picture are one point: all are found, whole by sentence too.
     points = torch.eye(2)[[0, 1, 0, 1]]
-    linked = answers.answer(gallery, by_hand(gallery, points, points), chunk=3)
+    linked = ranking.measure(gallery, by_hand(gallery, points, points), chunk=3)
     assert linked["average_precision"].to_pylist() == [1.0] * 8
     # Each finds its own text but the other picture's crop: without the link this would be perfect, too.
     apart = torch.eye(4)
-    missed = answers.answer(gallery, by_hand(gallery, apart, apart), chunk=3)
+    missed = ranking.measure(gallery, by_hand(gallery, apart, apart), chunk=3)
     # Own item first; the other relevant one ties with two wrong ones and so is fourth.
     assert missed["average_precision"].to_pylist() == pytest.approx([(1 + 2 / 4) / 2] * 8)
 
@@ -239,7 +239,7 @@ def test_twins_rows_follow_their_queries() -> None:
     image = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     texts = image.clone()
     texts[1] = torch.tensor([0.1, 0.9])  # b's caption prefers the twin's picture
-    rows = answers.answer(gallery, by_hand(gallery, image, texts), chunk=3).to_pylist()
+    rows = ranking.measure(gallery, by_hand(gallery, image, texts), chunk=3).to_pylist()
     wrong = [
         (row["direction"], row["id"], row["part"], row["attribute"]) for row in rows if not row["correct"]
     ]
