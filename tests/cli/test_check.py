@@ -1,4 +1,4 @@
-"""`goal check` tells what a preset needs, and finds what cannot work, without a download."""
+"""`goal check` reports what a preset needs and what cannot work, without a download."""
 
 import shutil
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def texts(name: str, **sections: dict) -> tuple[dict[str, str], list[str]]:
-    """Facts by topic (the last of each), and the faults but that of a disk which is too small here."""
+    """Facts by topic (the last of each), and the faults, except that this disk is too small."""
     values = yaml.safe_load(Path(f"presets/{name}.yaml").read_text())
     for section, fields in sections.items():
         values[section] |= fields
