@@ -1,4 +1,4 @@
-"""What a flow run's page in Prefect shows: tables, pictures, and links to exactly this result in MLflow."""
+"""What the page of a flow run in Prefect shows: tables, figures, and links to its result in MLflow."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from goal import config
 from goal.errors import UserError
 
-# Pictures of a result: the file, the artefact's key, what it shows.
+# Figures of a result: the file, the artefact's key, what it shows.
 PICTURES = (
     ("reports/pictures/loss.png", "loss-curve", "Terms of the loss of every training"),
     ("pairs/contact-sheet.png", "contact-sheet", "Sentences and the regions that were found for them"),
@@ -31,16 +31,16 @@ PICTURES = (
 
 @contextmanager
 def _lenient() -> Iterator[None]:
-    """A page that cannot be written, because the server is away, ends no run, and holds it up for seconds."""
+    """If Prefect's server is down, log it and go on: a run does not fail, nor wait long, for its page."""
     try:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}):
             yield
     except (httpx.HTTPError, PrefectException) as error:
-        get_run_logger().warning("not on the run's page: %s: %s", type(error).__name__, error)
+        get_run_logger().warning("missing on the run's page: %s: %s", type(error).__name__, error)
 
 
 class Progress:
-    """How many of the stages are done, as a bar."""
+    """A progress bar: how many of the stages are done."""
 
     def __init__(self, stages: int) -> None:
         self._stages, self._done, self._bar = stages, 0, None
@@ -48,7 +48,7 @@ class Progress:
             self._bar = create_progress_artifact(0.0, key="stages", description=f"Of {stages} stages")
 
     def step(self) -> None:
-        """One more is done."""
+        """One more stage is done."""
         self._done += 1
         with _lenient():
             if self._bar is not None:
@@ -57,12 +57,12 @@ class Progress:
 
 @_lenient()
 def show(root: Path, branch: str) -> None:
-    """Put what lies in the checkout on the run's page; what a flow did not make is left out."""
+    """Show the results in the checkout on the run's page; what does not exist is left out."""
     _table(root / "reports" / "table.md", branch)
     _mined(root / "pairs", branch)
     for file, key, words in PICTURES:
         if (root / file).exists():
-            # As a data address: the page shows it also when no other server runs.
+            # As a data URI: the page needs no other server to show it.
             data = base64.b64encode((root / file).read_bytes()).decode()
             create_image_artifact(f"data:image/png;base64,{data}", key=key, description=words)
     if os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
@@ -74,7 +74,7 @@ def show(root: Path, branch: str) -> None:
 
 @_lenient()
 def gates(lines: list[str]) -> None:
-    """What `goal promote` printed."""
+    """Show what `goal promote` printed."""
     table = "\n".join(lines)
     create_markdown_artifact(f"```\n{table}\n```", key="gates", description="Every gate of the promotion")
 
@@ -99,7 +99,7 @@ def _counts(file: Path) -> str:
 
 
 def _links(root: Path) -> None:
-    """Links to the experiment and, where the flow registered, to the version and the run that trained it."""
+    """Link the experiment and, if the flow registered a model, its version and the run that trained it."""
     from goal.tracking import mlflow_runs, registry
 
     with registry.answering():
@@ -115,7 +115,7 @@ def _links(root: Path) -> None:
         if version.run_id:
             run = f"experiments/{experiment}/runs/{version.run_id}"
             links["mlflow-run"] = (run, f"The training of version {number}")
-    # MLFLOW_PAGES: its address for a browser, where that is not the one that the worker uses.
+    # MLFLOW_PAGES: MLflow's address for a browser, if the worker uses another one.
     pages = os.environ.get("MLFLOW_PAGES") or mlflow_runs.address()
     for key, (place, words) in links.items():
         create_link_artifact(f"{pages}/#/{place}", words, key=key, description=f"{words}, in MLflow")

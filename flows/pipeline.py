@@ -13,7 +13,7 @@ HOME = Path(__file__).parents[1]
 PROMOTE_SECONDS = 3600.0
 
 
-def _may_pass(_task: object, _run: object, state: State) -> bool:
+def _is_transient(_task: object, _run: object, state: State) -> bool:
     return isinstance(state.result(raise_on_failure=False), stage.TransientError)
 
 
@@ -22,23 +22,23 @@ RETRIED = {
     "persist_result": False,
     "retries": 3,
     "retry_delay_seconds": [10, 60, 300],
-    "retry_condition_fn": _may_pass,
+    "retry_condition_fn": _is_transient,
 }
 
 
 @task(task_run_name="{name}", **RETRIED)
 def run_stage(name: str, root: Path, limit_seconds: float, stale: bool) -> State:
-    """One DVC stage; a stage that is not stale, or that DVC skips, ends as `Skipped`."""
-    # A version of the registered model says which flow run it comes from.
+    """Run one DVC stage; if it is not stale, or DVC skips it, the task ends as `Skipped`."""
+    # A version of the registered model records the flow run that it comes from.
     origin = {"GOAL_BRANCH": checkout.branch(root), "GOAL_FLOW_RUN": str(flow_run.get_id())}
     ran = stale and stage.run(root, name, get_run_logger().info, limit_seconds, origin)
     return Completed(name="Completed" if ran else "Skipped", message=name)
 
 
 def walk(targets: list[str], preset: str | None, overrides: list[str], stage_hours: float) -> str:
-    """Run what `targets` need in a checkout of its own; the branch that holds the result.
+    """Run what `targets` need in a checkout of its own; returns the branch with the result.
 
-    A run that fails or is cancelled leaves its checkout, where the next one with the same parameters goes on.
+    A run that fails or is cancelled leaves its checkout: the next one with the same parameters resumes there.
     """
     log = get_run_logger().info
     # The queue's limit lets one run in. This lock holds also where the server took a live run for dead.
@@ -61,7 +61,7 @@ def walk(targets: list[str], preset: str | None, overrides: list[str], stage_hou
 
 
 def promote(version: int | None, alias: str, dry_run: bool, new_data: bool, reason: str) -> None:
-    """`goal promote` in the project itself, where the gates are; their table goes to the run's page."""
+    """Run `goal promote` in the project itself; the table of the gates goes to the run's page."""
     words = ["promote", *([str(version)] if version else []), f"--alias={alias}", f"--reason={reason}"]
     words += [*(["--dry-run"] if dry_run else []), *(["--new-data"] if new_data else [])]
     run_promotion(words)
