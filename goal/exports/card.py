@@ -68,12 +68,12 @@ def _data(made: dict[str, Any]) -> list[str]:
 
 def _licence(source: str) -> str:
     if source == DRAWN:
-        return "drawn by this project, Apache-2.0"
+        return "drawn by the project itself, Apache-2.0"
     if source in get_args(config.DATA_SOURCES):
         module = importlib.import_module(f"goal.datasets.{source}")
         if hasattr(module, "RELEASE"):
             return module.RELEASE.licence
-    return "under the licence of the owners of its pictures and captions"
+    return "the licence of whoever owns its pictures and captions"
 
 
 def _measured(file: Path, digest: str) -> list[Result]:

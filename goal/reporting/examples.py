@@ -24,8 +24,8 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Duel:
-    """Text queries that one model finds at once and the other does not, worst miss first."""
+class PairedComparison:
+    """Captions for which only one of two models ranks the right picture first, largest difference first."""
 
     ours: str
     theirs: str
@@ -55,8 +55,8 @@ def pairs(data_set: str, split: str, count: int, max_megapixels: float) -> list[
     return [_card(rows[name], sentences[name], max_megapixels) for name in names]
 
 
-def duel(data_set: str, ours: str, theirs: str, count: int, max_megapixels: float) -> Duel:
-    """Texts of the test pictures that `ours` ranks first and `theirs` does not, and the other way round."""
+def queries(data_set: str, ours: str, theirs: str, count: int, max_megapixels: float) -> PairedComparison:
+    """Compare two models by the rank of the right picture for each test caption; up to `count` examples."""
     both = [
         compare.read(model, "test").filter(pc.field("direction") == "text_to_image")
         for model in (ours, theirs)
@@ -75,10 +75,10 @@ def duel(data_set: str, ours: str, theirs: str, count: int, max_megapixels: floa
     lost.sort(key=lambda one: (-one["ours"], one["id"], one["caption"]))
     rows = {row.id: row for row in manifest.read(paths.manifest(data_set, "test"))}
 
-    def shown(queries: Sequence[dict]) -> list[dict[str, Any]]:
-        return [_query(one, rows[one["id"]], max_megapixels) for one in queries[:count]]
+    def shown(found: Sequence[dict]) -> list[dict[str, Any]]:
+        return [_query(one, rows[one["id"]], max_megapixels) for one in found[:count]]
 
-    return Duel(ours, theirs, shown(won), shown(lost), len(won), len(lost))
+    return PairedComparison(ours, theirs, shown(won), shown(lost), len(won), len(lost))
 
 
 def grounded(

@@ -12,7 +12,7 @@ from goal.evaluation import plots, table
 from goal.evaluation.compare import Line
 from goal.evaluation.results import Results
 from goal.reporting import templates
-from goal.reporting.examples import Duel
+from goal.reporting.examples import PairedComparison
 
 SECTIONS = {
     "benchmarks": "Benchmarks",
@@ -44,7 +44,7 @@ class Content:
     data: dict[str, Any]
     mining: dict[str, dict[str, Any]]
     pairs: list[dict[str, Any]]
-    duel: Duel | None
+    queries: PairedComparison | None
     before: str
     after: str
     grounded: list[dict[str, Any]]
@@ -59,7 +59,7 @@ def render(data_set: str, results: Results, charts: Sequence[Chart], content: Co
     present = {"benchmarks", "origin", *figures}
     present |= {"mining"} if content.data or content.mining else set()
     present |= {"pairs"} if content.pairs else set()
-    present |= {"queries"} if content.duel else set()
+    present |= {"queries"} if content.queries else set()
     present |= {"grounding"} if content.grounded else set()
     return templates.render(
         "report.html",

@@ -54,7 +54,7 @@ def _content(params: "Params", found: Results, mined: dict[str, dict[str, Any]],
         data=facts.data(name),
         mining=mined,
         pairs=examples.pairs(name, "train", section.gallery, most),
-        duel=examples.duel(name, OURS, BASELINE, section.examples, most)
+        queries=examples.queries(name, OURS, BASELINE, section.examples, most)
         if found.of(OURS, "test") and found.of(BASELINE, "test")
         else None,
         before=BEFORE,
@@ -67,7 +67,7 @@ def _content(params: "Params", found: Results, mined: dict[str, dict[str, Any]],
 
 
 def _differences(params: "Params", other: str) -> list[compare.Line]:
-    """Ours less the other, headline metrics only."""
+    """The differences between our model and another one, headline metrics only."""
     lines = compare.compare(OURS, other, params.evaluate.ks, params.evaluate.bootstrap, params.seed)
     return [line for line in lines if line.metric.endswith(f"_{results.headline(line.benchmark)}")]
 

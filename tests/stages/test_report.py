@@ -95,7 +95,7 @@ def test_the_page_shows_pairs_queries_and_heat_maps(project: Path, params: Param
     first_captions = [tiny.CAPTIONS[0], HOSTILE]
     sentences = sum(len(split_sentences(caption)) for caption in first_captions)
     assert text.count('<image class="heat"') == 2 * (sentences + 2)
-    assert "stage2 less the other, paired by query" in text
+    assert "stage2 minus the other model, paired by query" in text
     assert "<th>− global</th>" in text
 
 
@@ -171,8 +171,8 @@ def test_captions_stay_text(project: Path, params: Params) -> None:
     assert "{{ 7 * 7 }}" in text
 
 
-def test_a_duel_counts_what_one_finds_and_the_other_does_not(project: Path) -> None:
-    found = examples.duel("tiny", "stage2", "global", 1, 1)
+def test_queries_are_those_for_which_only_one_model_ranks_first(project: Path) -> None:
+    found = examples.queries("tiny", "stage2", "global", 1, 1)
     ours, theirs = (
         {
             (row["id"], row["caption"]): row["rank"]
