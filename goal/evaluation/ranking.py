@@ -1,4 +1,4 @@
-"""Per-query results of a benchmark, one row per query, and the metrics that are their means.
+"""Per-query results of a benchmark, one row per query, and the metrics: their means.
 
 Letters: Q queries, K metrics.
 """
@@ -18,7 +18,7 @@ from goal.evaluation.embed import Embeddings
 from goal.evaluation.galleries import DIRECTIONS, Gallery
 
 JOINT_K = 10
-# The names of the two halves of a gallery that pairs each test picture with another one.
+# The galleries that have two halves of equal length, and what each half holds.
 PARTS = {"twins": ("picture", "twin"), "joint": ("whole", "crop")}
 # Upper ends, in tokens with BOS and EOS: OpenAI's context, twice that, the stretched context.
 TOKEN_BINS = (77, 154, 248)

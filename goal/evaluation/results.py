@@ -13,8 +13,8 @@ from goal.config import paths
 from goal.errors import UserError
 from goal.evaluation.galleries import BENCHMARKS
 
-# The headline metric of each benchmark. The label of a benchmark is its name, on another data set than the
-# pipeline's own <data set>/<name>.
+# The headline metric of each benchmark. A label here is the name of a benchmark or, for another data set than
+# the pipeline's own, <data set>/<name>.
 HEADLINE = {"test": "r1", "short": "r1", "twins": "accuracy", "joint": "map10"}
 # The folder beside the fetched weights of a registered model that holds the results of its version.
 FETCHED = "evaluation"
@@ -44,7 +44,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """The results of some models by label, and why each missing benchmark is missing."""
+    """The results of some models by label, and the reason for each missing benchmark."""
 
     models: tuple[str, ...]
     benchmarks: dict[str, list[Result]]
@@ -78,17 +78,17 @@ def load(models: Sequence[str], mixed: bool = False) -> Results:
             raise UserError(f"{model}: no such model; choose one of {', '.join(paths.MODELS)}")
     found: dict[str, list[Result]] = {}
     missing: dict[str, str] = {}
-    weights: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for model in models:
         for data_set in _data_sets(model) or [""]:
             for label, content in _read_all(model, data_set):
                 if "missing" not in content:
                     result = _result(content)
-                    weights.setdefault(model, result.digest)
+                    digests.setdefault(model, result.digest)
                     found.setdefault(label, []).append(result)
                 elif not data_set:
                     missing[label] = content["missing"]
-    checked = {label: _checked(label, measured, weights, mixed) for label, measured in found.items()}
+    checked = {label: _checked(label, measured, digests, mixed) for label, measured in found.items()}
     missing = {label: reason for label, reason in missing.items() if label not in found}
     return Results(tuple(models), checked, missing)
 
@@ -103,12 +103,12 @@ def in_folder(folder: Path) -> list[Result]:
 
 def details(model: str, label: str) -> Path:
     """The file of a model's result."""
-    return _folder(model, label, "details", "json")
+    return _file(model, label, "details", "json")
 
 
 def ranks(model: str, label: str) -> Path:
     """The file of a model's per-query results."""
-    return _folder(model, label, "ranks", "parquet")
+    return _file(model, label, "ranks", "parquet")
 
 
 def command(label: str, *models: str) -> str:
@@ -138,9 +138,9 @@ def _read(path: Path, fix: str) -> dict[str, Any]:
         raise UserError(f"{path}: not a result: {error}; {fix}") from error
 
 
-def _folder(model: str, label: str, part: str, kind: str) -> Path:
+def _file(model: str, label: str, folder: str, suffix: str) -> Path:
     data_set, _, benchmark = label.rpartition("/")
-    return paths.metrics_dir(model, data_set) / part / f"{benchmark}.{kind}"
+    return paths.metrics_dir(model, data_set) / folder / f"{benchmark}.{suffix}"
 
 
 def _result(content: dict[str, Any]) -> Result:
@@ -156,14 +156,14 @@ def _result(content: dict[str, Any]) -> Result:
     )
 
 
-def _checked(label: str, results: list[Result], weights: Mapping[str, str], mixed: bool) -> list[Result]:
+def _checked(label: str, results: list[Result], digests: Mapping[str, str], mixed: bool) -> list[Result]:
     """The results with `differs` filled in; without `mixed`, UserError if there is anything to fill in."""
     first = results[0]
     marked = []
     for one in results:
         fields = sorted(first.protocol.keys() | one.protocol.keys())
         differs = [name for name in fields if one.protocol.get(name) != first.protocol.get(name)]
-        own = weights[one.model]
+        own = digests[one.model]
         if one.digest != own and not mixed:
             raise UserError(
                 f"{details(one.model, label)}: measured on other weights (sha256 {one.digest[:12]}) than "
