@@ -7,7 +7,7 @@ import networkx
 from dvc.repo import Repo
 from dvc.stage import PipelineStage, Stage
 
-CODE = "code"  # the first stage
+CODE = "code"  # the stage that lists the code of each other stage; it runs first
 
 
 def stages(root: Path, targets: list[str]) -> list[str]:

@@ -23,14 +23,14 @@ from goal import config
 from goal.errors import UserError
 
 # Figures of a result: the file, the artefact's key, what it shows.
-PICTURES = (
+FIGURES = (
     ("reports/pictures/loss.png", "loss-curve", "Terms of the loss of every training"),
     ("pairs/contact-sheet.png", "contact-sheet", "Sentences and the regions that were found for them"),
 )
 
 
 @contextmanager
-def _lenient() -> Iterator[None]:
+def _best_effort() -> Iterator[None]:
     """If Prefect's server is down, log it and go on: a run does not fail, nor wait long, for its page."""
     try:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}):
@@ -44,23 +44,23 @@ class Progress:
 
     def __init__(self, stages: int) -> None:
         self._stages, self._done, self._bar = stages, 0, None
-        with _lenient():
+        with _best_effort():
             self._bar = create_progress_artifact(0.0, key="stages", description=f"Of {stages} stages")
 
     def step(self) -> None:
         """One more stage is done."""
         self._done += 1
-        with _lenient():
+        with _best_effort():
             if self._bar is not None:
                 update_progress_artifact(self._bar, 100.0 * self._done / self._stages)
 
 
-@_lenient()
+@_best_effort()
 def show(root: Path, branch: str) -> None:
     """Show the results in the checkout on the run's page; what does not exist is left out."""
     _table(root / "reports" / "table.md", branch)
     _mined(root / "pairs", branch)
-    for file, key, words in PICTURES:
+    for file, key, words in FIGURES:
         if (root / file).exists():
             # As a data URI: the page needs no other server to show it.
             data = base64.b64encode((root / file).read_bytes()).decode()
@@ -72,7 +72,7 @@ def show(root: Path, branch: str) -> None:
             get_run_logger().warning("no links to MLflow: %s", error)
 
 
-@_lenient()
+@_best_effort()
 def gates(lines: list[str]) -> None:
     """Show what `goal promote` printed."""
     table = "\n".join(lines)
