@@ -45,7 +45,7 @@ def write(path: Path, spec: Spec, library: str, folder: Path) -> None:
 
 
 def _made(path: Path, digest: str) -> dict[str, Any]:
-    """The card.json at `path`, how the weights were made; empty if there is none or it is of other weights."""
+    """The card.json at `path`, how the weights were made; empty if there is none for these weights."""
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
         return made if made["sha256"] == digest else {}
