@@ -25,8 +25,8 @@ CAPTION_TOKENS, SENTENCE_TOKENS = 144, 22
 LOCAL_TERMS = ("local", "tsl_image", "tsl_text")
 # fp32 weights, gradients and AdamW's two moments.
 BYTES_PER_PARAMETER = 16
-# Activations that a block keeps per token for the backward pass, in units of its width: layer norms, q, k,
-# v, attention's output, the MLP's hidden units twice and two residual sums.
+# What a block keeps of one token for the backward pass, in units of its width: layer norms, q, k, v,
+# attention's output, the MLP's hidden units twice and two residual sums.
 KEPT_WIDTHS = 18
 
 

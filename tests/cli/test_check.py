@@ -27,7 +27,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def texts(name: str, **sections: dict) -> tuple[dict[str, str], list[str]]:
-    """Facts by topic (the last of each), and the faults, except that this disk is too small."""
+    """Facts by topic (the last of each), and the faults but that of a disk which is too small here."""
     values = yaml.safe_load(Path(f"presets/{name}.yaml").read_text())
     for section, fields in sections.items():
         values[section] |= fields
