@@ -1,7 +1,6 @@
 """A checkout of its own for a flow run: the user's files stay untouched and the result is a branch."""
 
 import copy
-import fcntl
 import hashlib
 import os
 import re
@@ -9,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from dvc.repo import Repo
 
 from goal import config
 from goal.errors import UserError
+from goal.runtime import locks
 
 BRANCHES = "runs"
 PLACE = Path(".dvc") / "tmp" / "flows"
@@ -70,27 +71,13 @@ def held(home: Path, preset: str | None, overrides: list[str], log: Callable[[st
     content = yaml.safe_dump(values, sort_keys=False) if overrides else text
     name = hashlib.sha256(f"{commit}\n{content}".encode()).hexdigest()[:12]
     root = home / PLACE / name
-    with turn(
-        root.with_suffix(".lock"), log, f"another flow run has the same commit and parameters ({name})"
-    ):
+    busy = f"another flow run has the same commit and parameters ({name}): waiting"
+    with locks.held(root.with_suffix(".lock"), partial(log, busy)):
         # What is written last tells that an earlier start came to its end.
         if not (root / CONFIG).exists():
             _make(home, root, commit)
         (root / "params.yaml").write_text(content, encoding="utf-8")
         yield root
-
-
-@contextmanager
-def turn(lock: Path, log: Callable[[str], None], busy: str) -> Iterator[None]:
-    """Hold a lock file that a killed process gives back; where another one holds it, say so and wait."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log(f"{busy}: waiting")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def branch(root: Path) -> str:

@@ -1,5 +1,6 @@
 """Walk DVC's graph, one Prefect task a stage; promote behind the gates."""
 
+from functools import partial
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -8,6 +9,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
 from flows import GPU, checkout, graph, page, stage
+from goal.runtime import locks
 
 HOME = Path(__file__).parents[1]
 PROMOTE_SECONDS = 3600.0
@@ -43,7 +45,8 @@ def walk(targets: list[str], preset: str | None, overrides: list[str], stage_hou
     log = get_run_logger().info
     # The queue's limit lets one run in. This lock holds also where the server took a live run for dead.
     gpu = HOME / checkout.PLACE / f"{GPU}.lock"
-    with checkout.held(HOME, preset, overrides, log) as root, checkout.turn(gpu, log, "the GPU is in use"):
+    busy = partial(log, "the GPU is in use: waiting")
+    with checkout.held(HOME, preset, overrides, log) as root, locks.held(gpu, busy):
         log(f"checkout {root.name} of {HOME.name}")
         names = graph.stages(root, targets)
         progress = page.Progress(len(names))

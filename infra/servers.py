@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows import POOL
-from goal.runtime import files, proxies
+from goal.runtime import files, locks, proxies
 from infra.processes import START_SECONDS, ServerError, Service, port
 
 ROOT = Path(__file__).parents[1]
@@ -127,7 +127,7 @@ def ui() -> str | None:
 
 def _alone() -> AbstractContextManager[None]:
     """Of two commands at once, the second one sees what the first one did."""
-    return files.alone(run_dir() / "servers.lock")
+    return locks.held(run_dir() / "servers.lock")
 
 
 def _recorded() -> Addresses:

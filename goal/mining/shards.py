@@ -8,18 +8,19 @@ import hashlib
 import json
 import logging
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from goal.config import paths
-from goal.runtime import code, files, tasks
+from goal.runtime import code, files, locks, tasks
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +53,8 @@ class Task:
 @contextmanager
 def held(folder: Path, label: str) -> Iterator[None]:
     """Hold a run's working folder; an equal run, say of another experiment, waits, then finds all made."""
-    to_tell = iter([label])
-
-    def wait() -> None:
-        for name in to_tell:
-            log.info("%s: another process makes the same; waiting until it ends", name)
-        time.sleep(0.5)
-
-    files.make_folder(folder.parent)
-    with files.alone(_lock(folder), wait):
+    say = partial(log.info, "%s: another process makes the same; waiting until it ends", label)
+    with locks.held(_lock(folder), say):
         yield
 
 
@@ -146,7 +140,8 @@ def forget_others(folder: Path) -> None:
     split = folder.name.partition("-")[0]
     for other in folder.parent.glob(f"{split}-*"):
         if other != folder and (other / PUBLISHED).exists():
-            with suppress(BlockingIOError), files.alone(_lock(other), _give_way):
+            # Timeout, an OSError: another process holds it.
+            with suppress(OSError), FileLock(_lock(other), blocking=False):
                 shutil.rmtree(other, ignore_errors=True)
 
 
@@ -158,10 +153,6 @@ def working_folder(stage: str, split: str, *inputs: str) -> Path:
 
 def _lock(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.lock")
-
-
-def _give_way() -> None:
-    raise BlockingIOError
 
 
 def _is_whole(path: Path) -> bool:

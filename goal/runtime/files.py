@@ -1,16 +1,14 @@
 """Files written wholly or not at all, under names that others may be reading."""
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
-from weakref import WeakSet
+from typing import Any
 
 from goal.errors import UserError
 
@@ -72,50 +70,6 @@ def replace_folder(draft: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-@contextmanager
-def alone(path: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock file `path`, made if need be; another process that wants it waits.
-
-    wait: called again and again meanwhile; what it raises ends the waiting.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        while True:
-            try:
-                lock(file, wait=wait is None)
-                break
-            except BlockingIOError:
-                wait()
-        yield
-
-
-def lock(file: IO, wait: bool = False) -> None:
-    """Hold an open file until this process closes it or ends; BlockingIOError where another one holds it.
-
-    wait: wait for the other one instead.
-    """
-    _locked.add(file)
-    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-
-
-def _let_go() -> None:
-    """Take a forked child's share of all locks from it.
-
-    A child holds what it inherits: the data workers of a killed training outlive it by seconds, and would
-    keep out the one that goes on.
-    """
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for file in _locked:
-        if not file.closed:
-            # Not closed, which would write what the parent is just writing.
-            os.dup2(nothing, file.fileno(), inheritable=False)
-    os.close(nothing)
-
-
-_locked: WeakSet[IO] = WeakSet()
-os.register_at_fork(after_in_child=_let_go)
-
-
 def digest(path: Path) -> str:
     """sha256 of a file's bytes, in hex; raises UserError where it cannot be read."""
     try:
@@ -135,4 +89,4 @@ def unwritable(path: Path, error: OSError) -> UserError:
     """The one line for a disk that refuses to hold `path`."""
     # By its number: Arrow words the reason in its own way.
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return UserError(f"{path}: cannot be written: {reason}; make room or mend it, and run again")
+    return UserError(f"{path}: cannot be written: {reason}; make room or fix it, and run again")

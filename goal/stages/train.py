@@ -49,7 +49,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
         stack.enter_context(_room(params, plan))
         group = stack.enter_context(distributed.group(plan.device, params.train.processes))
         stack.enter_context(_deterministic(group.device))
-        asked = stack.enter_context(signals.taken_down(guarded=distributed.started()))
+        asked = stack.enter_context(signals.deferred(guarded=distributed.started()))
         torch.manual_seed(params.seed)
         model = weights.load(plan.start).to(group.device).train()
         model.set_grad_checkpointing(params.train.checkpoint_activations)
