@@ -24,7 +24,7 @@ BRANCHES = "runs"
 PLACE = Path(".dvc") / "tmp" / "flows"
 CONFIG = Path(".dvc") / "config.local"
 PRESET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-# The commit's author: a worker's account need not have told git a name.
+# The commit's author: git need not know a name for the worker's account.
 AUTHOR = ("-c", "user.name=goal flow", "-c", "user.email=goal@localhost")
 TIMEOUT_SECONDS = 120
 
@@ -55,16 +55,16 @@ def overridden(params: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 def held(home: Path, preset: str | None, overrides: list[str], log: Callable[[str], None]) -> Iterator[Path]:
     """A worktree of the current commit with the chosen parameters, under .dvc/tmp, sharing DVC's cache.
 
-    The same commit, preset and overrides give the same worktree and branch, so that a run that died is
-    resumed in it and a finished one is found again; of two at once the second one waits. Raises UserError for
-    a preset or override that cannot be.
+    The same commit, preset and overrides give the same worktree and branch: a killed run resumes there, and a
+    finished one is found again. Of two such runs at the same time, the second one waits. Raises UserError for
+    an unknown preset or a wrong override.
     """
     if preset and not PRESET.fullmatch(preset):
         raise UserError(f"preset {preset!r}: expected the name of a file of presets/, without .yaml")
     commit = _git(home, "rev-parse", "HEAD")
     left_out = _git(home, "diff", "--name-only", "HEAD").splitlines()
     if left_out:
-        log(f"uncommitted, and no part of this run: {', '.join(left_out[:10])}")
+        log(f"uncommitted, so not part of this run: {', '.join(left_out[:10])}")
     source = f"presets/{preset}.yaml" if preset else "params.yaml"
     text = _git(home, "show", f"{commit}:{source}") + "\n"
     values = overridden(yaml.safe_load(text), overrides)
@@ -73,7 +73,7 @@ def held(home: Path, preset: str | None, overrides: list[str], log: Callable[[st
     root = home / PLACE / name
     busy = f"another flow run has the same commit and parameters ({name}): waiting"
     with locks.held(root.with_suffix(".lock"), partial(log, busy)):
-        # What is written last tells that an earlier start came to its end.
+        # DVC's configuration is written last: without it, the worktree is missing or not complete.
         if not (root / CONFIG).exists():
             _make(home, root, commit)
         (root / "params.yaml").write_text(content, encoding="utf-8")
@@ -109,7 +109,7 @@ def _make(home: Path, root: Path, commit: str) -> None:
 
 
 def _configure(home: Path, root: Path) -> None:
-    """The user's own cache for all; and no word from DVC on what to add to git, since `keep` does."""
+    """Have the worktree use the user's DVC cache, and DVC stage what it changes in git."""
     with Repo(str(home)) as repo:
         # Relative to the worktree: DVC writes its configuration in ASCII, which the full path need not be.
         folder = RelPath(repo.cache.local_cache_dir)

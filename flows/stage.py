@@ -15,13 +15,13 @@ from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT
 
 TRANSIENT = {EXIT_TRANSIENT, EXIT_RESUMABLE}
 LAST_LINES = 3
-BAR_SECONDS = 10.0  # between two states of a progress bar that are told
+BAR_SECONDS = 10.0  # between two logged states of a progress bar
 # DVC's words for a stage whose outs are there, and for one whose outs its cache holds.
 SKIPPED = ("didn't change, skipping", "is cached - skipping run")
 
 
 class StageError(Exception):
-    """A stage failed; trying again changes nothing."""
+    """A stage failed; a retry would fail too."""
 
 
 class TransientError(StageError):
@@ -72,28 +72,28 @@ def command(
     alarm.start()
     output = io.TextIOWrapper(process.stdout or io.BytesIO(), errors="replace", newline="")
     lines: list[str] = []
-    told = 0.0
+    logged = 0.0
 
-    def tell() -> None:
-        nonlocal told
+    def read() -> None:
+        nonlocal logged
         for text in output:
-            # A progress bar ends its line by \r and writes it anew, many times a second.
+            # A progress bar ends its line with \r and rewrites it many times a second.
             bar, line = text.endswith("\r"), text.strip()
-            if not line or (bar and time.monotonic() - told < BAR_SECONDS):
+            if not line or (bar and time.monotonic() - logged < BAR_SECONDS):
                 continue
-            told = time.monotonic() if bar else told
+            logged = time.monotonic() if bar else logged
             lines.append(line)
             log(line)
 
     try:
-        tell()
+        read()
         code = process.wait()
     finally:
         alarm.cancel()
         if process.poll() is None:
             process.terminate()
-            # Reading on: a stage that waits for a full pipe could not save.
-            tell()
+            # A stage that waits for a full pipe could not save.
+            read()
             process.wait()
     if late.is_set():
         raise StageError(f"{name}: not done after {limit_seconds:g} s; run it again to resume")
@@ -109,9 +109,9 @@ def _environment(root: Path) -> dict[str, str]:
 
 
 def _failure(name: str, code: int, lines: list[str]) -> StageError:
-    # DVC's own exit code is 255 for all; what the stage said is in its words.
-    told = re.findall(r"exited with (-?\d+)", "\n".join(lines))
-    code = int(told[-1]) if told else code
+    # DVC exits with 255 for every failure; its output has the stage's own exit code.
+    codes = re.findall(r"exited with (-?\d+)", "\n".join(lines))
+    code = int(codes[-1]) if codes else code
     words = [line for line in lines if line.startswith("goal: ")] or lines[-LAST_LINES:]
     kind = TransientError if code in TRANSIENT else StageError
     return kind(f"{name}: {' '.join(words) or f'exit code {code}, no output'}")

@@ -1,4 +1,4 @@
-"""A manifest's rows worked on in shards that survive a kill: a finished shard is a whole file, made once.
+"""Work on a manifest's rows in shards that survive a kill: a finished shard is a whole file, made once.
 
 The work on a shard is a pure function of its rows, so any engine may run it anywhere
 (goal.runtime.tasks), and the files are the same bytes whoever made them.
@@ -33,7 +33,7 @@ class Work(Protocol):
     """What makes one shard; picklable by reference, the same rows give the same table on any machine."""
 
     def __call__(self, start: int, stop: int) -> pa.Table:
-        """The table of manifest rows start..stop; tells progress.advance of each that is done."""
+        """The table of manifest rows start..stop; calls task_progress.advance for each one that is done."""
         ...
 
 
@@ -52,7 +52,7 @@ class Task:
 
 @contextmanager
 def held(folder: Path, label: str) -> Iterator[None]:
-    """Hold a run's working folder; an equal run, say of another experiment, waits, then finds all made."""
+    """Lock a run's working folder; an equal run, such as another experiment's, waits and finds its shards."""
     say = partial(log.info, "%s: another process makes the same; waiting until it ends", label)
     with locks.held(_lock(folder), say):
         yield
@@ -106,7 +106,7 @@ def name(number: int) -> str:
 
 
 def with_notes(table: pa.Table, notes: dict) -> pa.Table:
-    """The table carrying counts that its rows cannot tell (see `read_notes`)."""
+    """The table with counts that its rows do not show, in its metadata (see `read_notes`)."""
     return table.replace_schema_metadata({NOTES: json.dumps(notes, sort_keys=True)})
 
 

@@ -1,4 +1,4 @@
-"""Files written wholly or not at all, under names that others may be reading."""
+"""Files that are replaced whole or not at all: other processes may be reading them."""
 
 import hashlib
 import json
@@ -61,7 +61,7 @@ def check_space(folder: Path, need: int) -> None:
 
 def replace_folder(draft: Path, target: Path) -> None:
     """Put the folder `draft` in the place of `target`, whose old content goes."""
-    # A folder cannot be replaced in one step: the old one steps aside for the moment between two renames.
+    # A folder cannot be replaced atomically: the old one gets another name first.
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -82,11 +82,11 @@ def digest(path: Path) -> str:
 def expect(path: Path, known: str) -> None:
     """Raise UserError where a file has another digest than the one that is `known` of it."""
     if digest(path) != known:
-        raise UserError(f"{path}: not the file that the command found there; let all see the same, run again")
+        raise UserError(f"{path}: not the file that the command found there; copy it here and run again")
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
     """The one line for a disk that refuses to hold `path`."""
-    # By its number: Arrow words the reason in its own way.
+    # From the number: Arrow has its own text for the same reason.
     reason = os.strerror(error.errno) if error.errno else str(error)
     return UserError(f"{path}: cannot be written: {reason}; make room or fix it, and run again")
