@@ -64,7 +64,7 @@ def held(home: Path, preset: str | None, overrides: list[str], log: Callable[[st
     commit = _git(home, "rev-parse", "HEAD")
     left_out = _git(home, "diff", "--name-only", "HEAD").splitlines()
     if left_out:
-        log(f"uncommitted, so not part of this run: {', '.join(left_out[:10])}")
+        log(f"uncommitted, and no part of this run: {', '.join(left_out[:10])}")
     source = f"presets/{preset}.yaml" if preset else "params.yaml"
     text = _git(home, "show", f"{commit}:{source}") + "\n"
     values = overridden(yaml.safe_load(text), overrides)
