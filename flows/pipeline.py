@@ -1,5 +1,6 @@
-"""Walk DVC's graph, one Prefect task a stage; promote behind the gates."""
+"""Walk DVC's graph, one Prefect task per stage; promote if all gates pass."""
 
+from functools import partial
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -8,6 +9,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
 from flows import GPU, checkout, graph, page, stage
+from goal.runtime import locks
 
 HOME = Path(__file__).parents[1]
 PROMOTE_SECONDS = 3600.0
@@ -41,13 +43,14 @@ def walk(targets: list[str], preset: str | None, overrides: list[str], stage_hou
     A run that fails or is cancelled leaves its checkout: the next one with the same parameters resumes there.
     """
     log = get_run_logger().info
-    # The queue's limit lets one run in. This lock holds also where the server took a live run for dead.
+    # The queue runs one flow run at a time, but starts the next one if the server takes a live run for dead.
     gpu = HOME / checkout.PLACE / f"{GPU}.lock"
-    with checkout.held(HOME, preset, overrides, log) as root, checkout.turn(gpu, log, "the GPU is in use"):
+    busy = partial(log, "the GPU is in use: waiting")
+    with checkout.held(HOME, preset, overrides, log) as root, locks.held(gpu, busy):
         log(f"checkout {root.name} of {HOME.name}")
         names = graph.stages(root, targets)
         progress = page.Progress(len(names))
-        # By what it lists, DVC sees which of the others the code makes stale.
+        # It lists the code of each stage; by these listings DVC sees which of the others are stale.
         run_stage(graph.CODE, root, stage_hours * 3600, stale=True)
         fresh = graph.up_to_date(root, names)
         for name in names:
@@ -69,7 +72,7 @@ def promote(version: int | None, alias: str, dry_run: bool, new_data: bool, reas
 
 @task(task_run_name="promote", **RETRIED)
 def run_promotion(words: list[str]) -> None:
-    """`goal` with these words; whatever it prints is shown."""
+    """Run `goal` with these arguments; its output goes to the log and to the run's page."""
     lines: list[str] = []
 
     def log(line: str) -> None:

@@ -79,7 +79,7 @@ def run(params: "Params", folder: Path, place: Path, model: Path, name: str) -> 
     read = partial(_read, root, clip.preprocess(spec), params.data.max_megapixels)
     left_out = dict(listing.unseen)
     embedded = 0
-    with signals.taken_down() as asked, tqdm(total=len(todo), unit=" files") as progress:
+    with signals.deferred() as asked, tqdm(total=len(todo), unit=" files") as progress:
         for batch in prefetched(read, todo, params.evaluate.batch_size):
             refused = {one.path: one.view for one in batch if isinstance(one.view, ImageError)}
             views = {one.path: one.view for one in batch if isinstance(one.view, Tensor)}

@@ -33,7 +33,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
         explain_oom(params, plan),
         distributed.group(plan.device, params.train.processes) as group,
         _deterministic(group.device),
-        signals.taken_down(guarded=distributed.started()) as stop_requested,
+        signals.deferred(guarded=distributed.started()) as stop_requested,
     ):
         Trainer(params, plan, rows, group, tracker, stop_requested).run()
 

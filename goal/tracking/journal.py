@@ -5,18 +5,16 @@ lock on it, which a killed process loses; a journal without an owner is a leftov
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import secrets
 import shutil
 import threading
-import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from goal.runtime import files
+from filelock import FileLock, Timeout
 
 log = logging.getLogger("goal.tracking")
 
@@ -31,10 +29,14 @@ class Journal:
         self.folder = folder
         self._guard = threading.Lock()
         self._broken = False
-        lines = _locked(folder)
-        while lines is None:
-            lines = _locked(folder)
-        self._lines = lines
+        # Closed by the thread that sends; `owned` of another process may hold the lock for a moment.
+        self._owner = FileLock(_lock(folder), timeout=0.5, thread_local=False)
+        try:
+            self._owner.acquire()
+        except Timeout as error:
+            raise BlockingIOError(f"{folder}: another process owns it") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lines = (folder / "lines.jsonl").open("a+b")
 
     def read(self) -> list[Record]:
         """All whole records; the torn last line of a killed process is cut off."""
@@ -83,42 +85,27 @@ class Journal:
         """Give the journal up; what it holds stays for the next run."""
         with self._guard:
             self._lines.close()
+            self._owner.release()
 
     def _state_broken(self, error: OSError) -> None:
         self._broken = True
         log.warning("tracking: %s: %s; records are kept in memory only", self.folder, error.strerror)
 
 
-def _locked(folder: Path) -> BinaryIO | None:
-    """The open file of records, locked; None where its last owner removed the journal meanwhile."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = (folder / "lines.jsonl").open("a+b")
-    for patience in (0.05, 0.1, 0.2, 0):
-        try:
-            files.lock(lines)
-            break
-        except BlockingIOError:
-            if not patience:
-                lines.close()
-                raise
-            # `owned` of another process may be looking just now.
-            time.sleep(patience)
-    if os.fstat(lines.fileno()).st_nlink:
-        return lines
-    lines.close()
-    return None
-
-
 def owned(folder: Path) -> bool:
     """Whether a live process holds this journal."""
     try:
-        with (folder / "lines.jsonl").open("rb") as lines:
-            fcntl.flock(lines, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        with FileLock(_lock(folder), blocking=False):
+            return False
+    except Timeout:
         return True
     except OSError:
         return False
-    return False
+
+
+def _lock(folder: Path) -> Path:
+    # Beside the folder, which goes when all is delivered.
+    return folder.with_name(f".{folder.name}.lock")
 
 
 def leftovers(root: Path) -> list[Path]:
@@ -135,7 +122,7 @@ def leftovers(root: Path) -> list[Path]:
 def place(root: Path) -> str:
     """A name for this folder of journals: nobody else's run of the same work is taken for one of here."""
     file = root / "place"
-    with files.alone(root / "place.lock"):
+    with FileLock(root / "place.lock"):
         if not file.exists():
             draft = root / ".place.tmp"
             draft.write_text(secrets.token_hex(8), encoding="utf-8")

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from goal.config import Params, paths
 from goal.errors import Interrupted, UserError
 from goal.runtime import files
@@ -138,7 +140,7 @@ def connect(where: str) -> "MlflowClient":
     """
     from mlflow import MlflowClient
 
-    lock = files.alone(Path(where.removeprefix(SQLITE) + ".lock"))
+    lock = FileLock(Path(where.removeprefix(SQLITE) + ".lock"))
     with answering(), lock if where.startswith(SQLITE) else contextlib.nullcontext():
         client = MlflowClient(tracking_uri=where, registry_uri=where)
         client.search_experiments(max_results=1)

@@ -232,7 +232,7 @@ def _alone(client: "MlflowClient", name: str) -> Iterator[None]:
     """
     lock, token = _lock(name), secrets.token_hex(8)
     holder = f"process {os.getpid()} on {socket.gethostname()} since {_now()}"
-    with signals.taken_down():
+    with signals.deferred():
         with registry.unless(registry.ALREADY | registry.GONE):
             client.create_registered_model(lock, {"goal.lock": token}, f"lock of `goal promote`: {holder}")
         held = registry.registered_model(client, lock)

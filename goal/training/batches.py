@@ -194,4 +194,4 @@ def _arrived(device: torch.device, sent: Shipment | Fault) -> list[Batch] | Faul
 
 
 def _quiet(worker: int) -> None:
-    signals.ignored()
+    signals.ignore()

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from goal.errors import UserError
-from goal.runtime import files
+from goal.runtime import files, locks
 
 log = logging.getLogger(__name__)
 
@@ -72,14 +72,11 @@ class Checkpoints:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Own the folder; UserError where another living process trains the same."""
-        files.make_folder(self.folder)
-        with (self.folder / "lock").open("w") as lock:
-            try:
-                files.lock(lock)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{self.folder}: another process trains this right now; wait for it"
-                ) from error
+
+        def refuse() -> None:
+            raise UserError(f"{self.folder}: another process trains this right now; wait for it")
+
+        with locks.held(self.folder / "lock", refuse):
             for draft in self.folder.glob(f"{_DRAFT}*"):
                 remove(draft)
             self._tell_of_others()

@@ -35,7 +35,7 @@ from goal.datasets import images, slices
 from goal.datasets.manifest import Row
 from goal.errors import UserError
 from goal.model.network import Spec
-from goal.runtime import code, files, task_progress, tasks
+from goal.runtime import code, files, locks, task_progress, tasks
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def prepare(
     kind = "crops" if crops else "whole"
     folder = paths.work_dir("packed") / f"{kind}-{_digest(rows, crops, spec)}"
     used = _in_use(folder)
-    with files.alone(folder / "packing.lock"):
+    with locks.held(folder / "packing.lock"):
         shards = [
             Work(
                 number,

@@ -1,7 +1,6 @@
 """A flow's own checkout: typed parameters, no shell, the user's files untouched, the result a branch."""
 
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -182,25 +181,3 @@ def test_equal_runs_take_turns(home: Path) -> None:
     ends = [run.communicate(timeout=300) for run in runs]
     assert [run.returncode for run in runs] == [0, 0, 0], ends
     assert sum("another flow run has the same commit" in told for told, _ in ends) >= 1, ends
-
-
-def test_a_killed_run_gives_its_turn_back(tmp_path: Path) -> None:
-    program = f"""
-import sys, time
-from pathlib import Path
-from flows import checkout
-with checkout.turn(Path({str(tmp_path / "lock")!r}), print, "busy"):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-    holder = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
-    waits: list[str] = []
-
-    def log(line: str) -> None:
-        waits.append(line)
-        holder.kill()
-
-    with checkout.turn(tmp_path / "lock", log, "busy"):
-        assert holder.wait() == -signal.SIGKILL
-    assert waits == ["busy: waiting"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from goal.errors import UserError
 from infra import processes, servers
 from tests.imports import ROOT
 from tests.servers import alive, beside, until
@@ -173,7 +174,7 @@ def test_a_service_is_found_again_until_it_ends(tmp_path: Path) -> None:
 def test_a_server_that_ends_at_once_is_reported_with_its_log(tmp_path: Path) -> None:
     service = processes.Service(tmp_path, "broken")
     service.start([sys.executable, "-c", "print('no such option')"], tmp_path, {})
-    with pytest.raises(processes.ServerError, match=r"broken did not start; its log: .*broken\.log"):
+    with pytest.raises(UserError, match=r"broken did not start; its log: .*broken\.log"):
         service.wait("http://127.0.0.1:9")
     assert "no such option" in service.log.read_text()
 
@@ -224,5 +225,5 @@ def test_a_worker_refuses_a_temporary_folder_of_another_user(
         own.touch()
     else:
         own.symlink_to("/tmp")
-    with pytest.raises(processes.ServerError, match=r"goal-\d+: belongs to another user; set TMPDIR"):
+    with pytest.raises(UserError, match=r"goal-\d+: belongs to another user; set TMPDIR"):
         servers._own_tmp()

@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from tests.imports import ROOT
-from tests.servers import Server, free_port, until
+from tests.servers import Server, free_port, holder, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 # At its first try, `register` finds MLflow's server down.
@@ -181,16 +181,6 @@ def logged() -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from flows import checkout
-with checkout.turn(Path(sys.argv[1]), print, "busy"):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
 @pytest.mark.usefixtures("server")
 def test_a_run_waits_for_the_gpu_even_if_the_server_lets_it_start(home: Path, logged: list[str]) -> None:
     """If the server takes a live run for dead, its queue starts the next one."""
@@ -199,10 +189,7 @@ def test_a_run_waits_for_the_gpu_even_if_the_server_lets_it_start(home: Path, lo
     from flows import checkout, pipeline
 
     lock = home / checkout.PLACE / "gpu.lock"
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(lock)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert other.stdout.readline() == "held\n"
+    other = holder(lock)
     seen: list[bool] = []
 
     def end_the_other() -> None:

@@ -102,7 +102,8 @@ def cache(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     # An address of this machine on which nothing listens.
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr(download, "PATIENCE", download.Patience(tries=2, pause=0.01))
+    monkeypatch.setattr(download, "TRIES", 2)
+    monkeypatch.setattr(download, "PAUSE", 0.01)
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     return tmp_path / "hub" / "checkpoints"
 

@@ -11,7 +11,7 @@ from goal.config import paths
 from goal.errors import UserError
 from goal.regions import Proposer, build, checkpoints, sam, sam_weights, with_weights
 from goal.runtime import download
-from goal.runtime.download import CHUNK, Patience, Remote
+from goal.runtime.download import CHUNK, Remote
 from goal.stages import regions as stage
 from tests import drawn
 from tests.datasets.server import Served, serve
@@ -68,7 +68,7 @@ def test_a_worker_that_sees_another_file_refuses_it(project: Path) -> None:
 
 
 def test_sams_weights_are_fetched_once_before_any_work(project: Path, monkeypatch) -> None:
-    monkeypatch.setattr(download, "PATIENCE", Patience(pause=0.01))
+    monkeypatch.setattr(download, "PAUSE", 0.01)
     content = small_sam.WEIGHTS.read_bytes()
     served = Served(content, ["drop"], drop_after=3 * CHUNK)
     with serve({"sam_small.pth": served}) as address:
