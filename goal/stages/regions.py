@@ -125,10 +125,10 @@ def _line(name: str, region: Region) -> dict[str, object]:
     }
 
 
-def _summary(shards: list[Path]) -> dict[str, object]:
+def _summary(written: list[Path]) -> dict[str, object]:
     """Counts over all shards, read one at a time."""
     sources, unreadable, totals = Counter(), Counter(), Counter()
-    for path in shards:
+    for path in written:
         notes = shards.read_notes(path)
         unreadable.update(notes["unreadable"])
         totals.update(pictures=notes["pictures"], without_region=notes["without_region"])
