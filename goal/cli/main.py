@@ -126,13 +126,13 @@ def register() -> None:
 
 @app.command(rich_help_panel=DAILY)
 def use(preset: Annotated[str, typer.Argument(help="a file of presets/, without .yaml")]) -> None:
-    """Write a preset over params.yaml, after checking it."""
+    """Write params.yaml from a preset, comments included; keeps your data, register and tracking settings."""
     from goal.config import presets
 
-    params = presets.use(preset)
-    typer.echo(
-        f"params.yaml is now {preset}; data.path is {params.data.path}; next: goal check, then dvc repro"
-    )
+    kept = presets.use(preset)
+    typer.echo(f"params.yaml is now {preset}; next: goal check, then dvc repro")
+    for field, value in kept.items():
+        typer.echo(f"kept, as you set it: {field}: {value}")
 
 
 @app.command(rich_help_panel=DAILY)
@@ -142,7 +142,7 @@ def check(
     """Say what a preset downloads, trains and needs, and whether that can work here; changes nothing."""
     from goal.config import presets
 
-    params = config.load(presets.path_of(preset) if preset else config.PARAMS_FILE)
+    params = presets.load(preset) if preset else config.load()
     from goal.cli import check as checks
 
     facts = checks.facts(params)

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from goal import config
 from goal.config import Params, paths, presets
 from goal.errors import UserError
 from goal.runtime import code, files
@@ -148,7 +147,7 @@ def preset(params: Params) -> str:
     """The preset that params.yaml equals, or `custom`."""
     for name in presets.names():
         try:
-            if config.load(presets.path_of(name)) == params:
+            if presets.load(name) == params:
                 return name
         except UserError:
             continue
