@@ -1,1 +1,1 @@
-"""What measuring stands on: embeddings, galleries, intervals, tables and pictures."""
+"""What measuring stands on: embeddings, galleries, intervals and tables."""

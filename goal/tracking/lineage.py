@@ -46,7 +46,7 @@ def training(params: Params, name: str, place: str) -> Record:
 
 def figures(name: str, folder: Path) -> list[Path]:
     """Pictures for a training's run: its loss curve, drawn into `folder`, and the pairs that taught it."""
-    from goal.evaluation import plots
+    from goal.reporting import plots
 
     found = []
     curve = plots.read_curve(paths.metrics_dir(name) / paths.CURVE)
