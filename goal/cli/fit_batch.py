@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # What stays free: fragments, other batches' text lengths, the loader's processes.
 USED = 0.9
-# Where memory cannot be refused (a CPU) sizes double until so many bytes tell what a pair takes.
+# On a CPU, which refuses no memory, sizes double until so many bytes show what a pair takes.
 FEWEST, TELLING = 2, 256 * 2**20
 STEPS = 1_000_000  # of a training long enough for any warm-up
 CGROUP = Path("/sys/fs/cgroup/memory.max")
@@ -52,12 +52,12 @@ def run(params: Params, name: str) -> Fit:
     model.set_grad_checkpointing(params.train.checkpoint_activations)
     group = Group(0, 1, plan.device)
     wrapped = step.wrapped(model, params.train.compile, group)
-    taught = Learner(model, plan.stage, plan.weights, STEPS, group)
+    learner = Learner(model, plan.stage, plan.weights, STEPS, group)
     collate = Collate(model.spec, params.train.chunk_size)
     needs = Needs.of(plan.weights)
 
     def memory_of(size: int) -> int:
-        # A step that was refused leaves gradients.
+        # A step that ran out of memory leaves gradients.
         model.zero_grad()
         devices.forget_peak(plan.device)
         if params.train.processes > 1:
@@ -65,7 +65,7 @@ def run(params: Params, name: str) -> Fit:
             for value in model.parameters():
                 value.grad = torch.zeros_like(value)
         chunks = collate([_sample(model.spec, needs)] * size).to(plan.device).chunks()
-        taught.update(step.backward(wrapped, chunks, plan.weights, group, plan.autocast))
+        learner.update(step.backward(wrapped, chunks, plan.weights, group, plan.autocast))
         return devices.peak(plan.device)
 
     limit = int(_limit(plan.device) * USED)
@@ -109,15 +109,15 @@ def _on_gpu(memory_of: Callable[[int], int], limit: int, most: int) -> Fit:
 
 
 def _on_cpu(memory_of: Callable[[int], int], limit: int, most: int) -> Fit:
-    """Reckon from small batches: a process that takes too much is killed, not refused."""
+    """Estimate from small batches: a process that takes too much is killed, not refused."""
     first = last = memory_of(FEWEST)
     size = FEWEST
     while last - first < TELLING and size < most:
         size = min(size * 2, most)
         last = memory_of(size)
-    a_pair = max(1, (last - first) // max(1, size - FEWEST))
-    fits = min(size + (limit - last) // a_pair, most)
-    return Fit(fits, last + (fits - size) * a_pair, limit)
+    per_pair = max(1, (last - first) // max(1, size - FEWEST))
+    fits = min(size + (limit - last) // per_pair, most)
+    return Fit(fits, last + (fits - size) * per_pair, limit)
 
 
 def _limit(device: torch.device) -> int:

@@ -1,10 +1,11 @@
-"""The command line: one verb a stage of the pipeline, and a few for daily use."""
+"""The command line: one verb per stage of the pipeline, and a few for daily use."""
 
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,40 +38,19 @@ def code() -> None:
     stage.run()
 
 
-@app.command(rich_help_panel=PIPELINE)
-def data() -> None:
-    """Draw, read or download the pictures and captions; write one manifest a split."""
-    params = config.load()
-    from goal.stages import data as stage
+def _stage(name: str, text: str) -> None:
+    """A verb that runs goal.stages.<name> with params.yaml."""
 
-    stage.run(params)
-
-
-@app.command(rich_help_panel=PIPELINE)
-def base() -> None:
-    """Load the pretrained CLIP and stretch its text positions."""
-    params = config.load()
-    from goal.stages import base as stage
-
-    stage.run(params)
+    @app.command(name, help=text, rich_help_panel=PIPELINE)
+    def verb() -> None:
+        params = config.load()
+        import_module(f"goal.stages.{name}").run(params)
 
 
-@app.command(rich_help_panel=PIPELINE)
-def regions() -> None:
-    """Propose regions in every picture (LISM, first half)."""
-    params = config.load()
-    from goal.stages import regions as stage
-
-    stage.run(params)
-
-
-@app.command(rich_help_panel=PIPELINE)
-def pairs() -> None:
-    """Match every sentence with its region (LISM, second half)."""
-    params = config.load()
-    from goal.stages import pairs as stage
-
-    stage.run(params)
+_stage("data", "Draw, read or download the pictures and captions; write one manifest per split.")
+_stage("base", "Load the pretrained CLIP and stretch its text positions.")
+_stage("regions", "Propose regions in every picture (LISM, first half).")
+_stage("pairs", "Match every sentence with its region (LISM, second half).")
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -115,13 +95,7 @@ def report() -> None:
     mlflow_runs.report(params, stage.run(params, runs.experiment(params)))
 
 
-@app.command(rich_help_panel=PIPELINE)
-def register() -> None:
-    """Make a version of the registered model, with the alias `challenger`."""
-    params = config.load()
-    from goal.stages import register as stage
-
-    stage.run(params)
+_stage("register", "Make a version of the registered model, with the alias `challenger`.")
 
 
 @app.command(rich_help_panel=DAILY)
@@ -162,7 +136,7 @@ def fit_batch(name: Annotated[str, typer.Argument(help="stage1, stage2, global o
     found = search.run(params, name)
     processes = params.train.processes
     room = f"{found.memory / 2**30:.1f} of {found.limit / 2**30:.1f} GiB"
-    typer.echo(f"{name}: {found.batch_size} pairs a process, {room}")
+    typer.echo(f"{name}: {found.batch_size} pairs per process, {room}")
     typer.echo(f"largest batch_size with train.processes {processes}: {found.batch_size * processes}")
 
 
@@ -265,7 +239,7 @@ def _print(table: "Table", notes: Sequence[str] = ()) -> None:
 
 
 def main() -> None:
-    """Run the command line; a fault that the user can mend is one line and exit code 2."""
+    """Run the command line; a fault that the user can fix is one line and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if not sys.stderr.isatty():
         # In a log, a bar drawn ten times a second is noise; tqdm reads this when it is first imported.
