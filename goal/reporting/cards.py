@@ -50,10 +50,10 @@ def drawn(shards: Sequence[Path], manifest: Path, count: int, max_megapixels: fl
     One at a time: a card is small, its picture may take hundreds of megabytes.
     """
     usable = pa.chunked_array([_usable(path) for path in shards], pa.string())
-    names = [name.as_py() for name in spread(usable, count)]
-    rows = {row.id: row for row in slices.named(manifest, names)}
+    rows = {row.id: row for row in slices.named(manifest, spread(usable, count))}
+    wanted = pc.is_in(pc.field("id"), pa.array(rows, pa.string()))
     for path in shards:
-        chosen = pq.read_table(path, partitioning=None, filters=pc.is_in(pc.field("id"), pa.array(names)))
+        chosen = pq.read_table(path, partitioning=None, filters=wanted)
         for name, sentences in groupby(chosen.to_pylist(), key=itemgetter("id")):
             yield _card(rows[name], list(sentences), max_megapixels)
 

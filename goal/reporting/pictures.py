@@ -83,8 +83,17 @@ def marked(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
         pen.rectangle((left, top, right, bottom), outline=PAPER, width=OUTLINE + 2)
         inner = (left + 1, top + 1, max(right - 1, left + 1), max(bottom - 1, top + 1))
         pen.rectangle(inner, outline=colour(place + 1), width=OUTLINE)
-    for place, (left, top, _, _) in enumerate(corners):
-        tag(pen, min(left, fitted.width - TAG), min(top, fitted.height - TAG), place + 1)
+    taken: list[tuple[float, float]] = []
+    for number, (left, top, right, bottom) in enumerate(corners, start=1):
+        places = [
+            (max(0, min(x, fitted.width - TAG)), max(0, min(y, fitted.height - TAG)))
+            for y in (top, bottom - TAG)
+            for x in (left, right - TAG)
+        ]
+        # The first corner of the box where this number covers no other one.
+        free = (one for one in places if all(max(abs(one[0] - x), abs(one[1] - y)) >= TAG for x, y in taken))
+        taken.append(next(free, places[0]))
+        tag(pen, *taken[-1], number)
     return fitted
 
 

@@ -170,7 +170,7 @@ def test_the_page_says_where_everything_comes_from(
 def test_captions_stay_text(project: Path, params: Params) -> None:
     """A caption with markup, quotes and template code appears letter by letter, and nothing of it runs."""
     found = examples.pairs("tiny", "train", 6, 1)
-    assert any("<script>" in sentence["text"] for card in found for sentence in card["sentences"])
+    assert any("<script>" in sentence.text for card in found for sentence in card["sentences"])
     report.run(config.parse(_with_report(params, gallery=6, examples=6, grounding=6), "test"))
     text = Path("reports/index.html").read_text()
     assert "<script" not in text
