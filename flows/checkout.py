@@ -17,6 +17,7 @@ from dvc.config_schema import RelPath
 from dvc.repo import Repo
 
 from goal import config
+from goal.config import presets
 from goal.errors import UserError
 from goal.runtime import locks
 
@@ -65,8 +66,9 @@ def held(home: Path, preset: str | None, overrides: list[str], log: Callable[[st
     left_out = _git(home, "diff", "--name-only", "HEAD").splitlines()
     if left_out:
         log(f"uncommitted, and no part of this run: {', '.join(left_out[:10])}")
-    source = f"presets/{preset}.yaml" if preset else "params.yaml"
-    text = _git(home, "show", f"{commit}:{source}") + "\n"
+    sources = (f"presets/{presets.DEFAULT}.yaml", f"presets/{preset}.yaml") if preset else ("params.yaml",)
+    texts = [_git(home, "show", f"{commit}:{source}") + "\n" for source in sources]
+    text = presets.complete(*texts) if preset else texts[0]
     values = overridden(yaml.safe_load(text), overrides)
     content = yaml.safe_dump(values, sort_keys=False) if overrides else text
     name = hashlib.sha256(f"{commit}\n{content}".encode()).hexdigest()[:12]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from goal import clip, positions
-from goal.config import Params, Stage, paths
+from goal.config import Params, paths
 from goal.datasets import captions_file, manifest
 from goal.errors import UserError
 from goal.model import architectures
@@ -126,33 +126,30 @@ def _mining(params: Params) -> Iterator[Fact]:
 
 def _training(params: Params, spec: Spec, pictures: int | None) -> Iterator[Fact]:
     for name in paths.TRAINED:
-        stage: Stage = params.stage1 if name == "stage1" else params.stage2
         try:
-            plan = recipe.plan(params, name)
+            yield Fact(name, _cost(params, spec, pictures, name))
         except UserError as error:
             yield Fact(name, str(error), fault=True)
-            continue
-        if stage.epochs == 0:
-            yield Fact(name, "0 epochs: passes its weights on")
-            continue
-        if pictures is None:
-            yield Fact(name, f"{stage.epochs} epochs of batches of {stage.batch_size}")
-            continue
-        try:
-            batches.check(plan.section, stage.batch_size, pictures, params.train.processes, params.data.name)
-        except UserError as error:
-            yield Fact(name, str(error), fault=True)
-            continue
-        steps = stage.epochs * batches.steps_an_epoch(pictures, stage.batch_size)
-        patches = (spec.image_size // spec.patch_size) ** 2 + 1
-        local = any(plan.weights.get(term) for term in LOCAL_TERMS)
-        views, texts = (2, CAPTION_TOKENS + SENTENCE_TOKENS) if local else (1, CAPTION_TOKENS)
-        tokens = steps * stage.batch_size * (views * patches + texts)
-        yield Fact(
-            name,
-            f"{steps:,} steps, {steps * stage.batch_size:,} samples, about {tokens / 1e6:,.0f} M tokens, "
-            f"about {_memory(params, spec, plan, views * patches, texts) / 2**30:.1f} GiB on the device",
-        )
+
+
+def _cost(params: Params, spec: Spec, pictures: int | None, name: str) -> str:
+    """What a training takes; raises UserError where it cannot start."""
+    plan = recipe.plan(params, name)
+    stage = plan.stage
+    if stage.epochs == 0:
+        return "0 epochs: passes its weights on"
+    if pictures is None:
+        return f"{stage.epochs} epochs of batches of {stage.batch_size}"
+    batches.check(plan.section, stage.batch_size, pictures, params.train.processes, params.data.name)
+    samples = stage.epochs * batches.steps_an_epoch(pictures, stage.batch_size) * stage.batch_size
+    patches = (spec.image_size // spec.patch_size) ** 2 + 1
+    local = any(plan.weights.get(term) for term in LOCAL_TERMS)
+    views, texts = (2, CAPTION_TOKENS + SENTENCE_TOKENS) if local else (1, CAPTION_TOKENS)
+    memory = _memory(params, spec, plan, views * patches, texts) / 2**30
+    return (
+        f"{samples // stage.batch_size:,} steps, {samples:,} samples, about "
+        f"{samples * (views * patches + texts) / 1e6:,.0f} M tokens, about {memory:.1f} GiB on the device"
+    )
 
 
 def _memory(params: Params, spec: Spec, plan: Recipe, image_tokens: int, text_tokens: int) -> float:

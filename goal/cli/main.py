@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,40 +38,19 @@ def code() -> None:
     stage.run()
 
 
-@app.command(rich_help_panel=PIPELINE)
-def data() -> None:
-    """Draw, read or download the pictures and captions; write one manifest a split."""
-    params = config.load()
-    from goal.stages import data as stage
+def _stage(name: str, text: str) -> None:
+    """A verb that runs goal.stages.<name> with params.yaml."""
 
-    stage.run(params)
-
-
-@app.command(rich_help_panel=PIPELINE)
-def base() -> None:
-    """Load the pretrained CLIP and stretch its text positions."""
-    params = config.load()
-    from goal.stages import base as stage
-
-    stage.run(params)
+    @app.command(name, help=text, rich_help_panel=PIPELINE)
+    def verb() -> None:
+        params = config.load()
+        import_module(f"goal.stages.{name}").run(params)
 
 
-@app.command(rich_help_panel=PIPELINE)
-def regions() -> None:
-    """Propose regions in every picture (LISM, first half)."""
-    params = config.load()
-    from goal.stages import regions as stage
-
-    stage.run(params)
-
-
-@app.command(rich_help_panel=PIPELINE)
-def pairs() -> None:
-    """Match every sentence with its region (LISM, second half)."""
-    params = config.load()
-    from goal.stages import pairs as stage
-
-    stage.run(params)
+_stage("data", "Draw, read or download the pictures and captions; write one manifest per split.")
+_stage("base", "Load the pretrained CLIP and stretch its text positions.")
+_stage("regions", "Propose regions in every picture (LISM, first half).")
+_stage("pairs", "Match every sentence with its region (LISM, second half).")
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -117,24 +97,18 @@ def report() -> None:
     mlflow_runs.report(params, stage.run(params, runs.experiment(params)))
 
 
-@app.command(rich_help_panel=PIPELINE)
-def register() -> None:
-    """Make a version of the registered model, with the alias `challenger`."""
-    params = config.load()
-    from goal.stages import register as stage
-
-    stage.run(params)
+_stage("register", "Make a version of the registered model, with the alias `challenger`.")
 
 
 @app.command(rich_help_panel=DAILY)
 def use(preset: Annotated[str, typer.Argument(help="a file of presets/, without .yaml")]) -> None:
-    """Write a preset over params.yaml, after checking it."""
+    """Write params.yaml from a preset, comments included; keeps your data, register and tracking settings."""
     from goal.config import presets
 
-    params = presets.use(preset)
-    typer.echo(
-        f"params.yaml is now {preset}; data.path is {params.data.path}; next: goal check, then dvc repro"
-    )
+    kept = presets.use(preset)
+    typer.echo(f"params.yaml is now {preset}; next: goal check, then dvc repro")
+    for field, value in kept.items():
+        typer.echo(f"kept, as you set it: {field}: {value}")
 
 
 @app.command(rich_help_panel=DAILY)
@@ -144,7 +118,7 @@ def check(
     """Report what a preset downloads, trains and needs, and whether it can work here; changes nothing."""
     from goal.config import presets
 
-    params = config.load(presets.path_of(preset) if preset else config.PARAMS_FILE)
+    params = presets.load(preset) if preset else config.load()
     from goal.cli import check as checks
 
     facts = checks.facts(params)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from goal.config import paths
-from goal.evaluation import compare, plots, results, table
+from goal.evaluation import compare, results, table
 from goal.evaluation.results import Results
-from goal.reporting import examples, facts
+from goal.reporting import examples, facts, plots
 from goal.reporting.page import Chart, Content, render
 from goal.runtime import files
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from goal import config
 from goal.config import Params, paths, presets
 from goal.errors import UserError
 from goal.runtime import code, files
@@ -47,7 +46,7 @@ def training(params: Params, name: str, place: str) -> Record:
 
 def figures(name: str, folder: Path) -> list[Path]:
     """Pictures for a training's run: its loss curve, drawn into `folder`, and the pairs that taught it."""
-    from goal.evaluation import plots
+    from goal.reporting import plots
 
     found = []
     curve = plots.read_curve(paths.metrics_dir(name) / paths.CURVE)
@@ -148,7 +147,7 @@ def preset(params: Params) -> str:
     """The preset that params.yaml equals, or `custom`."""
     for name in presets.names():
         try:
-            if config.load(presets.path_of(name)) == params:
+            if presets.load(name) == params:
                 return name
         except UserError:
             continue

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from goal import config
 from goal.cli import check, main
+from goal.config import presets
 from goal.model import architectures, embedded
 from tests.disks import Disk
 from tests.imports import ROOT
@@ -28,7 +28,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def texts(name: str, **sections: dict) -> tuple[dict[str, str], list[str]]:
     """Facts by topic (the last of each), and the faults but that of a disk which is too small here."""
-    values = yaml.safe_load(Path(f"presets/{name}.yaml").read_text())
+    values = presets.load(name).model_dump(by_alias=True)
     for section, fields in sections.items():
         values[section] |= fields
     found = check.facts(config.parse(values, name))

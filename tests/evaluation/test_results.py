@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
-from goal import config, weights
-from goal.config import paths
+from goal import weights
+from goal.config import paths, presets
 from goal.datasets import released
 from goal.errors import UserError
 from goal.evaluation import compare, published, results, table
@@ -176,8 +176,9 @@ def test_published_numbers_are_shown_only_beside_the_same_protocol() -> None:
 
 
 @pytest.mark.parametrize("preset", ["docci-b16", "docci-l14", "dci-b16", "dci-l14"])
-def test_the_paper_s_runs_have_its_numbers_beside_them(preset: str) -> None:
-    params = config.load(tiny.ROOT / f"presets/{preset}.yaml")
+def test_the_paper_s_runs_have_its_numbers_beside_them(preset: str, monkeypatch) -> None:
+    monkeypatch.chdir(tiny.ROOT)
+    params = presets.load(preset)
     source = importlib.import_module(f"goal.datasets.{params.data.source}")
     images = released.gallery(params, source.RELEASE, source.GALLERIES)
     same, _ = published.of(params.data.name, params.model.name, images)

@@ -18,6 +18,7 @@ from goal.config import Params, paths
 from goal.datasets import manifest
 from goal.mining.mined import SIDES
 from goal.reporting import examples
+from goal.reporting.pictures import VERMILION
 from goal.stages import report
 from goal.text import split_sentences
 from goal.tracking import provenance
@@ -90,7 +91,14 @@ def test_the_page_shows_pairs_queries_and_heat_maps(project: Path, params: Param
     table_of_pairs = pq.read_table("pairs/train/shard-00000.parquet").to_pylist()
     usable = [pair for pair in table_of_pairs if pair["id"] in shown and not pair["dropped"]]
     boxes = {(pair["id"], *(pair[side] for side in SIDES)) for pair in usable}
-    assert text.count('stroke-width="3" vector-effect') == len(boxes) > 0
+    numbers = {
+        (card["id"], one.number)
+        for card in examples.pairs("tiny", "train", 3, 1)
+        for one in card["sentences"]
+        if one.number
+    }
+    assert len(numbers) == len(boxes) > 0
+    assert text.count('<b class="number"') == len(usable)
     # Heat maps before and after, for every sentence and for the attention.
     first_captions = [tiny.CAPTIONS[0], HOSTILE]
     sentences = sum(len(split_sentences(caption)) for caption in first_captions)
@@ -99,7 +107,7 @@ def test_the_page_shows_pairs_queries_and_heat_maps(project: Path, params: Param
     assert "<th>− global</th>" in text
 
 
-def test_sentences_of_one_box_share_its_colour(project: Path) -> None:
+def test_sentences_of_one_box_share_its_number_and_colour(project: Path) -> None:
     """Else one box would hide the other's colour."""
     (shard,) = Path("pairs/train").glob("shard-*.parquet")
     rows = pq.read_table(shard).to_pylist()
@@ -109,8 +117,7 @@ def test_sentences_of_one_box_share_its_colour(project: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(shard)), shard)
     (card,) = (card for card in examples.pairs("tiny", "train", 6, 1) if card["id"] == name)
     assert len(card["sentences"]) > 1
-    assert [box["colour"] for box in card["boxes"]] == [card["sentences"][0]["colour"]]
-    assert len({sentence["colour"] for sentence in card["sentences"]}) == 1
+    assert {(sentence.number, sentence.colour) for sentence in card["sentences"]} == {(1, VERMILION)}
 
 
 def test_a_white_frame_is_spoken_of_where_there_is_one(project: Path, params: Params) -> None:
@@ -163,7 +170,7 @@ def test_the_page_says_where_everything_comes_from(
 def test_captions_stay_text(project: Path, params: Params) -> None:
     """A caption with markup, quotes and template code appears letter by letter, and nothing of it runs."""
     found = examples.pairs("tiny", "train", 6, 1)
-    assert any("<script>" in sentence["text"] for card in found for sentence in card["sentences"])
+    assert any("<script>" in sentence.text for card in found for sentence in card["sentences"])
     report.run(config.parse(_with_report(params, gallery=6, examples=6, grounding=6), "test"))
     text = Path("reports/index.html").read_text()
     assert "<script" not in text
