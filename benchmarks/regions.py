@@ -7,7 +7,7 @@
 
 | part | measures |
 |---|---|
-| agreement | scenes, the tests' small trained SAM: which of the package's boxes the others find, how fast |
+| agreement | scenes, a small trained SAM: which of the package's boxes the others find, how fast |
 | large | seconds and peak memory beyond the network on a 1500 x 2000 picture, a process a path |
 | detector | seconds a picture of a small detector and the fixed crops, against the package's SAM |
 
@@ -34,7 +34,7 @@ from segment_anything import sam_model_registry
 from torchvision.models import get_model
 from torchvision.ops import box_iou
 
-from benchmarks import figures
+from benchmarks import figures, small_sam
 from goal import config
 from goal.regions import Region, sam, sam_weights
 from goal.regions.detector import Detector
@@ -42,7 +42,6 @@ from goal.regions.fixed import Fixed
 from goal.regions.sam_decoder import Picture
 from goal.regions.sam_encoder import encode
 from goal.runtime import devices
-from tests.regions import small_sam
 
 HEIGHT, WIDTH = 1500, 2000
 AREAS = (0.01, 0.80)

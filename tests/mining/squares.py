@@ -40,7 +40,8 @@ class Squares:
 
 @dataclass(frozen=True)
 class Fails:
-    """Work that fails on one shard: by a user's fault, a bug, or a worker killed or stopped (so many times)."""
+    """Work that fails on one shard: by a user's fault, a bug, or a worker that is killed or stopped, so many
+    times."""
 
     log: str
     how: str

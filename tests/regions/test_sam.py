@@ -9,10 +9,10 @@ from PIL import Image
 from segment_anything import sam_model_registry
 from torchvision.ops import box_iou
 
+from benchmarks import small_sam
 from goal import config
 from goal.errors import UserError
 from goal.regions import Region, sam, sam_decoder, sam_encoder, sam_weights
-from tests.regions import small_sam
 
 SETTINGS = {
     "model": "vit_b",

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from segment_anything import sam_model_registry
 
+from benchmarks import small_sam
 from goal import config
 from goal.config import paths
 from goal.errors import UserError
@@ -16,7 +17,7 @@ from goal.stages import regions as stage
 from tests import drawn
 from tests.datasets.server import Served, serve
 from tests.drawn import digests
-from tests.regions import small_detector, small_sam
+from tests.regions import small_detector
 
 
 def params(sources: list[str], sam: str = "", detector: str = "") -> config.Params:

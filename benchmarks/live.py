@@ -17,8 +17,7 @@ from typing import Any
 import psutil
 import requests
 
-from tests.imports import ROOT
-
+ROOT = Path(__file__).parents[1]
 SECONDS = 900.0  # to give up after; no speed is asserted: other work may share the machine
 DEAD_PROXY = "http://127.0.0.1:9"
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
