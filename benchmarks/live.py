@@ -93,15 +93,15 @@ class Project:
 
     def up(self) -> str:
         """Start the servers; commands in the project's folder find Prefect's by themselves."""
-        told = self.say(sys.executable, "-m", "infra.servers", "up")
-        exports = shlex.split(" ".join(line for line in told.splitlines() if line.startswith("export ")))
+        output = self.say(sys.executable, "-m", "infra.servers", "up")
+        exports = shlex.split(" ".join(line for line in output.splitlines() if line.startswith("export ")))
         self.exports = dict(word.split("=", 1) for word in exports if word != "export")
         self.environment["NO_PROXY"] = self.exports["NO_PROXY"]
         self.mlflow = self.exports["MLFLOW_TRACKING_URI"]
         profile = tomllib.loads((self.root / "run" / "profiles.toml").read_text())["profiles"]["goal"]
         self.prefect = profile["PREFECT_API_URL"].removesuffix("/api")
         self.password = tuple(profile["PREFECT_API_AUTH_STRING"].split(":"))
-        return told
+        return output
 
     def start(self, deployment: str, **parameters: object) -> str:
         """`prefect deployment run`; the id of the flow run."""
