@@ -116,10 +116,10 @@ def need(spec: Spec) -> dict[str, float]:
     box = (0, 0, spec.image_size / 2, spec.image_size / 2)
     pair = {"caption": CAPTION, "sentence": sentence, "whole": view, "crop": view, "box": box}
     chunks = Collate(spec, 0)(step_cases.samples([pair] * BATCH, spec)).chunks()
-    taught, times = step_cases.learner(model, group), []
+    learner, times = step_cases.learner(model, group), []
     for _ in range(3):
         began = time.perf_counter()
-        taught.update(step.backward(model, chunks, step_cases.WEIGHTS, group, contextlib.nullcontext))
+        learner.update(step.backward(model, chunks, step_cases.WEIGHTS, group, contextlib.nullcontext))
         times.append(time.perf_counter() - began)
     return {"pairs_per_second": BATCH / min(times)}
 

@@ -175,13 +175,13 @@ def train(
     device = torch.device("cpu")
     bf16 = arm.precision != "fp32"
     with distributed.group(device, 1) as group:
-        taught = Learner(model, stage, terms, len(order), group)
+        learner = Learner(model, stage, terms, len(order), group)
         for chunks in tqdm(
             batches.load(shown, order, Collate(spec, 0), 0, device),
             desc=f"{arm.name}, seed {seed}",
             total=len(order),
         ):
-            taught.update(
+            learner.update(
                 step.backward(
                     model, chunks, terms, group, lambda: torch.autocast("cpu", torch.bfloat16, bf16)
                 )
@@ -259,8 +259,8 @@ def main() -> None:
             for name, arm in arms.items():
                 seen, own, asked = wide if arm.wide else (rows, pairs, found)
                 file = folder / f"{seed}" / name.replace("/", " ") / paths.WEIGHTS
-                told = train(arm, params, seen, own, seed, file)
-                results.setdefault(name, []).append(told | measure(file, asked, params))
+                trained = train(arm, params, seen, own, seed, file)
+                results.setdefault(name, []).append(trained | measure(file, asked, params))
             _write(results, arguments.out)
     print(table(results))
 

@@ -70,8 +70,8 @@ def in_a_process(module: str, *words: str) -> Any:
     """What `python -m module words...` says as JSON on its last line."""
     command = [sys.executable, "-m", module, *words]
     # Its errors are shown where they come.
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(told.splitlines()[-1])
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
 
 
 def spec(network: str) -> Spec:

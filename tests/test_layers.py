@@ -85,6 +85,11 @@ def test_flows_never_touch_tensors(file: Path) -> None:
     assert not roots(file) & {"torch", "open_clip", "numpy"}
 
 
+@pytest.mark.parametrize("folder", ["benchmarks", "flows", "goal", "infra"])
+def test_only_tests_import_tests(folder: str) -> None:
+    assert [str(file) for file in sorted((ROOT / folder).rglob("*.py")) if "tests" in roots(file)] == []
+
+
 def test_the_reader_of_imports_sees_imports_inside_functions(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
     file.write_text("def f():\n    from mlflow import tracking\n    import goal.text\n")

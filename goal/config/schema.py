@@ -84,18 +84,8 @@ class Sam(Section):
     pred_iou_threshold: Share
     stability_threshold: Share
     box_nms_threshold: Share
-    fast: bool
-    batch_size: Count
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     prune_points: bool
-
-    @model_validator(mode="after")
-    def _check(self) -> "Sam":
-        if not self.fast and (self.prune_points or self.batch_size > 1 or self.precision in ("bf16", "fp16")):
-            raise ValueError(
-                "prune_points, a batch_size above 1 and half precision need fast: true; the package has none"
-            )
-        return self
 
 
 class Detector(Section):

@@ -40,7 +40,7 @@ def run(
         if address:
             cluster.run(address, function, tasks, sizes, bar)
         elif min(workers, len(tasks)) == 1:
-            with task_progress.told(bar.update):
+            with task_progress.reporting_to(bar.update):
                 for task in tasks:
                     function(task)
         else:

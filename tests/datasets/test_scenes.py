@@ -282,6 +282,6 @@ def test_the_shipped_region_sources_find_the_things(build: Build) -> None:
     found = []
     for scene in scenes(30):
         picture, boxes = scenes_render.render(scene, SIZE)
-        proposed = [region.box for region in proposer.propose([picture])[0]]
+        proposed = [region.box for region in proposer.propose(picture)]
         found += [max(iou(box, one) for one in proposed) >= 0.5 for box in boxes]
     assert np.mean(found) > 0.95

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.flows.live import Project, serving
+from benchmarks.live import Project, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 TIMES = 10

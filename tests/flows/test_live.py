@@ -12,9 +12,9 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
+from benchmarks.live import TINY, Project, serving
 from infra import processes
 from infra.servers import SERVERS
-from tests.flows.live import TINY, Project, serving
 from tests.servers import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.flows.live import Project, serving
+from benchmarks.live import Project, serving
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,12 @@ import requests
 import yaml
 from mlflow import MlflowClient
 
+from benchmarks.live import TINY, Project
 from flows import checkout
 from goal.errors import Unavailable, UserError
 from goal.stages import register
 from goal.tracking import mlflow_runs
 from tests import registered
-from tests.flows.live import TINY, Project
 from tests.imports import ROOT
 from tests.servers import free_port, until
 

@@ -10,9 +10,9 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from playwright.sync_api import Page
 
+from benchmarks.live import TINY, Project, serving
 from goal.config import paths
 from tests.browser import chromium
-from tests.flows.live import TINY, Project, serving
 from tests.imports import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
