@@ -1,4 +1,4 @@
-"""Captions of a scene: long ones (a sentence a thing, offsets known, then relations) and short ones."""
+"""Captions of a scene: long ones (one sentence per thing, offsets known, then relations) and short ones."""
 
 import numpy as np
 
@@ -105,18 +105,8 @@ def short_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 def close_caption(thing: Thing, rng: np.random.Generator) -> str:
     """A short caption of one thing."""
-    pattern, clause = PATTERN_WORDS[thing.pattern]
-    return pick(rng, CLOSE_UPS).format(
-        name=thing.name,
-        a_name=article(thing.name),
-        colour=thing.colour,
-        shape=thing.shape,
-        a_size=article(pick(rng, SIZE_WORDS[thing.size])),
-        pattern=pattern,
-        a_pattern=article(pattern),
-        pattern_clause=clause,
-        place=PLACES[thing.place],
-    )
+    template = pick(rng, CLOSE_UPS)
+    return template.format(**_words(thing, rng))
 
 
 def direction(one: Thing, other: Thing) -> tuple[str, str]:
@@ -137,16 +127,24 @@ def article(words: str) -> str:
 
 
 def _sentence(thing: Thing, rng: np.random.Generator) -> str:
-    size = pick(rng, SIZE_WORDS[thing.size])
-    text = pick(rng, SENTENCES).format(
-        a_size=article(size),
-        colour=thing.colour,
-        shape=thing.shape,
-        pattern=PATTERN_WORDS[thing.pattern][0],
-        pattern_clause=PATTERN_WORDS[thing.pattern][1],
-        place=PLACES[thing.place],
-    )
+    words = _words(thing, rng)
+    text = pick(rng, SENTENCES).format(**words)
     return text[0].upper() + text[1:]
+
+
+def _words(thing: Thing, rng: np.random.Generator) -> dict[str, str]:
+    pattern, clause = PATTERN_WORDS[thing.pattern]
+    return {
+        "name": thing.name,
+        "a_name": article(thing.name),
+        "colour": thing.colour,
+        "shape": thing.shape,
+        "a_size": article(pick(rng, SIZE_WORDS[thing.size])),
+        "pattern": pattern,
+        "a_pattern": article(pattern),
+        "pattern_clause": clause,
+        "place": PLACES[thing.place],
+    }
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> str:

@@ -3,40 +3,38 @@
 import hashlib
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
-from goal.errors import UserError
 from goal.runtime import files
 
 
 def count(path: Path) -> int:
     """Rows of a manifest; raises UserError where it is missing or damaged."""
-    return _parquet(path).metadata.num_rows
+    with manifest.opened(path) as file:
+        return file.metadata.num_rows
 
 
 def rows(path: Path, start: int, stop: int) -> list[Row]:
     """Rows start..stop of a manifest, reading no more of it than the row groups that hold them."""
-    file = _parquet(path)
     taken, first = [], 0
-    for group in range(file.num_row_groups):
-        size = file.metadata.row_group(group).num_rows
-        if first < stop and start < first + size:
-            table = file.read_row_group(group, columns=manifest.MANIFEST.names)
-            low = max(start - first, 0)
-            taken += table.slice(low, min(stop - first, size) - low).to_pylist()
-        first += size
-    return [Row(**{**row, "captions": tuple(row["captions"])}) for row in taken]
+    with manifest.opened(path) as file:
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            if first < stop and start < first + size:
+                table = file.read_row_group(group, columns=manifest.MANIFEST.names)
+                low = max(start - first, 0)
+                taken += manifest.rows(table.slice(low, min(stop - first, size) - low))
+            first += size
+    return taken
 
 
 def content(path: Path) -> str:
     """Digest of a manifest and of the pictures behind it (their sizes and times, not their bytes)."""
     known = hashlib.sha256(files.digest(path).encode())
-    for batch in _parquet(path).iter_batches(columns=["image"]):
-        for image in batch["image"].to_pylist():
-            known.update(state(Path(image)).encode())
+    with manifest.opened(path) as file:
+        for batch in file.iter_batches(columns=["image"]):
+            for image in batch["image"].to_pylist():
+                known.update(state(Path(image)).encode())
     return known.hexdigest()
 
 
@@ -47,12 +45,3 @@ def state(image: Path) -> str:
     except OSError as error:
         return f"{error.errno}\n"
     return f"{stat.st_size} {stat.st_mtime_ns}\n"
-
-
-def _parquet(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; `dvc repro data` writes it") from error
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
