@@ -16,7 +16,7 @@ _KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false",
 
 @dataclass(frozen=True)
 class Line:
-    """One row as it stands; `row` is its place for messages; where `fault` says why, it could not be read."""
+    """One row as read; `row` is its place for messages, `fault` says why it could not be read, if so."""
 
     row: str
     values: dict[str, Any]
@@ -44,7 +44,7 @@ def find(path: Path) -> Path:
 
 
 def read(file: Path) -> Iterator[Line]:
-    """All rows of a captions file, the unreadable ones with their fault; blank lines are no rows.
+    """All rows of a captions file, the unreadable ones with their fault; blank lines are skipped.
 
     Raises UserError, naming the line, where the rest of the file cannot be understood either.
     """

@@ -43,10 +43,10 @@ def read(root: Path, gallery: int) -> tuple[Iterator[Line], Path]:
 def _lines(rows: list[Line], qual_test: str) -> Iterator[Line]:
     """The rows in this project's splits; "": in none."""
     splits = {"train": "train", "qual_dev": "val", "test": "test", "qual_test": qual_test}
-    for row, values in ((row.row, row.values) for row in rows):
-        split = splits.get(values["split"])
+    for row in rows:
+        named, split = row.values["split"], splits.get(row.values["split"])
         if split is None:
-            yield Line(row, {}, f"unknown split {values['split']!r}")
+            yield Line(row.row, {}, f"unknown split {named!r}")
         elif split:
-            captions = [values.get("description")]
-            yield released.line(row, values.get("example_id"), values.get("image_file"), captions, split)
+            name, image, caption = map(row.values.get, ("example_id", "image_file", "description"))
+            yield released.line(row.row, name, image, [caption], split)

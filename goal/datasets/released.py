@@ -87,7 +87,7 @@ RELEASES = {
         " flickr30k-images.tar.gz, or unpacked as flickr30k-images/",
     ),
     "goal_lists": Release(
-        page=GOAL_LISTS.split("/tree/")[0],
+        page="https://github.com/PerceptualAI-Lab/GOAL",
         licence="that of the set behind each list: DOCCI CC BY 4.0, DCI CC BY-NC 4.0",
         by_hand=f"put lists of {GOAL_LISTS} into data.path and the pictures they name, in any folders, into"
         " data.download.root",

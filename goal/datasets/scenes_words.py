@@ -45,7 +45,7 @@ CLOSINGS = (
     "Of all the objects {alike} {are} {colour}, and nothing else is drawn on the {tone} ground.",
     "Counting the colours, {alike} of the objects {are} {colour}; the rest of the {tone} ground is empty.",
 )
-# Of a whole scene: always several things, as of a photograph one tells what makes it this one.
+# Of a whole scene: always several things, as a photograph's caption names what distinguishes it.
 SHORTS = (
     "{a_one} and {a_other}",
     "{a_one} {relation} {a_other}",
@@ -54,7 +54,7 @@ SHORTS = (
     "{a_one} and {a_other} on a {tone} background",
     "{a_one}, {a_other} and {a_third}",
 )
-# Of one thing from near; size and place are told as they are in the scene, as with pictures cropped later.
+# Of one thing in close-up; size and place are those in the scene, since pictures are cropped later.
 CLOSE_UPS = (
     "{a_name}",
     "{a_pattern} {name}",
@@ -70,7 +70,7 @@ CLOSE_UPS = (
 def long_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, list[tuple[int, int]]]:
     """The caption and, for each thing, the offsets (start, end) of its sentence.
 
-    The same stream words scenes of as many things alike, so that twins differ only in what was changed.
+    The same stream gives scenes of as many things the same wording: twins differ only in what was changed.
     """
     tone, count = TONE_OF[scene.background], NUMBERS[len(scene.things)]
     fade = pick(rng, FADE_WORDS[scene.fade])

@@ -1,4 +1,4 @@
-"""A manifest that need not fit into memory: its length, some of its rows, and what its pictures are."""
+"""Parts of a manifest that may not fit into memory: its length, some rows, a digest of its pictures."""
 
 import hashlib
 from pathlib import Path
@@ -39,7 +39,7 @@ def content(path: Path) -> str:
 
 
 def state(image: Path) -> str:
-    """Size and time of a picture's file, or why it cannot be seen: what differs once the file was changed."""
+    """Size and time of a picture's file, or the error number: another text once the file has changed."""
     try:
         stat = image.stat()
     except OSError as error:
