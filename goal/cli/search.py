@@ -65,15 +65,15 @@ def search(
     else:
         reading = engine.reading(text)
         if reading.read < reading.tokens:
-            end = text[: reading.end][-40:]
-            typer.echo(f"{reading.tokens} tokens, of which {reading.read} are read: up to {end!r}", err=True)
+            read = f"of which {reading.read} are read: up to {reading.head[-40:]!r}"
+            typer.echo(f"{reading.tokens} tokens, {read}", err=True)
         hits = engine.by_text(text, count)
     for hit in hits:
         typer.echo(f"{hit.score:.3f}  {store.shown(hit.path)}")
     if show:
         from goal.search import answer
 
-        asked = answer.text(text, reading) if image is None else answer.picture(image, most)
+        asked = answer.text(reading) if image is None else answer.picture(image, most)
         answer.write(PAGE, asked, hits, most)
         opened = webbrowser.open(PAGE.resolve().as_uri())
         typer.echo(f"{PAGE}{'' if opened else ': open it in a browser'}", err=True)

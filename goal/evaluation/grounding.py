@@ -14,6 +14,7 @@ from torch import Tensor
 
 from goal import clip, text
 from goal.model.network import Features, GoalClip
+from goal.text.cleaning import clean
 from goal.text.sentences import Sentence
 
 
@@ -45,6 +46,7 @@ def ground(model: GoalClip, image: Image.Image, caption: str) -> Grounding:
     """
     device = model.positional_embedding.device
     views = clip.preprocess(model.spec)(image)[None].to(device)
+    caption = clean(caption)
     sentences = text.split_sentences(caption)
     uncut = text.tokenize(caption, [], None).ids
     tokens = text.tokenize(caption, sentences, model.spec.context_length)

@@ -1,12 +1,12 @@
 """The model card of an export: use, limits, data and licence, measured metrics, lineage."""
 
-import importlib
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from goal import config, weights
+from goal import weights
 from goal.config import paths
+from goal.datasets import released
 from goal.errors import UserError
 from goal.evaluation import results
 from goal.evaluation.galleries import DIRECTIONS
@@ -69,10 +69,8 @@ def _data(made: dict[str, Any]) -> list[str]:
 def _licence(source: str) -> str:
     if source == DRAWN:
         return "drawn by the project itself, Apache-2.0"
-    if source in get_args(config.DATA_SOURCES):
-        module = importlib.import_module(f"goal.datasets.{source}")
-        if hasattr(module, "RELEASE"):
-            return module.RELEASE.licence
+    if source in released.RELEASES:
+        return released.RELEASES[source].licence
     return "the licence of whoever owns its pictures and captions"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from goal.datasets import coco, dci, docci, karpathy, sharegpt4v, urban1k
+from goal.datasets import dci, docci, karpathy, sharegpt4v, urban1k
 from goal.errors import Unavailable, UserError
 from goal.runtime import download
 from goal.runtime.download import CHUNK, Remote, fetch
@@ -243,7 +243,7 @@ def test_two_processes_fetch_a_file_once(tmp_path: Path) -> None:
 
 
 def test_every_set_s_files_have_a_size_or_a_checksum() -> None:
-    for module in (coco, dci, docci, karpathy, sharegpt4v, urban1k):
+    for module in (dci, docci, karpathy, sharegpt4v, urban1k):
         for remote in (value for value in vars(module).values() if isinstance(value, Remote)):
             # Of one neither is known; its file says so.
             assert remote.size or len(remote.sha256) == 64 or remote is sharegpt4v.CAPTIONS, remote.url

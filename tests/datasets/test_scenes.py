@@ -36,6 +36,7 @@ from goal.datasets.scenes_words import (
     short_caption,
 )
 from goal.stages import data as stage
+from goal.text.cleaning import clean
 from tests.datasets.conftest import Build
 
 SIZE = 128
@@ -199,6 +200,8 @@ def test_long_captions_are_longer_than_clips_context_and_fit_ours(count: int) ->
         assert CLIP_TOKENS < len(text.tokenize(caption, [], 10_000).ids) <= CONTEXT
         short = short_caption(scene, stream(0, "train", index, "short"))
         assert len(text.tokenize(short, [], CLIP_TOKENS).ids) < 30
+        # The data stage writes them as they are drawn: nothing in them is to be cleaned.
+        assert [clean(caption), clean(short)] == [caption, short]
         # The project's own splitter finds the same sentences.
         assert set(spans) <= {(s.start, s.end) for s in text.split_sentences(caption)}
 
