@@ -49,7 +49,7 @@ LIARS: dict[str, tuple[str, Callable[[Path, dict], None], str]] = {
     "shape": (
         "w.pt",
         lambda path, state: torch.save(broken(state, "ln_final.bias", lambda v: v[:-1]), path),
-        re.escape("ln_final.bias has shape (31,), the network wants (32,)"),
+        re.escape("ln_final.bias has shape (31,), the network needs (32,)"),
     ),
     "cut safetensors": (
         "w.safetensors",

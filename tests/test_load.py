@@ -87,11 +87,11 @@ def test_the_embedded_network_needs_no_download() -> None:
 @pytest.mark.parametrize(
     ("source", "pretrained", "reason"),
     [
-        ("ViT-B-16", "no-such-tag", "neither a file nor a tag of ViT-B-16 .these: openai, "),
+        ("ViT-B-16", "no-such-tag", "neither a file nor a tag of ViT-B-16 .tags: openai, "),
         ("ViT-B-16", "embedded", "only scenes-vit comes with the package"),
         ("ViT-Z-99", "openai", "neither scenes-vit nor a name that open_clip knows"),
-        ("models/nowhere", None, "no such file, and not a network with its weights, as in ViT-B-16/openai"),
-        ("ViT-B-16", None, "no such file, and not a network with its weights"),
+        ("models/nowhere", None, "neither a file nor a network with its weights, as in ViT-B-16/openai"),
+        ("ViT-B-16", None, "neither a file nor a network with its weights"),
     ],
 )
 def test_what_cannot_be_loaded(source: str, pretrained: str | None, reason: str) -> None:
@@ -122,7 +122,9 @@ def test_the_context_may_stay_as_it_is(registered: str, tmp_path: Path) -> None:
 def test_contexts_that_do_not_fit(rows: int, length: int, registered: str, tmp_path: Path) -> None:
     weights.save(tiny(context_length=rows), tmp_path)
     reason = (
-        "must be 2 to 248" if rows == 77 else f"was made for 248 tokens.* set model.context_length to {rows}"
+        "must be 2 to 248"
+        if rows == 77
+        else "of 248 rows is already stretched; set model.context_length to 248"
     )
     with pytest.raises(UserError, match=reason) as caught:
         clip.load(tmp_path, length)
