@@ -31,7 +31,7 @@ def work(arguments: argparse.Namespace) -> float | None:
         cases = step_cases.samples(
             step_cases.random_pairs(arguments.captions, arguments.batch, model.spec), model.spec
         )
-        wrapped, taught = step.wrapped(model, False, group), step_cases.learner(model, group)
+        wrapped, learner = step.wrapped(model, False, group), step_cases.learner(model, group)
         own = arguments.batch // group.world
         sent = Collate(model.spec, 0)(cases[group.rank * own : (group.rank + 1) * own])
         sent = sent.pin_memory() if group.device.type == "cuda" else sent
@@ -39,11 +39,11 @@ def work(arguments: argparse.Namespace) -> float | None:
         for _ in range(arguments.steps + 1):
             began = time.perf_counter()
             chunks = sent.to(group.device).chunks()
-            taught.update(step.backward(wrapped, chunks, step_cases.WEIGHTS, group, autocast))
+            learner.update(step.backward(wrapped, chunks, step_cases.WEIGHTS, group, autocast))
             if group.device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
-        return median(times[1:]) if group.first else None
+        return median(times[1:]) if group.is_first else None
 
 
 def main() -> None:

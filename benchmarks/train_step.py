@@ -33,7 +33,7 @@ from benchmarks.plain_step import plain
 from benchmarks.step_cases import WEIGHTS, in_a_process, random_pairs, samples
 from goal.model.network import GoalClip
 from goal.training import step
-from goal.training.batches import Collate, Shipment
+from goal.training.batches import Collate, FlatBatch
 from goal.training.distributed import Group
 
 WAYS = ("ours", "padded", "plain", "plain, anomaly")
@@ -100,11 +100,11 @@ def _ours(
     """A step as goal.stages.train takes it, of a batch as the loader hands it over."""
     model.set_grad_checkpointing(arguments.checkpoint)
     group = Group(0, 1, model.logit_scale.device)
-    taught = step_cases.learner(model, group)
+    learner = step_cases.learner(model, group)
     wrapped = step.wrapped(model, arguments.compile, group)
     cases = samples(pairs, model.spec)
     if isinstance(model, PaddedClip):
-        sent = Shipment.of([padded(model, cases)])
+        sent = FlatBatch.of([padded(model, cases)])
     else:
         sent = Collate(model.spec, arguments.chunk)(cases)
     sent = sent.pin_memory() if group.device.type == "cuda" else sent
@@ -112,7 +112,7 @@ def _ours(
     def take() -> dict[str, torch.Tensor]:
         chunks = sent.to(group.device).chunks()
         values = step.backward(wrapped, chunks, WEIGHTS, group, step_cases.autocast(arguments))
-        taught.update(values)
+        learner.update(values)
         return values
 
     return take

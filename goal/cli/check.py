@@ -14,8 +14,8 @@ from goal.datasets import captions_file, manifest
 from goal.errors import UserError
 from goal.model import architectures
 from goal.model.network import GoalClip, Spec
-from goal.training import batches, recipe
-from goal.training.recipe import Recipe
+from goal.training import batches
+from goal.training.plan import Plan
 
 # Pictures to train on, GB to download and to unpack (the sets' own pages; DCI as GOAL splits it).
 SETS = {"docci": (9647, 7.6, 15.2), "dci": (5445, 8.1, 16.2)}
@@ -130,7 +130,7 @@ def _training(params: Params, spec: Spec, pictures: int | None) -> Iterator[Fact
     for name in paths.TRAINED:
         stage: Stage = params.stage1 if name == "stage1" else params.stage2
         try:
-            plan = recipe.plan(params, name)
+            plan = Plan.of(params, name)
         except UserError as error:
             yield Fact(name, str(error), fault=True)
             continue
@@ -145,9 +145,9 @@ def _training(params: Params, spec: Spec, pictures: int | None) -> Iterator[Fact
         except UserError as error:
             yield Fact(name, str(error), fault=True)
             continue
-        steps = stage.epochs * batches.steps_an_epoch(pictures, stage.batch_size)
+        steps = stage.epochs * batches.steps_per_epoch(pictures, stage.batch_size)
         patches = (spec.image_size // spec.patch_size) ** 2 + 1
-        local = any(plan.weights.get(term) for term in LOCAL_TERMS)
+        local = any(plan.loss_weights.get(term) for term in LOCAL_TERMS)
         views, texts = (2, CAPTION_TOKENS + SENTENCE_TOKENS) if local else (1, CAPTION_TOKENS)
         tokens = steps * stage.batch_size * (views * patches + texts)
         yield Fact(
@@ -157,7 +157,7 @@ def _training(params: Params, spec: Spec, pictures: int | None) -> Iterator[Fact
         )
 
 
-def _memory(params: Params, spec: Spec, plan: Recipe, image_tokens: int, text_tokens: int) -> float:
+def _memory(params: Params, spec: Spec, plan: Plan, image_tokens: int, text_tokens: int) -> float:
     """Bytes: an estimate."""
     size = 2 if plan.bf16 else 4
     pairs = params.train.chunk_size or -(-plan.stage.batch_size // params.train.processes)

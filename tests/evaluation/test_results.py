@@ -160,7 +160,7 @@ def test_a_result_that_is_gone_is_named_with_what_makes_it(project: Path) -> Non
 
 
 def test_a_set_that_was_never_made_is_named(project: Path) -> None:
-    with pytest.raises(UserError, match="--on coco: no data/coco; `goal data` makes it"):
+    with pytest.raises(UserError, match="--on coco: data/coco not found; set data.name to coco"):
         evaluate.run(tiny.params(), ["stage2"], "coco")
 
 

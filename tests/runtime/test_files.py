@@ -74,7 +74,7 @@ def test_a_digest_is_of_the_bytes(tmp_path):
 
 
 def _train(folder: Path) -> AbstractContextManager[None]:
-    return Checkpoints(folder, {"seed": 0}, 2).held()
+    return Checkpoints(folder, {"seed": 0}, 2).locked()
 
 
 def _record(folder: Path) -> AbstractContextManager[Journal]:

@@ -12,7 +12,8 @@ from goal.datasets import manifest
 from goal.errors import UserError
 from goal.runtime import devices
 from goal.stages import train
-from goal.training import recipe, trainer
+from goal.training import trainer
+from goal.training.plan import Plan
 from goal.training.progress import Silent
 from tests import trainings
 
@@ -70,10 +71,10 @@ def test_bf16_is_refused_where_the_cpu_has_none(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(devices, "CPU", other)
     other.write_text("flags\t\t: fpu sse2 avx2 avx512f\n")
     assert "train.precision bf16: this CPU has no" in _refused(trainings.params(train__precision="bf16"))
-    assert not recipe.plan(trainings.params(train__precision="auto"), "stage2").bf16
+    assert not Plan.of(trainings.params(train__precision="auto"), "stage2").bf16
     other.write_text("flags\t\t: fpu sse2 avx2 avx512f avx512_bf16\n")
     train.run(trainings.params(train__precision="bf16"), "stage2", Silent())
-    assert not recipe.plan(trainings.params(train__precision="auto"), "stage2").bf16
+    assert not Plan.of(trainings.params(train__precision="auto"), "stage2").bf16
 
 
 @pytest.mark.parametrize(("chunk", "pairs"), [(0, 4), (3, 3)])
