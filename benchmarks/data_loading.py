@@ -31,7 +31,7 @@ from benchmarks import photographs, step_cases
 from goal.model.network import GoalClip, Spec
 from goal.text import split_sentences
 from goal.training import batches, step
-from goal.training.batches import Collate, Order
+from goal.training.batches import BatchSampler, Collate
 from goal.training.distributed import Group
 
 CAPTION = (
@@ -95,12 +95,12 @@ def loader(files: Sequence[Path], spec: Spec, epochs: int, folder: Path) -> dict
         with contextlib.chdir(folder):
             data = photographs.examples(files, [CAPTION] * len(files), spec, packs=kind == "packed")
         for workers in (0, 1, 2):
-            order = Order(len(files), BATCH, epochs, 0, 0, 0, 1)
+            sampler = BatchSampler(len(files), BATCH, epochs, 0, 0, 0, 1)
             with contextlib.chdir(folder):
-                coming = batches.load(data, order, Collate(spec, 0), workers, torch.device("cpu"))
-                next(coming)
+                loader = batches.load(data, sampler, Collate(spec, 0), workers, torch.device("cpu"))
+                next(loader)
                 began = time.perf_counter()
-                count = BATCH * sum(1 for _ in coming)
+                count = BATCH * sum(1 for _ in loader)
             found[f"{kind}, {workers} processes"] = {
                 "pairs_per_second": count / (time.perf_counter() - began)
             }

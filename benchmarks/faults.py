@@ -41,7 +41,7 @@ from goal.evaluation.embed import Settings
 from goal.evaluation.galleries import Gallery, Picture
 from goal.model.network import Spec
 from goal.training import batches, distributed, examples, step
-from goal.training.batches import Collate, Order
+from goal.training.batches import BatchSampler, Collate
 from goal.training.examples import Examples, Fault, Key, Needs, Pair, Sample
 from goal.training.learner import Learner
 
@@ -171,15 +171,15 @@ def train(
     if arm.precision == "bf16":
         model.bfloat16()
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    order = Order(len(rows), stage.batch_size, stage.epochs, seed, 0, 0, 1)
+    sampler = BatchSampler(len(rows), stage.batch_size, stage.epochs, seed, 0, 0, 1)
     device = torch.device("cpu")
     bf16 = arm.precision != "fp32"
     with distributed.group(device, 1) as group:
-        learner = Learner(model, stage, terms, len(order), group)
+        learner = Learner(model, stage, terms, len(sampler), group)
         for chunks in tqdm(
-            batches.load(shown, order, Collate(spec, 0), 0, device),
+            batches.load(shown, sampler, Collate(spec, 0), 0, device),
             desc=f"{arm.name}, seed {seed}",
-            total=len(order),
+            total=len(sampler),
         ):
             learner.update(
                 step.backward(

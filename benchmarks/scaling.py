@@ -43,7 +43,7 @@ def work(arguments: argparse.Namespace) -> float | None:
             if group.device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
-        return median(times[1:]) if group.first else None
+        return median(times[1:]) if group.is_first else None
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from goal import losses
 from goal.model.network import Features, GoalClip
 from goal.model.packing import Packed
 from goal.training import batches, step
-from goal.training.batches import Batch, Collate, Order
+from goal.training.batches import Batch, BatchSampler, Collate
 from goal.training.distributed import Group
 from goal.training.examples import Needs
 from goal.training.learner import Learner
@@ -53,11 +53,11 @@ class Watched(GoalClip):
         return seen, read
 
 
-def take(learner: Learner, coming: Iterator[list[Batch]], group: Group, autocast: Callable) -> None:
+def take(learner: Learner, loader: Iterator[list[Batch]], group: Group, autocast: Callable) -> None:
     """goal.training.step.backward for one chunk, and the update, with a mark after each stage."""
     laps = learner.model.laps
     laps.begin()
-    (batch,) = next(coming)
+    (batch,) = next(loader)
     laps.mark("waiting for data")
     own = step.embed(learner.model, batch, Needs.of(WEIGHTS), autocast)
     values = step.objective(own, learner.model.scale(), WEIGHTS, group)
@@ -100,12 +100,12 @@ def main() -> None:
         captions = step_cases.captions(arguments.captions, max(len(files), arguments.batch))
         with contextlib.chdir(folder):
             data = examples(files, captions, model.spec, packs=True)
-            order = Order(len(captions), arguments.batch, arguments.steps + WARM, 0, 0, 0, 1)
-            coming = batches.load(data, order, Collate(model.spec, 0), arguments.workers, device)
+            sampler = BatchSampler(len(captions), arguments.batch, arguments.steps + WARM, 0, 0, 0, 1)
+            loader = batches.load(data, sampler, Collate(model.spec, 0), arguments.workers, device)
             with FlopCounterMode(display=False) as counter:
-                take(learner, coming, group, autocast)
+                take(learner, loader, group, autocast)
             for _ in range(WARM - 1 + arguments.steps):
-                take(learner, coming, group, autocast)
+                take(learner, loader, group, autocast)
             laps = model.laps.take()[WARM:]
     stages = {name: median(lap[name] for lap in laps) for name in STAGES}
     whole = sum(stages.values())

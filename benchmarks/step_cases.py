@@ -86,7 +86,7 @@ def network(arguments: argparse.Namespace, kind: type[GoalClip] = GoalClip) -> G
 
 
 def autocast(arguments: argparse.Namespace) -> Callable[[], AbstractContextManager[None]]:
-    """As goal.training.recipe has it."""
+    """As goal.training.plan has it."""
     kind = torch.device(arguments.device).type
     return lambda: torch.autocast(kind, torch.bfloat16) if arguments.precision == "bf16" else nullcontext()
 

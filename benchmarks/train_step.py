@@ -33,7 +33,7 @@ from benchmarks.plain_step import plain
 from benchmarks.step_cases import WEIGHTS, in_a_process, random_pairs, samples
 from goal.model.network import GoalClip
 from goal.training import step
-from goal.training.batches import Collate, Shipment
+from goal.training.batches import Collate, FlatBatch
 from goal.training.distributed import Group
 
 WAYS = ("ours", "padded", "plain", "plain, anomaly")
@@ -104,7 +104,7 @@ def _ours(
     wrapped = step.wrapped(model, arguments.compile, group)
     cases = samples(pairs, model.spec)
     if isinstance(model, PaddedClip):
-        sent = Shipment.of([padded(model, cases)])
+        sent = FlatBatch.of([padded(model, cases)])
     else:
         sent = Collate(model.spec, arguments.chunk)(cases)
     sent = sent.pin_memory() if group.device.type == "cuda" else sent

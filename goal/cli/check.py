@@ -14,8 +14,8 @@ from goal.datasets import captions_file, manifest
 from goal.errors import UserError
 from goal.model import architectures
 from goal.model.network import GoalClip, Spec
-from goal.training import batches, recipe
-from goal.training.recipe import Recipe
+from goal.training import batches
+from goal.training.plan import Plan
 
 # Training pictures, GB to download, GB unpacked (from the sets' own pages; DCI in GOAL's split).
 SETS = {"docci": (9647, 7.6, 15.2), "dci": (5445, 8.1, 16.2)}
@@ -134,16 +134,16 @@ def _training(params: Params, spec: Spec, pictures: int | None) -> Iterator[Fact
 
 def _cost(params: Params, spec: Spec, pictures: int | None, name: str) -> str:
     """What a training takes; raises UserError where it cannot start."""
-    plan = recipe.plan(params, name)
+    plan = Plan.of(params, name)
     stage = plan.stage
     if stage.epochs == 0:
         return "0 epochs: passes its weights on"
     if pictures is None:
         return f"{stage.epochs} epochs of batches of {stage.batch_size}"
     batches.check(plan.section, stage.batch_size, pictures, params.train.processes, params.data.name)
-    samples = stage.epochs * batches.steps_an_epoch(pictures, stage.batch_size) * stage.batch_size
+    samples = stage.epochs * batches.steps_per_epoch(pictures, stage.batch_size) * stage.batch_size
     patches = (spec.image_size // spec.patch_size) ** 2 + 1
-    local = any(plan.weights.get(term) for term in LOCAL_TERMS)
+    local = any(plan.loss_weights.get(term) for term in LOCAL_TERMS)
     views, texts = (2, CAPTION_TOKENS + SENTENCE_TOKENS) if local else (1, CAPTION_TOKENS)
     memory = _memory(params, spec, plan, views * patches, texts) / 2**30
     return (
@@ -152,7 +152,7 @@ def _cost(params: Params, spec: Spec, pictures: int | None, name: str) -> str:
     )
 
 
-def _memory(params: Params, spec: Spec, plan: Recipe, image_tokens: int, text_tokens: int) -> float:
+def _memory(params: Params, spec: Spec, plan: Plan, image_tokens: int, text_tokens: int) -> float:
     """An estimate, in bytes, of what one process needs on its device."""
     size = 2 if plan.bf16 else 4
     pairs = params.train.chunk_size or -(-plan.stage.batch_size // params.train.processes)

@@ -15,11 +15,12 @@ from goal.datasets import manifest
 from goal.errors import UserError
 from goal.model.network import Spec
 from goal.runtime import devices
-from goal.training import recipe, step
+from goal.training import step
 from goal.training.batches import Collate
 from goal.training.distributed import Group
 from goal.training.examples import Needs, Sample
 from goal.training.learner import Learner
+from goal.training.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +47,15 @@ def run(params: Params, name: str) -> Fit:
     Runs full training steps, optimizer included, on random pictures and on texts that fill the context;
     writes nothing. Raises UserError if not even one pair fits.
     """
-    plan = recipe.plan(params, name)
+    plan = Plan.of(params, name)
     most = _most(params)
     model = weights.load(plan.start).to(plan.device).train()
     model.set_grad_checkpointing(params.train.checkpoint_activations)
     group = Group(0, 1, plan.device)
     wrapped = step.wrapped(model, params.train.compile, group)
-    learner = Learner(model, plan.stage, plan.weights, STEPS, group)
+    learner = Learner(model, plan.stage, plan.loss_weights, STEPS, group)
     collate = Collate(model.spec, params.train.chunk_size)
-    needs = Needs.of(plan.weights)
+    needs = Needs.of(plan.loss_weights)
 
     def memory_of(size: int) -> int:
         # A step that ran out of memory leaves gradients.
@@ -65,7 +66,7 @@ def run(params: Params, name: str) -> Fit:
             for value in model.parameters():
                 value.grad = torch.zeros_like(value)
         chunks = collate([_sample(model.spec, needs)] * size).to(plan.device).chunks()
-        learner.update(step.backward(wrapped, chunks, plan.weights, group, plan.autocast))
+        learner.update(step.backward(wrapped, chunks, plan.loss_weights, group, plan.autocast))
         return devices.peak(plan.device)
 
     limit = int(_limit(plan.device) * USED)

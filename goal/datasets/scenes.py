@@ -36,7 +36,7 @@ COMPANIONS = {
 
 
 @dataclass(frozen=True)
-class Order:
+class SceneKey:
     """One picture to draw; `twin`: with one attribute changed."""
 
     split: str
@@ -51,37 +51,37 @@ class Order:
 def collect(params: "Params", folder: Path) -> Collected:
     """Draw params.data.scenes into folder/images and describe it."""
     sizes = params.data.scenes
-    orders = [
-        Order(split, index, False) for split in manifest.SPLITS for index in range(getattr(sizes, split))
-    ] + [Order("test", index, True) for index in range(sizes.twins)]
+    keys = [
+        SceneKey(split, index, False) for split in manifest.SPLITS for index in range(getattr(sizes, split))
+    ] + [SceneKey("test", index, True) for index in range(sizes.twins)]
     (folder / "images").mkdir()
     found = defaultdict(list)
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        drawn = pool.map(partial(draw, params, folder), orders, chunksize=CHUNK)
-        for lines in tqdm(drawn, "scenes", total=len(orders), unit=" pictures"):
+        drawn = pool.map(partial(draw, params, folder), keys, chunksize=CHUNK)
+        for lines in tqdm(drawn, "scenes", total=len(keys), unit=" pictures"):
             for name, more in lines.items():
                 found[name] += more
     tables = {name: manifest.table(found[name], schema) for name, schema in COMPANIONS.items()}
     return Collected({split: found[split] for split in manifest.SPLITS}, tables)
 
 
-def draw(params: "Params", folder: Path, order: Order) -> dict[str, list]:
+def draw(params: "Params", folder: Path, key: SceneKey) -> dict[str, list]:
     """Draw one picture, write it to folder/images and return its rows by table."""
-    sizes, split = params.data.scenes, order.split
+    sizes, split = params.data.scenes, key.split
     streams = {
-        purpose: scenes_layout.stream(params.seed, split, order.index, purpose)
+        purpose: scenes_layout.stream(params.seed, split, key.index, purpose)
         for purpose in scenes_layout.PURPOSES
     }
     scene = scenes_layout.draw(streams["layout"], *sizes.objects)
-    if order.twin:
+    if key.twin:
         scene, attribute = scenes_layout.change(scene, streams["twin"])
     picture, boxes = scenes_render.render(scene, sizes.image_size)
-    scenes_render.save(picture, folder / "images" / f"{order.id}.png")
+    scenes_render.save(picture, folder / "images" / f"{key.id}.png")
     caption, spans = scenes_words.long_caption(scene, streams["words"])
-    path = paths.data_dir(params.data.name) / "images" / f"{order.id}.png"
-    row = Row(order.id, path.as_posix(), sizes.image_size, sizes.image_size, (caption,), "scenes")
-    if order.twin:
-        of = replace(order, twin=False).id
+    path = paths.data_dir(params.data.name) / "images" / f"{key.id}.png"
+    row = Row(key.id, path.as_posix(), sizes.image_size, sizes.image_size, (caption,), "scenes")
+    if key.twin:
+        of = replace(key, twin=False).id
         return {"twins": [vars(row) | {"twin_of": of, "attribute": attribute}]}
     places = [dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)) for box in boxes]
     truth = [

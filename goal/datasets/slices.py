@@ -37,9 +37,7 @@ def named(path: Path, names: Collection[str]) -> list[Row]:
     wanted = pa.array(names, pa.string())
     with manifest.opened(path) as file:
         groups = (file.read_row_group(group, manifest.MANIFEST.names) for group in range(file.num_row_groups))
-        return [
-            row for table in groups for row in manifest.rows(table.filter(pc.is_in(table["id"], wanted)))
-        ]
+        return [row for table in groups for row in manifest.rows(table.filter(pc.is_in(table["id"], wanted)))]
 
 
 def content(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The train stage: one model, from its start weights to the finished one, over any number of processes."""
+"""The train stage: train one model from its start weights, in one process or as one of several."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,25 +10,25 @@ from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import UserError
 from goal.runtime import signals
-from goal.training import batches, distributed, recipe
+from goal.training import batches, distributed
+from goal.training.plan import Plan
 from goal.training.progress import Tracker
-from goal.training.recipe import Recipe
 from goal.training.trainer import Trainer
 
 
 def check(params: Params, name: str) -> None:
-    """Raise what `run` would raise for parameters and hardware, once, before several processes start."""
-    _rows(params, recipe.plan(params, name))
+    """Raise the UserError of `run` for parameters and hardware, before several processes are launched."""
+    _training_rows(params, Plan.of(params, name))
 
 
 def run(params: Params, name: str, tracker: Tracker) -> None:
-    """Train `name` (one of paths.TRAINED): write models/<name>/ and metrics/<name>/{train.json,loss.csv}.
+    """Train `name` (one of paths.TRAINED) and write models/<name>/ and metrics/<name>/.
 
-    An unfinished run of the same parameters, data and code goes on. Raises Interrupted after a signal,
-    the state saved; UserError for whatever the user can fix.
+    Resumes an unfinished run of the same parameters, data and code. Raises Interrupted after a signal, with
+    the state saved; UserError for everything that the user can fix.
     """
-    plan = recipe.plan(params, name)
-    rows = _rows(params, plan)
+    plan = Plan.of(params, name)
+    rows = _training_rows(params, plan)
     with (
         explain_oom(params, plan),
         distributed.group(plan.device, params.train.processes) as group,
@@ -38,34 +38,35 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
         Trainer(params, plan, rows, group, tracker, stop_requested).run()
 
 
-def _rows(params: Params, plan: Recipe) -> list[Row]:
-    file = paths.manifest(params.data.name, "train")
+def _training_rows(params: Params, plan: Plan) -> list[Row]:
+    """The training split; UserError where batch_size or warmup_steps does not fit its size."""
+    file, stage = paths.manifest(params.data.name, "train"), plan.stage
     rows = manifest.read(file)
-    if plan.stage.epochs:
-        batches.check(plan.section, plan.stage.batch_size, len(rows), params.train.processes, file)
-        recipe.check_steps(plan, plan.stage.epochs * batches.steps_an_epoch(len(rows), plan.stage.batch_size))
+    if stage.epochs:
+        batches.check(plan.section, stage.batch_size, len(rows), params.train.processes, file)
+        plan.check_steps(stage.epochs * batches.steps_per_epoch(len(rows), stage.batch_size))
     return rows
 
 
 @contextlib.contextmanager
-def explain_oom(params: Params, plan: Recipe) -> Iterator[None]:
-    """Say what to do where the GPU's memory does not suffice."""
+def explain_oom(params: Params, plan: Plan) -> Iterator[None]:
+    """Turn the GPU's out-of-memory error into a UserError that says what to set."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         pairs = params.train.chunk_size or plan.stage.batch_size // params.train.processes
         raise UserError(
             f"{plan.name}: the GPU is out of memory; set train.chunk_size to fewer than {pairs} pairs (`goal "
-            f"fit-batch {plan.name}` says what fits), or train.checkpoint_activations to true"
+            f"fit-batch {plan.name}` finds what fits), or train.checkpoint_activations to true"
         ) from error
 
 
 @contextlib.contextmanager
 def _deterministic(device: torch.device) -> Iterator[None]:
-    """On a CPU, the same bits in every run; a GPU would pay for it with speed."""
+    """On a CPU, the same bits in every run; not on a GPU, where deterministic kernels are slower."""
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(device.type == "cpu")
-    # For finding code that reads what it never wrote; every new tensor would be written twice.
+    # Filling new tensors only helps to find reads of uninitialised memory, and costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         yield

@@ -30,9 +30,9 @@ def training(params: Params, name: str, place: str) -> Record:
     place: names this project folder. The run is the unfinished one of this work here, else the finished one.
     """
     # It loads torch; a look at the registry goes without.
-    from goal.training import recipe
+    from goal.training.plan import Plan
 
-    plan = recipe.plan(params, name)
+    plan = Plan.of(params, name)
     data = paths.data_dir(params.data.name)
     header = _header(params, name, TRAINING, provenance.fingerprint(plan.identity(params)))
     inputs = [data, plan.start, *([paths.pairs_dir("train").parent] if plan.local else [])]

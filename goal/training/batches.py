@@ -1,6 +1,7 @@
 """The order of the training pictures, and batches of them as tensors.
 
-Letters: B pairs of a chunk, P of them with a usable pair, S side of the view, N patches of the view.
+A pair is an image with its caption. A batch is split into chunks where train.chunk_size asks for it.
+Letters: B pairs of a chunk, P of them with a usable region and sentence, S side of the view, N patches of it.
 """
 
 import itertools
@@ -24,69 +25,69 @@ from goal.training.examples import Examples, Fault, Key, Sample
 
 
 class Batch(NamedTuple):
-    """B pairs ready for one forward of each tower; whatever belongs to pair i keeps the number i."""
+    """A chunk: B pairs, ready for one forward of each tower. Row i of every (B, ...) tensor is pair i."""
 
     images: UInt8[Tensor, "B+P 3 S S"]  # the whole views, then the crops
     texts: Packed  # the captions, then the sentences, then the short captions
     rows: Int[Tensor, " P"]  # the pair that each crop and sentence belongs to
-    patches: Bool[Tensor, "B N"]  # what the box touches in the whole view
+    patches: Bool[Tensor, "B N"]  # those that the box touches in the whole view
     spans: Int[Tensor, "B 2"]  # the sentence's tokens in the caption, half open
-    has_pair: Bool[Tensor, " B"]
-    in_view: Bool[Tensor, " B"]  # TSL's image side counts
-    in_context: Bool[Tensor, " B"]  # TSL's text side counts
+    has_pair: Bool[Tensor, " B"]  # the pair has a region and sentence
+    in_view: Bool[Tensor, " B"]  # it counts in TSL's image side
+    in_context: Bool[Tensor, " B"]  # it counts in TSL's text side
 
 
 @dataclass(frozen=True)
-class Shipment:
-    """The chunks of a batch, all their values in one tensor a dtype, on the way from a loader process.
+class FlatBatch:
+    """The chunks of a batch as one tensor per dtype, for the transfer from a loader process to the device.
 
-    Each tensor that crosses between processes takes an open file of both until it is used, and a copy of its
-    own to a GPU: dozens of chunks, each in its own tensors, would pass the 1,024 files that are usual.
+    A tensor sent between processes keeps a file open in both until it is freed, and needs its own copy to the
+    GPU. Dozens of chunks of ten tensors each would exceed the usual limit of 1,024 open files.
     """
 
     values: dict[torch.dtype, Tensor]
-    shapes: list[list[tuple[torch.dtype, torch.Size]]]  # of each chunk's tensors
+    shapes: list[list[tuple[torch.dtype, torch.Size]]]  # of the tensors of each chunk
 
     @classmethod
-    def of(cls, chunks: Sequence[Batch]) -> "Shipment":
+    def of(cls, chunks: Sequence[Batch]) -> "FlatBatch":
         tensors = [[chunk.images, *chunk.texts, *chunk[2:]] for chunk in chunks]
-        shapes = [[(tensor.dtype, tensor.shape) for tensor in own] for own in tensors]
+        shapes = [[(tensor.dtype, tensor.shape) for tensor in fields] for fields in tensors]
         flat: dict[torch.dtype, list[Tensor]] = defaultdict(list)
         for tensor in itertools.chain(*tensors):
             flat[tensor.dtype].append(tensor.flatten())
         return cls({dtype: torch.cat(parts) for dtype, parts in flat.items()}, shapes)
 
     def chunks(self) -> list[Batch]:
-        """The chunks again, without a copy."""
+        """The chunks, as views of `values`."""
         rest = dict(self.values)
 
         def take(dtype: torch.dtype, shape: torch.Size) -> Tensor:
             taken, rest[dtype] = rest[dtype].tensor_split([shape.numel()])
             return taken.view(shape)
 
-        tensors = [[take(*one) for one in own] for own in self.shapes]
-        texts = len(Packed._fields)
-        return [Batch(own[0], Packed(*own[1 : texts + 1]), *own[texts + 1 :]) for own in tensors]
+        tensors = [[take(dtype, shape) for dtype, shape in fields] for fields in self.shapes]
+        end = 1 + len(Packed._fields)
+        return [Batch(fields[0], Packed(*fields[1:end]), *fields[end:]) for fields in tensors]
 
-    def to(self, device: torch.device) -> "Shipment":
+    def to(self, device: torch.device) -> "FlatBatch":
         moved = {dtype: values.to(device, non_blocking=True) for dtype, values in self.values.items()}
-        return Shipment(moved, self.shapes)
+        return FlatBatch(moved, self.shapes)
 
-    def pin_memory(self) -> "Shipment":
-        """Asked for by DataLoader."""
-        return Shipment({dtype: values.pin_memory() for dtype, values in self.values.items()}, self.shapes)
+    def pin_memory(self) -> "FlatBatch":
+        """DataLoader calls this where pin_memory is set."""
+        return FlatBatch({dtype: values.pin_memory() for dtype, values in self.values.items()}, self.shapes)
 
 
-def steps_an_epoch(pictures: int, batch_size: int) -> int:
-    """Full batches that the pictures make; see Order for the rest."""
+def steps_per_epoch(pictures: int, batch_size: int) -> int:
+    """Number of full batches per epoch; BatchSampler drops the last one where it is not full."""
     return pictures // batch_size
 
 
-class Order(Sampler):
-    """Keys of this process's part of every batch from `step` on, over all epochs.
+class BatchSampler(Sampler):
+    """The keys of this rank's part of every batch, from `step` to the end of the last epoch.
 
-    Each epoch is a permutation of its own, drawn from the seed. A batch that would not be full is left out:
-    its pictures come in other epochs, and a contrastive loss over fewer pairs is another loss.
+    Each epoch is its own permutation, which depends on the seed. A last batch that is not full is dropped: a
+    contrastive loss over fewer pairs is another loss, and its pictures come up in other epochs.
     """
 
     def __init__(
@@ -94,60 +95,64 @@ class Order(Sampler):
     ) -> None:
         self._size = size
         self._batch_size = batch_size
-        self._steps_an_epoch = steps_an_epoch(size, batch_size)
+        self._steps_per_epoch = steps_per_epoch(size, batch_size)
         self._epochs = epochs
         self._seed = seed
         self._step = step
         self._rank = rank
         self._world = world
-        self._drawn: tuple[int, np.ndarray] | None = None
+        self._epoch = -1
+        self._order = np.empty(0, int)
 
     def batch(self, step: int) -> list[Key]:
-        """Keys of the whole batch of `step`, the processes' parts one after the other."""
-        epoch, place = divmod(step, self._steps_an_epoch)
-        if self._drawn is None or self._drawn[0] != epoch:
-            self._drawn = epoch, np.random.default_rng([self._seed, epoch]).permutation(self._size)
-        order = self._drawn[1]
-        first = place * self._batch_size
-        return [Key(epoch, int(index)) for index in order[first : first + self._batch_size]]
+        """Keys of the whole batch of `step` (from 0), in the order of the ranks."""
+        epoch, number = divmod(step, self._steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._size)
+        first = number * self._batch_size
+        return [Key(epoch, int(index)) for index in self._order[first : first + self._batch_size]]
 
     def __len__(self) -> int:
-        return self._epochs * self._steps_an_epoch - self._step
+        return self._epochs * self._steps_per_epoch - self._step
 
     def __iter__(self) -> Iterator[list[Key]]:
         own = self._batch_size // self._world
-        for step in range(self._step, self._epochs * self._steps_an_epoch):
+        for step in range(self._step, self._epochs * self._steps_per_epoch):
             yield self.batch(step)[self._rank * own : (self._rank + 1) * own]
 
 
 def check(section: str, batch_size: int, pictures: int, world: int, source: object) -> None:
-    """Refuse a batch that the pictures or the processes do not make up; `section` names the parameter."""
+    """Raise UserError for a batch that has too few pictures or does not divide among the ranks.
+
+    section: stage1 or stage2, and source: where the pictures are listed, both for the message.
+    """
     if batch_size > pictures:
         raise UserError(
-            f"{section}.batch_size {batch_size}: {source} has only {pictures} pictures; at most that many fit"
+            f"{section}.batch_size {batch_size}: {source} has only {pictures} pictures; set at most that many"
         )
     if batch_size % world:
         raise UserError(
             f"{section}.batch_size {batch_size}: does not divide among train.processes {world}; "
-            f"{max(batch_size // world, 1) * world} would"
+            f"set {max(batch_size // world, 1) * world}"
         )
 
 
 class Collate:
-    """Samples as Batches of at most `chunk_size` pairs (0: all in one); plain, for loader processes."""
+    """Collates samples into chunks of at most `chunk_size` pairs (0: one chunk), in a loader process."""
 
     def __init__(self, spec: Spec, chunk_size: int) -> None:
         self._patches = (spec.image_size // spec.patch_size) ** 2
         self._chunk_size = chunk_size
 
-    def __call__(self, samples: Sequence[Sample | Fault]) -> Shipment | Fault:
-        """The first Fault among the samples, else their chunks in order."""
+    def __call__(self, samples: Sequence[Sample | Fault]) -> FlatBatch | Fault:
+        """The chunks of the samples in order, or the first Fault among them."""
         for sample in samples:
             if isinstance(sample, Fault):
                 return sample
         size = self._chunk_size or len(samples)
         parts = [samples[first : first + size] for first in range(0, len(samples), size)]
-        return Shipment.of([self._batch(part) for part in parts])
+        return FlatBatch.of([self._batch(part) for part in parts])
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         crops = [sample.crop for sample in samples if sample.crop is not None]
@@ -156,13 +161,13 @@ class Collate:
         has_pair = torch.tensor(
             [sample.crop is not None or sample.sentence is not None for sample in samples]
         )
-        nothing = torch.zeros(self._patches, dtype=torch.bool)
+        no_patches = torch.zeros(self._patches, dtype=torch.bool)
         return Batch(
             images=torch.stack([sample.whole for sample in samples] + crops),
             texts=pack([sample.caption for sample in samples] + sentences + shorts),
             rows=has_pair.nonzero()[:, 0],
             patches=torch.stack(
-                [nothing if sample.patches is None else sample.patches for sample in samples]
+                [no_patches if sample.patches is None else sample.patches for sample in samples]
             ),
             spans=torch.tensor([sample.span or (0, 0) for sample in samples]),
             has_pair=has_pair,
@@ -172,26 +177,26 @@ class Collate:
 
 
 def load(
-    examples: Examples, order: Order, collate: Collate, workers: int, device: torch.device
+    examples: Examples, sampler: BatchSampler, collate: Collate, workers: int, device: torch.device
 ) -> Iterator[list[Batch] | Fault]:
-    """The chunks of each batch of `order` on the device; `workers` processes read ahead (0: this one)."""
+    """The chunks of each batch of `sampler`, on the device; `workers` processes prefetch (0: none)."""
     loader = DataLoader(
         examples,
-        batch_sampler=order,
+        batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_quiet if workers else None,
+        worker_init_fn=_ignore_signals if workers else None,
         prefetch_factor=4 if workers else None,
-        # Its own, so that starting workers takes nothing from the training's random numbers.
+        # Its own generator: starting workers must not draw from the training's random numbers.
         generator=torch.Generator(),
     )
-    return map(partial(_arrived, device), loader)
+    return map(partial(_chunks_on, device), loader)
 
 
-def _arrived(device: torch.device, sent: Shipment | Fault) -> list[Batch] | Fault:
-    return sent if isinstance(sent, Fault) else sent.to(device).chunks()
+def _chunks_on(device: torch.device, batch: FlatBatch | Fault) -> list[Batch] | Fault:
+    return batch if isinstance(batch, Fault) else batch.to(device).chunks()
 
 
-def _quiet(worker: int) -> None:
+def _ignore_signals(worker: int) -> None:
     signals.ignore()

@@ -31,7 +31,7 @@ def tidy(project: Project) -> None:
 def test_a_cancelled_training_saves_and_the_next_one_resumes(project: Project, number: int) -> None:
     run = project.training()
     if number:
-        assert "goes on after step" in project.logged(run)
+        assert "resuming after step" in project.logged(run)
     project.cancelled(run)
     assert project.ended(run) == "CANCELLED"
     tidy(project)
@@ -45,7 +45,7 @@ def test_a_worker_killed_with_9_is_noticed_and_the_next_run_resumes(project: Pro
     tidy(project)
     project.up()
     again = project.training()
-    assert "goes on after step" in project.logged(again)
+    assert "resuming after step" in project.logged(again)
     project.cancelled(again)
 
 
@@ -76,6 +76,6 @@ def test_all_processes_killed_with_9_are_noticed_and_the_next_run_resumes(projec
     assert "no heartbeat" in project.state(run)["message"]
     project.up()
     again = project.training()
-    assert "goes on after step" in project.logged(again)
+    assert "resuming after step" in project.logged(again)
     project.cancelled(again)
     tidy(project)

@@ -16,7 +16,7 @@ from tests.servers import holder
 
 
 def _train(folder: Path) -> AbstractContextManager[None]:
-    return Checkpoints(folder, {"seed": 0}, 2).held()
+    return Checkpoints(folder, {"seed": 0}, 2).locked()
 
 
 def _record(folder: Path) -> AbstractContextManager[Journal]:

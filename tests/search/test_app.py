@@ -39,7 +39,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = Path("data/scenes")
         (folder / "images").mkdir(parents=True)
         drawn = [
-            scenes.draw(params, folder, scenes.Order("test", number, False)) for number in range(PICTURES)
+            scenes.draw(params, folder, scenes.SceneKey("test", number, False)) for number in range(PICTURES)
         ]
         *known, odd = (row for tables in drawn for row in tables["test"])
         manifest.write(known, folder / "test.parquet")

@@ -1,4 +1,4 @@
-"""Whole trainings of a tiny network on a CPU: the same bits every time, and bad input in one line."""
+"""Whole trainings of a tiny network on a CPU: the same bits every time, baselines, best weights, metrics."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 
 
 class Recorder(Silent):
-    """Keeps what it is told."""
+    """A tracker that keeps what is logged."""
 
     def __init__(self) -> None:
         self.metrics: list[tuple[int, dict[str, float]]] = []
@@ -49,7 +49,7 @@ def curve(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_two_runs_give_the_same_bytes_whatever_sets_the_pace() -> None:
+def test_two_runs_give_the_same_bytes_whatever_the_speed_settings() -> None:
     first = trained(trainings.params())
     again = trained(
         trainings.params(train__loader_workers=2, train__log_every=1, train__checkpoint_minutes=1e-6)
@@ -57,19 +57,19 @@ def test_two_runs_give_the_same_bytes_whatever_sets_the_pace() -> None:
     assert again == first
 
 
-def test_the_seed_counts() -> None:
-    """Unlike the released code, whose order of batches no seed fixes."""
+def test_the_result_depends_on_the_seed() -> None:
+    """The released code ignores its seed."""
     assert trained(trainings.params(seed=1)) != trained(trainings.params(seed=2))
 
 
-def test_losses_equal_those_in_git() -> None:
-    """20 steps, fixed seed; for a change on purpose `python -m tests.stages.test_train` writes them anew."""
+def test_losses_equal_the_golden_file() -> None:
+    """20 steps, fixed seed; after an intended change `python -m tests.stages.test_train` rewrites it."""
     train.run(golden_params(), "stage2", Silent())
     expected = json.loads(GOLDEN.read_text())
     found = [{name: float(value) for name, value in row.items()} for row in curve("stage2")]
     assert len(found) == 20
     for step, (row, wanted) in enumerate(zip(found, expected, strict=True)):
-        # Adam enlarges the rounding of other processors from step to step.
+        # Adam amplifies the rounding differences between processors with every step.
         assert row == pytest.approx(wanted, rel=1e-5 if step < 5 else 1e-4, abs=1e-6)
 
 
@@ -96,19 +96,19 @@ def test_baselines_are_stage_2_with_terms_left_out() -> None:
     assert card["parent"]["sha256"] == weights.digest(paths.model_dir("stage1"))
     assert card["sha256"] == weights.digest(paths.model_dir("global+local"))
     assert card["params"]["stage2"]["loss"]["tsl_image"] == 0.0
-    # What its licence hangs on, handed on from model to model.
+    # The licence depends on these, so every model inherits them from its parent.
     assert (card["source"], card["pretrained"]) == (params.data.source, "embedded")
 
 
-def test_no_epochs_pass_the_weights_on() -> None:
-    """The paper's run is one stage."""
+def test_with_0_epochs_the_weights_are_copied() -> None:
+    """The paper trains in one stage: stage1.epochs 0."""
     before = weights.digest(paths.model_dir("zero-shot"))
     train.run(trainings.params(stage1__epochs=0), "stage1", Silent())
     assert weights.digest(paths.model_dir("stage1")) == before
     assert json.loads(Path("metrics/stage1/train.json").read_text())["steps"] == 0
 
 
-def test_counts_tell_what_the_local_terms_do_without() -> None:
+def test_pictures_without_a_pair_are_counted() -> None:
     train.run(trainings.params(), "stage2", Silent())
     counts = json.loads(Path("metrics/stage2/train.json").read_text())["data"]
     assert counts["pictures"] == 10
@@ -122,7 +122,7 @@ def test_packed_pictures_train_the_same_weights() -> None:
     assert from_shards == from_files
 
 
-def test_chunks_train_nearly_the_same_weights() -> None:
+def test_chunks_give_nearly_the_same_losses() -> None:
     train.run(trainings.params(), "stage2", Silent())
     whole = curve("stage2")
     train.run(trainings.params(train__chunk_size=3), "stage2", Silent())
@@ -130,7 +130,7 @@ def test_chunks_train_nearly_the_same_weights() -> None:
         assert float(one["total"]) == pytest.approx(float(other["total"]), rel=1e-4)
 
 
-def test_activation_checkpointing_changes_no_number() -> None:
+def test_activation_checkpointing_gives_the_same_losses() -> None:
     train.run(trainings.params(), "stage2", Silent())
     whole = curve("stage2")
     train.run(trainings.params(train__checkpoint_activations=True), "stage2", Silent())
@@ -139,12 +139,12 @@ def test_activation_checkpointing_changes_no_number() -> None:
 
 
 def recall(value: float) -> dict[str, Any]:
-    """A validation that found `value` % everywhere."""
+    """A validation with a recall of `value` % for every k, both directions."""
     ways = ("image_to_text", "text_to_image")
     return {"recall": value} | {way: {"r1": value, "r5": value, "r10": value} for way in ways}
 
 
-def test_the_best_weights_are_kept_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_best_makes_the_best_weights_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = iter([10.0, 40.0, 20.0])
     seen: list[dict[str, bytes]] = []
 
@@ -161,7 +161,7 @@ def test_the_best_weights_are_kept_where_asked(monkeypatch: pytest.MonkeyPatch) 
     assert json.loads(Path("metrics/stage2/val.json").read_text()) == expected
 
 
-def test_best_weights_that_no_checkpoint_names_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_weights_that_no_checkpoint_refers_to_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter(range(99))
     left: list[int] = []
 
@@ -172,13 +172,13 @@ def test_best_weights_that_no_checkpoint_names_do_not_pile_up(monkeypatch: pytes
     monkeypatch.setattr(trainer.Validation, "measure", measure)
     often = {"train__checkpoint_minutes": 1e-9, "train__keep_checkpoints": 2}
     train.run(trainings.params(stage2__epochs=8, stage2__keep="best", **often), "stage2", Silent())
-    # Those of the two checkpoints and the last validation's.
+    # Those of the two checkpoints and those of the last validation.
     assert left[0] == 0
     assert max(left) <= 3
     assert json.loads(Path("metrics/stage2/train.json").read_text())["best_validation"]["step"] == 16
 
 
-def test_patience_ends_a_training_that_gets_no_better(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_ends_a_training_that_does_not_improve(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(self: Any, model: Any, autocast: Any, step: int) -> dict[str, Any]:
         return {"step": step, **recall(5.0)}
 
@@ -190,7 +190,7 @@ def test_patience_ends_a_training_that_gets_no_better(monkeypatch: pytest.Monkey
     assert len(curve("stage2")) == 6
 
 
-def test_every_step_reaches_the_record() -> None:
+def test_every_step_is_logged() -> None:
     recorder = Recorder()
     train.run(trainings.params(train__log_every=3), "stage2", recorder)
     losses = [(step, values) for step, values in recorder.metrics if "loss/total" in values]
@@ -204,7 +204,7 @@ def test_every_step_reaches_the_record() -> None:
 
 
 def _write_golden() -> None:
-    """Run 20 steps in a temporary folder and keep their losses."""
+    """Train 20 steps in a temporary folder and write their losses to the golden file."""
     import tempfile
 
     target = GOLDEN.resolve()
