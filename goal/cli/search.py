@@ -98,7 +98,7 @@ def app(
 
 
 def _quieten() -> None:
-    """Silence libraries that log every file and every request."""
+    """Silence libraries that log every file they load and every request they make."""
     for name in ("faiss", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -70,7 +70,7 @@ def test_a_disk_that_fills_up(build: Build, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-c",
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from goal.cli import main; main()",
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from goal.cli.main import main; main()",
     ]
     run = [*command, "data"]
     found = subprocess.run(
