@@ -29,11 +29,11 @@ def find(name: str) -> Path:
 
 def _registered(alias: str) -> Path:
     # Only now: it brings all of the record with it.
-    from goal.tracking import registry
+    from goal.tracking import mlflow_store, registry
 
     registered = config.load().register_.name
-    with registry.answering():
-        client = registry.connect()
+    with mlflow_store.answering():
+        client = mlflow_store.connect()
         version = registry.by_alias(client, registered, alias)
         if version is None:
             raise UserError(f"{registered}: no {alias} yet; `goal register`, then `goal promote`, make one")

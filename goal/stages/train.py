@@ -20,9 +20,9 @@ from goal.training.checkpoint import Checkpoints
 from goal.training.distributed import Group
 from goal.training.examples import Examples, Fault, Needs
 from goal.training.learner import Learner
+from goal.training.metrics_buffer import MetricsBuffer
 from goal.training.progress import Progress, Silent, Tracker
 from goal.training.recipe import Recipe
-from goal.training.telling import Telling
 from goal.training.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
         coming = batches.load(data, order, collate, params.train.loader_workers, group.device)
         wrapped = step.wrapped(model, params.train.compile, group)
         progress = stack.enter_context(Progress(name, taught.step, steps, size, group.first))
-        told = Telling(taught, tracker if group.first else Silent(), progress)
+        metrics = MetricsBuffer(taught, tracker if group.first else Silent(), progress)
         saved_at = time.monotonic()
         done: torch.cuda.Event | None = None
 
@@ -85,7 +85,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
             if validation and _validates(taught, plan, steps_an_epoch):
                 found = validation.measure(model, plan.autocast, taught.step) if group.first else None
                 taught.validations.append(group.told(found))
-                told.validation()
+                metrics.log_validation()
                 if group.first and plan.stage.keep == "best" and taught.stale == 0:
                     best.keep(saves, taught)
             if taught.step == steps or 0 < plan.stage.patience <= taught.stale:
@@ -94,7 +94,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
             stop, save = group.any(asked(), late)
             if stop or save:
                 _stop_if_wrong(taught, order, rows, plan)
-                told.losses()
+                metrics.flush()
                 _save(saves, taught, group, stop)
                 saved_at = time.monotonic()
             if stop:
@@ -109,7 +109,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
                 progress.waited(time.monotonic() - began)
             if isinstance(chunks, Fault):
                 raise UserError(f"{name}: {chunks.message}")
-            told.step(taught.update(step.backward(wrapped, chunks, plan.weights, group, plan.autocast)))
+            metrics.add(taught.update(step.backward(wrapped, chunks, plan.weights, group, plan.autocast)))
             done = torch.cuda.current_stream().record_event() if group.device.type == "cuda" else None
 
             # On a GPU the values are looked at now and then only: each look waits for all work under way.
@@ -117,13 +117,12 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
             if tells or group.device.type == "cpu":
                 _stop_if_wrong(taught, order, rows, plan)
             if tells:
-                told.losses()
+                metrics.flush()
 
         if group.first:
             if plan.stage.keep == "best":
                 best.take(saves, taught)
             finished.write(params, plan, taught, data.counts())
-            told.files(finished.records(name))
             saves.clear()
 
 

@@ -39,11 +39,6 @@ def write(params: Params, recipe: Recipe, learner: Learner, counts: Mapping[str,
     weights.publish(learner.model, paths.model_dir(recipe.name), card)
 
 
-def records(name: str) -> list[Path]:
-    """The files of a training that belong into its record."""
-    return [paths.metrics_dir(name) / paths.NUMBERS, paths.metrics_dir(name) / paths.CURVE]
-
-
 def _pretrained(start: Path) -> str | None:
     """Which weights were the first of all, as the card of the start says."""
     card = start / paths.CARD
