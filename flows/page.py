@@ -100,11 +100,11 @@ def _counts(file: Path) -> str:
 
 def _links(root: Path) -> None:
     """Links to the experiment and, where the flow registered, to the version and the run that trained it."""
-    from goal.tracking import mlflow_runs, registry
+    from goal.tracking import mlflow_store, registry
 
-    with registry.answering():
-        client = mlflow_runs.connect(mlflow_runs.uri())
-        experiment = mlflow_runs.experiment_id(client, config.load(root / "params.yaml").tracking.experiment)
+    with mlflow_store.answering():
+        client = mlflow_store.connect()
+        experiment = mlflow_store.experiment_id(client, config.load(root / "params.yaml").tracking.experiment)
         links = {"mlflow-runs": (f"experiments/{experiment}", "All runs of the experiment")}
         file = root / "metrics" / "registered.json"
         facts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"registered": False}
@@ -116,6 +116,6 @@ def _links(root: Path) -> None:
             run = f"experiments/{experiment}/runs/{version.run_id}"
             links["mlflow-run"] = (run, f"The training of version {number}")
     # MLFLOW_PAGES: its address for a browser, where that is not the one that the worker uses.
-    pages = os.environ.get("MLFLOW_PAGES") or mlflow_runs.address()
+    pages = os.environ.get("MLFLOW_PAGES") or mlflow_store.address()
     for key, (place, words) in links.items():
         create_link_artifact(f"{pages}/#/{place}", words, key=key, description=f"{words}, in MLflow")

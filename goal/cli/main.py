@@ -58,7 +58,7 @@ def train(name: Annotated[str, typer.Argument(help="stage1, stage2, global or gl
     """Fine-tune one model; after a kill, the same command resumes it."""
     params = config.load()
     from goal.stages import train as stage
-    from goal.tracking import mlflow_runs
+    from goal.tracking import runs
     from goal.training import distributed
     from goal.training.progress import Silent
 
@@ -66,7 +66,7 @@ def train(name: Annotated[str, typer.Argument(help="stage1, stage2, global or gl
         stage.check(params, name)
         distributed.launch(["train", name], params.train.processes)
         return
-    with mlflow_runs.training(params, name) if distributed.is_first() else nullcontext(Silent()) as tracker:
+    with runs.training(params, name) if distributed.is_first() else nullcontext(Silent()) as tracker:
         stage.run(params, name, tracker)
 
 
@@ -80,21 +80,20 @@ def evaluate(
     """Measure models on every benchmark of the data set, or of another one."""
     params = config.load()
     from goal.stages import evaluate as stage
-    from goal.tracking import mlflow_runs
+    from goal.tracking import runs
 
     for name, headline in stage.run(params, names or config.paths.MODELS, on).items():
-        mlflow_runs.evaluation(params, name, headline)
+        runs.evaluation(params, name, headline)
 
 
 @app.command(rich_help_panel=PIPELINE)
 def report() -> None:
     """Write all results as tables, figures and one page."""
     params = config.load()
-    from goal.cli import runs
     from goal.stages import report as stage
-    from goal.tracking import mlflow_runs
+    from goal.tracking import runs
 
-    mlflow_runs.report(params, stage.run(params, runs.experiment(params)))
+    runs.report(params, stage.run(params, runs.experiment(params)))
 
 
 _stage("register", "Make a version of the registered model, with the alias `challenger`.")
@@ -186,6 +185,14 @@ def pretrain_scenes(
 
 
 @app.command(rich_help_panel=DAILY)
+def sync() -> None:
+    """Send to MLflow what stages logged while its server was away."""
+    from goal.tracking import mlflow_store, sync
+
+    typer.echo(f"{sync.run()} records sent to {mlflow_store.address()}")
+
+
+@app.command(rich_help_panel=DAILY)
 def promote(
     version: Annotated[int | None, typer.Argument(help="a version's number; default: the challenger")] = None,
     alias: Annotated[
@@ -197,17 +204,11 @@ def promote(
         bool,
         typer.Option("--new-data", help="The benchmark was changed on purpose: ignore the champion."),
     ] = False,
-    unlock: Annotated[
-        bool, typer.Option("--unlock", help="Only remove the lock of a promotion that was killed.")
-    ] = False,
 ) -> None:
     """Check a registered version against the gates of params.yaml; if all pass, give it the alias."""
     params = config.load()
     from goal.tracking import promotion
 
-    if unlock:
-        promotion.unlock(params)
-        return
     decision = promotion.judge(params, version, new_data, alias)
     _print(decision.rich())
     if not dry_run:

@@ -29,11 +29,11 @@ def find(name: str) -> Path:
 
 def _registered(alias: str) -> Path:
     # Imported here: it imports MLflow, which takes seconds.
-    from goal.tracking import registry
+    from goal.tracking import mlflow_store, registry
 
     registered = config.load().register_.name
-    with registry.answering():
-        client = registry.connect()
+    with mlflow_store.answering():
+        client = mlflow_store.connect()
         version = registry.by_alias(client, registered, alias)
         if version is None:
             raise UserError(f"{registered}: no {alias} yet; run `goal register`, then `goal promote`")

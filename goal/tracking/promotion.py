@@ -1,11 +1,14 @@
-"""Promotion and rollback of the registered model: gates, then one atomic move of an alias."""
+"""Promotion and rollback of the registered model: gates, then one atomic move of an alias.
+
+MLflow has no conditional move of an alias. So a promotion holds a file lock in the project folder, which all
+machines that share the folder see and a killed process releases, and checks that the champion is still the one
+that the version was judged against. Project folders that only share a server have this check alone, right
+before and after the move: of two moves in the same moment both may succeed, and the later one holds.
+"""
 
 import contextlib
 import logging
-import os
 import re
-import secrets
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -19,8 +22,8 @@ from goal.config import Gate, Params, paths
 from goal.errors import UserError
 from goal.evaluation import ranking
 from goal.evaluation.galleries import DIRECTIONS
-from goal.runtime import signals
-from goal.tracking import gates, lineage, registry
+from goal.runtime import locks, signals
+from goal.tracking import gates, lineage, mlflow_store, registry
 from goal.tracking.decision import Decision
 from goal.tracking.gates import Answers, Outcome
 from goal.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS
@@ -47,8 +50,8 @@ def judge(
     Raises UserError where there is no such version or alias, or it is the champion already.
     """
     _previous(alias)
-    with registry.answering():
-        return _judge(registry.connect(), params, version, new_data, alias)
+    with mlflow_store.answering():
+        return _judge(mlflow_store.connect(), params, version, new_data, alias)
 
 
 def promote(params: Params, decision: Decision, reason: str) -> None:
@@ -57,14 +60,13 @@ def promote(params: Params, decision: Decision, reason: str) -> None:
     The old champion gets the alias `previous`. `reason` and the decision are recorded on the version.
     """
     name, number, alias = decision.registered, str(decision.version), decision.alias
-    with registry.answering():
-        client = registry.connect()
+    with mlflow_store.answering():
+        client = mlflow_store.connect()
         if not decision.passed:
             faults = "; ".join(decision.faults)
             _record(client, name, number, f"refused: {faults}" + (f"; asked for: {reason}" if reason else ""))
             raise UserError(f"{name} version {number}: not promoted: {faults}")
-        with _alone(client, name):
-            _unchanged(client, name, alias, decision.champion)
+        with _moving(client, name, alias, decision.champion, decision.version):
             replaced = f"replaces version {decision.champion}" if decision.champion else f"the first {alias}"
             replaced += ", not compared with it: the benchmark is new" if decision.new_data else ""
             if decision.champion:
@@ -78,14 +80,13 @@ def promote(params: Params, decision: Decision, reason: str) -> None:
 def rollback(params: Params, reason: str, alias: str = CHAMPION) -> None:
     """Make `previous` the champion again, and the champion before that one `previous`."""
     name, back = params.register_.name, _previous(alias)
-    with registry.answering():
-        client = registry.connect()
+    with mlflow_store.answering():
+        client = mlflow_store.connect()
         champion = registry.by_alias(client, name, alias)
         previous = registry.by_alias(client, name, back)
         if champion is None or previous is None:
             raise UserError(f"{name}: no version has the alias `{back}`; there is nothing to go back to")
-        with _alone(client, name):
-            _unchanged(client, name, alias, int(champion.version))
+        with _moving(client, name, alias, int(champion.version), int(previous.version)):
             client.set_registered_model_alias(name, alias, previous.version)
             before = previous.tags.get(_predecessor(alias))
             if before:
@@ -96,18 +97,6 @@ def rollback(params: Params, reason: str, alias: str = CHAMPION) -> None:
             again = f"{alias} again after version {champion.version}: {reason}"
             _record(client, name, previous.version, again)
     log.info("%s version %s is the %s again; it was %s", name, previous.version, alias, champion.version)
-
-
-def unlock(params: Params) -> None:
-    """Remove the lock that a killed promotion left."""
-    with registry.answering():
-        client = registry.connect()
-        held = registry.registered_model(client, _lock(params.register_.name))
-        if held is None:
-            log.info("%s: no promotion holds a lock", params.register_.name)
-            return
-        client.delete_registered_model(held.name)
-    log.info("removed: %s", held.description)
 
 
 def _previous(alias: str) -> str:
@@ -211,45 +200,28 @@ def _answers(folder: Path, gate: Gate) -> Answers | None:
     return Answers(queries, chosen["id"].to_numpy(), values[:, names.index(name)])
 
 
-def _unchanged(client: "MlflowClient", name: str, alias: str, champion: int | None) -> None:
-    """Refuse where the champion is no longer the one that was looked at."""
-    now = registry.by_alias(client, name, alias)
-    number = int(now.version) if now else None
-    if number != champion:
-        raise UserError(
-            f"{name}: another promotion came first: the {alias} is version {number}, it was {champion} "
-            "when this one was judged; nothing was changed, run it again"
-        )
-
-
 @contextlib.contextmanager
-def _alone(client: "MlflowClient", name: str) -> Iterator[None]:
-    """Hold the registry's lock on promotions, whichever store or server keeps the registry.
+def _moving(
+    client: "MlflowClient", name: str, alias: str, champion: int | None, version: int
+) -> Iterator[None]:
+    """Hold the lock of promotions while the alias moves from `champion` to `version`.
 
-    MLflow has no compare-and-set, but makes a registered model of a given name only once: the lock is such a
-    model. A first SIGTERM or SIGINT lets what has begun end; the lock that a kill leaves, `unlock` removes.
-    Raises UserError where another holds it.
+    A first SIGTERM or SIGINT lets what has begun end. Raises UserError where another promotion moves it.
     """
-    lock, token = _lock(name), secrets.token_hex(8)
-    holder = f"process {os.getpid()} on {socket.gethostname()} since {_now()}"
-    with signals.deferred():
-        with registry.unless(registry.ALREADY | registry.GONE):
-            client.create_registered_model(lock, {"goal.lock": token}, f"lock of `goal promote`: {holder}")
-        held = registry.registered_model(client, lock)
-        if held is None or held.tags.get("goal.lock") != token:
-            said = held.description if held else "it has just ended"
-            raise UserError(
-                f"{name}: another promotion is under way ({said}); nothing was changed: look at its result "
-                "and run it again (if that process was killed: `goal promote --unlock`)"
-            )
-        try:
-            yield
-        finally:
-            client.delete_registered_model(lock)
+    lock = locks.held(paths.work_dir("promotion") / f"{name}.lock")
+    with signals.deferred(), lock:
+        _expect(client, name, alias, champion, "nothing was changed, run it again")
+        yield
+        _expect(client, name, alias, version, "look at its result")
 
 
-def _lock(name: str) -> str:
-    return f"{name}.promotion-lock"
+def _expect(client: "MlflowClient", name: str, alias: str, wanted: int | None, what: str) -> None:
+    found = registry.by_alias(client, name, alias)
+    number = int(found.version) if found else None
+    if number != wanted:
+        raise UserError(
+            f"{name}: another promotion came first: the {alias} is version {number}, not {wanted}; {what}"
+        )
 
 
 def _record(client: "MlflowClient", name: str, number: str, text: str) -> None:

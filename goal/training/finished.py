@@ -43,11 +43,6 @@ def write(params: Params, plan: Plan, learner: Learner, counts: Mapping[str, int
     weights.publish(learner.model, paths.model_dir(plan.name), card)
 
 
-def records(name: str) -> list[Path]:
-    """The files of a training that its MLflow run stores."""
-    return [paths.metrics_dir(name) / paths.NUMBERS, paths.metrics_dir(name) / paths.CURVE]
-
-
 def _validation(plan: Plan, learner: Learner) -> dict[str, float]:
     """Validation recall (percent) of the weights that become the model; keys as in the evaluation's files."""
     found = learner.best if plan.stage.keep == "best" else (learner.validations or [None])[-1]

@@ -4,7 +4,6 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
@@ -17,25 +16,15 @@ LINE_EVERY = 30.0
 
 
 class Tracker(Protocol):
-    """Records a run; its methods neither raise nor wait for a server."""
+    """Records the metrics of a training; neither raises nor waits for a server."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
-
-    def log_artifact(self, path: Path) -> None: ...
-
-    def set_tags(self, tags: Mapping[str, str]) -> None: ...
 
 
 class Silent:
     """A tracker that records nothing: for tracking switched off, and for all processes but the first."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        pass
-
-    def log_artifact(self, path: Path) -> None:
-        pass
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
         pass
 
 

@@ -22,9 +22,9 @@ from goal.training.checkpoint import Checkpoints
 from goal.training.distributed import Group
 from goal.training.examples import Examples, Fault, Needs
 from goal.training.learner import Learner
+from goal.training.metrics_buffer import MetricsBuffer
 from goal.training.plan import Plan
 from goal.training.progress import Progress, Silent, Tracker
-from goal.training.telling import Telling
 from goal.training.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Trainer:
             self._start_loading()
             now, steps, size = self.learner.step, self.learner.steps, plan.stage.batch_size
             with Progress(plan.name, now, steps, size, group.is_first) as self.progress:
-                self.metrics = Telling(self.learner, self.tracker, self.progress)
+                self.metrics = MetricsBuffer(self.learner, self.tracker, self.progress)
                 self.fit()
             if group.is_first:
                 if plan.stage.keep == "best":
@@ -98,13 +98,13 @@ class Trainer:
             if self.should_log() or self.group.device.type == "cpu":
                 self.check_finite()
             if self.should_log():
-                self.metrics.losses()
+                self.metrics.flush()
 
     def train_step(self) -> None:
         """One optimizer step: load a batch, compute the gradient, update. Does not wait for a GPU."""
         chunks = self.next_batch()
         terms = step.backward(self.wrapped, chunks, self.plan.loss_weights, self.group, self.plan.autocast)
-        self.metrics.step(self.learner.update(terms))
+        self.metrics.add(self.learner.update(terms))
         if self.group.device.type == "cuda":
             self.step_done = torch.cuda.current_stream().record_event()
 
@@ -131,7 +131,7 @@ class Trainer:
         if self.group.is_first:
             found = self.validation.measure(self.learner.model, self.plan.autocast, self.learner.step)
         self.learner.validations.append(self.group.broadcast(found))
-        self.metrics.validation()
+        self.metrics.log_validation()
         is_best = self.learner.validations_since_best == 0
         if self.group.is_first and self.plan.stage.keep == "best" and is_best:
             self.checkpoints.save_best(self.learner.model.state_dict(), self.learner.step)
@@ -159,7 +159,7 @@ class Trainer:
         stop, save = self.group.any(self.stop_requested(), due)
         if stop or save:
             self.check_finite()
-            self.metrics.losses()
+            self.metrics.flush()
             self.save(required=stop)
         if stop:
             raise Interrupted(
@@ -209,8 +209,6 @@ class Trainer:
     def _write_results(self) -> None:
         if self.group.is_first:
             finished.write(self.params, self.plan, self.learner, self.data.counts())
-            for file in finished.records(self.plan.name):
-                self.tracker.log_artifact(file)
 
 
 def _examples(params: Params, plan: Plan, rows: list[Row], spec: Spec, group: Group) -> Examples:

@@ -23,7 +23,7 @@ from benchmarks.live import TINY, Project
 from flows import checkout
 from goal.errors import Unavailable, UserError
 from goal.stages import register
-from goal.tracking import mlflow_runs
+from goal.tracking import sync
 from tests import registered
 from tests.imports import ROOT
 from tests.servers import free_port, until
@@ -163,7 +163,7 @@ def test_a_wrong_password_fails_at_once_and_loses_no_record(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "password1234")
-    monkeypatch.setitem(mlflow_runs.PATIENCE, "FINISHED", 5.0)
+    monkeypatch.setitem(sync.PATIENCE, "FINISHED", 5.0)
     registered.train(7)
     with pytest.raises(UserError, match=r"401.*MLFLOW_TRACKING_PASSWORD right") as error:
         register.run(registered.params("denied"))

@@ -3,14 +3,14 @@
 import multiprocessing
 import signal
 import time
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from goal.errors import UserError
 from goal.runtime import locks
-from goal.tracking.journal import Journal
+from goal.tracking import records
 from goal.training.checkpoint import Checkpoints
 from tests.servers import holder
 
@@ -19,8 +19,8 @@ def _train(folder: Path) -> AbstractContextManager[None]:
     return Checkpoints(folder, {"seed": 0}, 2).locked()
 
 
-def _record(folder: Path) -> AbstractContextManager[Journal]:
-    return closing(Journal(folder))
+def _record(folder: Path) -> AbstractContextManager[None]:
+    return records.lock("train")
 
 
 def _refuse() -> None:
@@ -32,8 +32,9 @@ def _lock(folder: Path) -> AbstractContextManager[None]:
 
 
 @pytest.mark.parametrize("hold", [_train, _record, _lock])
-def test_a_lock_ends_with_its_process_and_not_with_the_children_that_it_leaves(tmp_path, hold):
+def test_a_lock_ends_with_its_process_and_not_with_the_children_that_it_leaves(tmp_path, monkeypatch, hold):
     """As the data workers of a killed training, which look only every few seconds whether it still lives."""
+    monkeypatch.chdir(tmp_path)
     context = multiprocessing.get_context("fork")
     begun = context.Event()
     with hold(tmp_path / "new"):

@@ -24,13 +24,9 @@ class Recorder(Silent):
 
     def __init__(self) -> None:
         self.metrics: list[tuple[int, dict[str, float]]] = []
-        self.files: list[str] = []
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.metrics.append((step, dict(metrics)))
-
-    def log_artifact(self, path: Path) -> None:
-        self.files.append(path.name)
 
 
 @pytest.fixture(autouse=True)
@@ -200,7 +196,6 @@ def test_every_step_is_logged() -> None:
         "samples_per_second" in values and "waiting_for_data" in values for _, values in recorder.metrics
     )
     assert any("val/recall" in values for _, values in recorder.metrics)
-    assert recorder.files == [paths.NUMBERS, paths.CURVE]
 
 
 def _write_golden() -> None:
