@@ -1,8 +1,8 @@
 """Promotion and rollback of the registered model: gates, then one atomic move of an alias.
 
-MLflow has no conditional move of an alias. So a promotion holds a file lock in the project folder, which all
-machines that share the folder see and a killed process releases, and checks that the champion is still the one
-that the version was judged against. Project folders that only share a server have this check alone, right
+MLflow cannot move an alias on a condition. So a promotion holds a file lock in the project folder, which all
+machines that share the folder see and a killed process releases, and checks that the champion is still the
+one that the version was judged against. Project folders that only share a server have this check alone, right
 before and after the move: of two moves in the same moment both may succeed, and the later one holds.
 """
 
