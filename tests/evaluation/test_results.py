@@ -159,7 +159,7 @@ def test_a_missing_result_is_named_with_the_command_that_makes_it(project: Path)
 
 
 def test_a_missing_data_set_is_named(project: Path) -> None:
-    with pytest.raises(UserError, match="--on coco: no data/coco; `goal data` makes it"):
+    with pytest.raises(UserError, match="--on coco: data/coco not found; set data.name to coco"):
         evaluate.run(tiny.params(), ["stage2"], "coco")
 
 
