@@ -36,7 +36,7 @@ from goal.boxes import View
 from goal.config import Params, paths
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
-from goal.evaluation import embed, galleries, ranking
+from goal.evaluation import embed, galleries, query_metrics, ranking
 from goal.evaluation.embed import Settings
 from goal.evaluation.galleries import Gallery, Picture
 from goal.model.network import Spec
@@ -203,7 +203,7 @@ def measure(file: Path, found: Sequence[Gallery], params: Params) -> dict[str, f
     means = {}
     for gallery in found:
         rows = ranking.measure(gallery, embedded, params.evaluate.chunk)
-        summary = ranking.summarise(rows, [1], 2, 0)
+        summary = query_metrics.summarise(rows, [1], 2, 0)
         means |= {(gallery.benchmark, name): one["mean"] for name, one in summary.items()}
     return {label: means[where] for label, where in METRICS.items()}
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from goal.errors import UserError
-from goal.evaluation import ranking, results, statistics
+from goal.evaluation import query_metrics, results, statistics
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ def compare(first: str, second: str, ks: Sequence[int], resamples: int, seed: in
         if not (measured.of(first, benchmark) and measured.of(second, benchmark)):
             continue
         left, right = read(first, benchmark), read(second, benchmark)
-        if left.select(ranking.KEY) != right.select(ranking.KEY):
+        if left.select(query_metrics.KEY) != right.select(query_metrics.KEY):
             raise UserError(
                 f"{results.ranks(second, benchmark)}: its queries differ from those of {first}; "
                 f"run {results.command(benchmark, first, second)}"
             )
-        sides = zip(ranking.by_direction(left), ranking.by_direction(right), strict=True)
+        sides = zip(query_metrics.by_direction(left), query_metrics.by_direction(right), strict=True)
         for (direction, one), (_, two) in sides:
-            names, values = ranking.metric_values(one, ks)
-            _, others = ranking.metric_values(two, ks)
+            names, values = query_metrics.metric_values(one, ks)
+            _, others = query_metrics.metric_values(two, ks)
             found = statistics.differences(values, others, one["id"].to_numpy(), resamples, seed)
             lines += [
                 Line(benchmark, f"{direction}_{name}", float(a), float(b), difference, len(values))

@@ -11,7 +11,7 @@ import pyarrow as pa
 from goal.config import paths
 from goal.datasets import manifest
 from goal.errors import UserError
-from goal.evaluation import embed, galleries, ranking
+from goal.evaluation import embed, galleries, query_metrics, ranking
 from goal.evaluation.embed import Embeddings, Settings
 from goal.evaluation.galleries import Gallery
 from goal.runtime import devices, files
@@ -83,14 +83,14 @@ def _measure(
 ) -> Measured:
     ks, resamples = sorted(params.evaluate.ks), params.evaluate.bootstrap
     rows = ranking.measure(gallery, embeddings, params.evaluate.chunk)
-    summary = ranking.summarise(rows, ks, resamples, params.seed)
+    summary = query_metrics.summarise(rows, ks, resamples, params.seed)
     details = {
         "benchmark": gallery.benchmark,
         "model": {"name": name, "network": embeddings.spec.name, "digest": embeddings.model},
         "protocol": protocol(data_set or params.data.name, gallery, embeddings),
         "repeated_texts": gallery.repeated_texts,
         "metrics": summary,
-        "by": ranking.breakdowns(rows, ks, resamples, params.seed),
+        "by": query_metrics.breakdowns(rows, ks, resamples, params.seed),
     }
     hidden = {f"r{k}" for k in ks if k not in HEADLINE_KS} if set(ks) & set(HEADLINE_KS) else set()
     headline = {key: one["mean"] for key, one in summary.items() if key.rsplit("_", 1)[1] not in hidden}

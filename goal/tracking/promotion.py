@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from goal.config import Gate, Params, paths
 from goal.errors import UserError
-from goal.evaluation import ranking
+from goal.evaluation import query_metrics
 from goal.evaluation.galleries import DIRECTIONS
 from goal.runtime import locks, signals
 from goal.tracking import gates, lineage, mlflow_store, registry
@@ -191,12 +191,12 @@ def _answers(folder: Path, gate: Gate) -> Answers | None:
     if direction is None:
         return None
     name = gate.metric.removeprefix(f"{direction}_")
-    chosen = dict(ranking.by_direction(rows))[direction]
+    chosen = dict(query_metrics.by_direction(rows))[direction]
     ks = [int(name[1:])] if name[:1] == "r" and name[1:].isdigit() else []
-    names, values = ranking.metric_values(chosen, ks)
+    names, values = query_metrics.metric_values(chosen, ks)
     if name not in names or not len(chosen):
         return None
-    queries = tuple(zip(*(map(str, chosen[column].to_pylist()) for column in ranking.KEY), strict=True))
+    queries = tuple(zip(*(map(str, chosen[column].to_pylist()) for column in query_metrics.KEY), strict=True))
     return Answers(queries, chosen["id"].to_numpy(), values[:, names.index(name)])
 
 

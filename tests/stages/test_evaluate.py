@@ -15,7 +15,7 @@ from goal.config import Params
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import UserError
-from goal.evaluation import embed, ranking
+from goal.evaluation import embed, query_metrics, ranking
 from goal.evaluation.embed import Embeddings, Settings
 from goal.evaluation.galleries import DIRECTIONS, Gallery, Picture
 from goal.stages import evaluate
@@ -202,7 +202,7 @@ def test_every_benchmark_of_a_complete_data_set(project: Path, params: Params) -
 def test_a_picture_without_a_text_finds_nothing() -> None:
     """Its rank is 0, which is not counted as one of the first k."""
     rows = pa.table({"rank": pa.array([0, 1, 2], pa.int32())})
-    names, values = ranking.metric_values(rows, [1, 5])
+    names, values = query_metrics.metric_values(rows, [1, 5])
     assert names == ["r1", "r5"]
     assert values.tolist() == [[0, 0], [100, 100], [0, 100]]
 
