@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
+from torch import Tensor
 
 from goal import weights
 from goal.config import Params, paths
@@ -54,6 +55,7 @@ class Trainer:
         self.data = _examples(params, plan, rows, model.spec, group)
         self.steps_per_epoch = batches.steps_per_epoch(len(rows), plan.stage.batch_size)
         steps = plan.stage.epochs * self.steps_per_epoch
+        self.unsaved_best: dict[str, Tensor] | None = None
         self.learner = Learner(model, plan.stage, plan.loss_weights, steps, group)
         self.wrapped = step.wrapped(model, params.train.compile, group)
         self.checkpoints = Checkpoints(
@@ -80,25 +82,30 @@ class Trainer:
                 self.fit()
             if group.is_first:
                 if plan.stage.keep == "best":
-                    best = self.checkpoints.load_best(self.learner.best["step"])
+                    best = self.unsaved_best or self.checkpoints.load_best(self.learner.best["step"])
                     self.learner.model.load_state_dict(best)
                 self._write_results()
                 self.checkpoints.clear()
 
     def fit(self) -> None:
-        """Train to the last step, or until validations stop improving."""
-        while True:
-            if self.should_validate():
-                self.validate()
-            if self.learner.step == self.learner.steps or self.out_of_patience():
-                return
-            self.save_if_due()
-            self.train_step()
-            # On a GPU, losses are read only when they are logged: a read waits for all queued work.
-            if self.should_log() or self.group.device.type == "cpu":
-                self.check_finite()
-            if self.should_log():
-                self.metrics.flush()
+        """Train to the last step, or until validations stop improving; every step's losses are logged."""
+        try:
+            while True:
+                if self.should_validate():
+                    self.validate()
+                if self.learner.step == self.learner.steps or self.out_of_patience():
+                    break
+                self.save_if_due()
+                self.train_step()
+                # On a GPU, losses are read only when they are logged: a read waits for all queued work.
+                if self.should_log() or self.group.device.type == "cpu":
+                    self.check_finite()
+                if self.should_log():
+                    self.metrics.flush()
+            self.check_finite()
+        finally:
+            # Also where it stops early, and above all where a loss is not finite.
+            self.metrics.flush()
 
     def train_step(self) -> None:
         """One optimizer step: load a batch, compute the gradient, update. Does not wait for a GPU."""
@@ -134,7 +141,18 @@ class Trainer:
         self.metrics.log_validation()
         is_best = self.learner.validations_since_best == 0
         if self.group.is_first and self.plan.stage.keep == "best" and is_best:
-            self.checkpoints.save_best(self.learner.model.state_dict(), self.learner.step)
+            weights = self.learner.model.state_dict()
+            self.unsaved_best = {name: value.detach().cpu().clone() for name, value in weights.items()}
+            try:
+                self.save_best()
+            except UserError as error:
+                log.warning("%s; the best weights stay in memory until the next checkpoint", error)
+
+    def save_best(self) -> None:
+        """Write the weights of the best validation if the disk has not taken them yet."""
+        if self.unsaved_best:
+            self.checkpoints.save_best(self.unsaved_best, self.learner.best["step"])
+            self.unsaved_best = None
 
     def out_of_patience(self) -> bool:
         """Whether stage.patience validations in a row were no better than the best one; 0: never."""
@@ -159,7 +177,6 @@ class Trainer:
         stop, save = self.group.any(self.stop_requested(), due)
         if stop or save:
             self.check_finite()
-            self.metrics.flush()
             self.save(required=stop)
         if stop:
             raise Interrupted(
@@ -171,6 +188,8 @@ class Trainer:
         """Write a checkpoint. Where that fails and it is not `required`, log a warning and train on."""
         try:
             if self.group.is_first:
+                # First: the checkpoint names the step of the best weights.
+                self.save_best()
                 self.checkpoints.save(self.learner.state())
         except UserError as error:
             if required:

@@ -11,6 +11,7 @@ import pytest
 
 from goal import weights
 from goal.config import Params, paths
+from goal.errors import UserError
 from goal.stages import train
 from goal.training import trainer
 from goal.training.progress import Silent
@@ -27,6 +28,10 @@ class Recorder(Silent):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.metrics.append((step, dict(metrics)))
+
+    def steps(self) -> list[int]:
+        """The steps whose losses were logged."""
+        return [step for step, values in self.metrics if "loss/total" in values]
 
 
 @pytest.fixture(autouse=True)
@@ -174,12 +179,32 @@ def test_best_weights_that_no_checkpoint_refers_to_are_removed(monkeypatch: pyte
     assert json.loads(Path("metrics/stage2/train.json").read_text())["best_validation"]["step"] == 16
 
 
+def test_a_disk_too_full_for_the_best_weights_does_not_end_the_training(
+    small_disk, monkeypatch, caplog
+) -> None:
+    wanted = trained(trainings.params(stage2__epochs=2, stage2__keep="best"))
+    monkeypatch.setenv("DVC_ROOT", str(small_disk(16).path))
+    assert trained(trainings.params(stage2__epochs=2, stage2__keep="best")) == wanted
+    assert "the best weights stay in memory" in caplog.text
+
+
+def test_a_loss_that_is_not_finite_is_logged_up_to_its_step() -> None:
+    recorder = Recorder()
+    with pytest.raises(UserError, match="not finite at step"):
+        train.run(
+            trainings.params(stage2__lr=1e30, stage2__clip_norm=0.0, train__log_every=10), "stage2", recorder
+        )
+    assert recorder.steps()[:2] == [1, 2]
+
+
 def test_patience_ends_a_training_that_does_not_improve(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(self: Any, model: Any, autocast: Any, step: int) -> dict[str, Any]:
         return {"step": step, **recall(5.0)}
 
     monkeypatch.setattr(trainer.Validation, "measure", measure)
-    train.run(trainings.params(stage2__epochs=9, stage2__patience=2), "stage2", Silent())
+    recorder = Recorder()
+    train.run(trainings.params(stage2__epochs=9, stage2__patience=2, train__log_every=10), "stage2", recorder)
+    assert recorder.steps() == [1, 2, 3, 4, 5, 6]
     numbers = json.loads(Path("metrics/stage2/train.json").read_text())
     assert numbers["steps"] == 3 * 2
     assert numbers["stopped_early"] is True
@@ -189,9 +214,9 @@ def test_patience_ends_a_training_that_does_not_improve(monkeypatch: pytest.Monk
 def test_every_step_is_logged() -> None:
     recorder = Recorder()
     train.run(trainings.params(train__log_every=3), "stage2", recorder)
-    losses = [(step, values) for step, values in recorder.metrics if "loss/total" in values]
-    assert [step for step, _ in losses] == [1, 2, 3, 4]
-    assert {"loss/global", "loss/tsl_text", "lr", "gradient_norm", "logit_scale"} <= losses[0][1].keys()
+    assert recorder.steps() == [1, 2, 3, 4]
+    logged = {"loss/global", "loss/tsl_text", "lr", "gradient_norm", "logit_scale"}
+    assert logged <= next(values.keys() for _, values in recorder.metrics if "loss/total" in values)
     assert any(
         "samples_per_second" in values and "waiting_for_data" in values for _, values in recorder.metrics
     )
