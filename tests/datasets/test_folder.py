@@ -172,7 +172,7 @@ def test_csv_row_with_too_many_or_too_few_cells(build: Build, own: Path) -> None
         ("captions.json", b"[]", "captions.json: no rows"),
         ("captions.json", b"", "captions.json:1: not JSON"),
         ("captions.json", b'{"image": "a.png"}', "expected a list of objects, found an object"),
-        ("captions.json", b'{"image": "a"}\n{"image": "b"}', "one object a line is named .jsonl"),
+        ("captions.json", b'{"image": "a"}\n{"image": "b"}', "name a file with one object per line .jsonl"),
         ("captions.json", b"[" * 100_000, "nested too deeply"),
         ("captions.csv", b'image,caption\na.png,"open\n', "captions.csv:.*not CSV"),
         (
