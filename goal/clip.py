@@ -60,23 +60,19 @@ def load(
 
 def _named(name: str, pretrained: str) -> GoalClip:
     spec = architectures.spec_of(name)
+    if pretrained == EMBEDDED and spec.name == architectures.SCENES:
+        return embedded.load()
     if pretrained == EMBEDDED:
-        return _embedded(spec)
+        raise UserError(
+            f"model.pretrained {EMBEDDED}: only {architectures.SCENES} comes with the package;"
+            " set model.name to it"
+        )
     if get_pretrained_cfg(name, pretrained):
         return _tagged(spec, pretrained)
     if not Path(pretrained).exists():
         tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
         raise UserError(f"model.pretrained {pretrained}: neither a file nor a tag of {name} (tags: {tags})")
     return _checked(weights.load(pretrained, quick_gelu=spec.quick_gelu or None), spec, pretrained)
-
-
-def _embedded(spec: Spec) -> GoalClip:
-    if spec.name != architectures.SCENES:
-        raise UserError(
-            f"model.pretrained {EMBEDDED}: only {architectures.SCENES} comes with the package;"
-            f" set model.name to it"
-        )
-    return embedded.load()
 
 
 def _tagged(spec: Spec, tag: str) -> GoalClip:

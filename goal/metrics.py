@@ -55,12 +55,14 @@ def ranks(
     pictures, texts = len(image), len(text)
     if text_to_image.shape != (texts,) or ((text_to_image < 0) | (text_to_image >= pictures)).any():
         raise ValueError(f"text_to_image must name one of {pictures} pictures for each of {texts} texts")
-    own = torch.cat([_own(image, text, text_to_image, rows) for rows in _blocks(texts, chunk)])
+    own = torch.cat(
+        [(_unit(image[text_to_image[rows]]) * _unit(text[rows])).sum(1) for rows in _blocks(texts, chunk)]
+    )
     best = torch.full((pictures,), float("inf"), dtype=own.dtype, device=own.device)
     best.scatter_reduce_(0, text_to_image, own, "amax", include_self=False)
 
-    # Count the items that score no less than the right one. For a text this is its rank: its own picture is
-    # counted too. For a picture it is 1 more, and its own texts are subtracted below.
+    # Count the items that score no less than the right one. For a text, this is its rank, because its own
+    # picture is counted too. A picture's rank starts at 1, and its own texts are subtracted below.
     text_rank = torch.zeros(texts, dtype=torch.long, device=text.device)
     image_rank = torch.ones(pictures, dtype=torch.long, device=image.device)
     for i in _blocks(pictures, chunk):
@@ -158,10 +160,6 @@ def _precision(query: Tensor, gallery: Tensor, wanted: Tensor, k: int, chunk: in
     rank = before + found
     hit = torch.isfinite(own) & (rank <= k)
     return torch.where(hit, found / rank.double(), 0.0).sum(1) / present.sum(1)
-
-
-def _own(image: Tensor, text: Tensor, text_to_image: Tensor, rows: slice) -> Tensor:
-    return (_unit(image[text_to_image[rows]]) * _unit(text[rows])).sum(1)
 
 
 def _padded(relevant: Sequence[Sequence[int]], queries: int, gallery: int) -> Tensor:

@@ -48,10 +48,10 @@ def load(
     """Read a network from a weights file or a folder with model.safetensors; its context length is kept.
 
     Reads this project's safetensors, and state dicts (safetensors, or torch.save) in the layout of open_clip
-    and OpenAI, of Hugging Face's CLIPModel (such as the GOAL authors' release) and of Long-CLIP. State dicts
-    do not say the number of attention heads (vision, text) or the activation; None: as Hugging Face's
-    config.json beside the file says, else guessed by layouts.to_open_clip and layouts.spec_of_shapes.
-    Raises UserError that names the file and what is wrong with it.
+    and OpenAI, of Hugging Face's CLIPModel (such as the GOAL authors' release) and of Long-CLIP.
+    heads (vision, text) and quick_gelu: attention heads and activation, which state dicts do not say; None:
+    as Hugging Face's config.json beside the file says, else as layouts.to_open_clip and
+    layouts.spec_of_shapes assume. Raises UserError that names the file and what is wrong with it.
     """
     file = file_of(path)
     tensors, metadata = tensorfiles.read(file)
@@ -89,8 +89,8 @@ def _foreign(state: Mapping[str, Tensor], heads: tuple[int, int] | None, quick_g
     spec = layouts.spec_of_shapes(tensors, heads, bool(gelu))
     if gelu is None:
         logger.warning(
-            "%s in open_clip's layout: assuming the activation GELU; OpenAI's weights need QuickGELU: use a"
-            " name that ends in -quickgelu",
+            "%s in open_clip's layout: assuming the activation GELU; for OpenAI's weights use a name that"
+            " ends in -quickgelu",
             spec.name,
         )
     return build(spec, tensors)

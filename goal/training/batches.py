@@ -7,7 +7,7 @@ Letters: B pairs of a chunk, P of them with a usable region and sentence, S side
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -83,43 +83,40 @@ def steps_per_epoch(pictures: int, batch_size: int) -> int:
     return pictures // batch_size
 
 
+@dataclass(eq=False, repr=False)
 class BatchSampler(Sampler):
     """The keys of this rank's part of every batch, from `step` to the end of the last epoch.
 
-    Each epoch is its own permutation, which depends on the seed. A last batch that is not full is dropped: a
-    contrastive loss over fewer pairs is another loss, and its pictures come up in other epochs.
+    Each epoch is its own permutation, which depends on the seed. A last batch that is not full is dropped,
+    because a contrastive loss over fewer pairs is another loss; other epochs drop other pictures.
     """
 
-    def __init__(
-        self, size: int, batch_size: int, epochs: int, seed: int, step: int, rank: int, world: int
-    ) -> None:
-        self._size = size
-        self._batch_size = batch_size
-        self._steps_per_epoch = steps_per_epoch(size, batch_size)
-        self._epochs = epochs
-        self._seed = seed
-        self._step = step
-        self._rank = rank
-        self._world = world
-        self._epoch = -1
-        self._order = np.empty(0, int)
+    pictures: int
+    batch_size: int  # pairs, over all ranks
+    epochs: int
+    seed: int
+    step: int
+    rank: int
+    world: int  # number of ranks
+    _epoch: int = field(default=-1, init=False)
+    _order: np.ndarray = field(init=False)  # the permutation of `_epoch`
 
     def batch(self, step: int) -> list[Key]:
         """Keys of the whole batch of `step` (from 0), in the order of the ranks."""
-        epoch, number = divmod(step, self._steps_per_epoch)
+        epoch, number = divmod(step, steps_per_epoch(self.pictures, self.batch_size))
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._size)
-        first = number * self._batch_size
-        return [Key(epoch, int(index)) for index in self._order[first : first + self._batch_size]]
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(self.pictures)
+        first = number * self.batch_size
+        return [Key(epoch, int(index)) for index in self._order[first : first + self.batch_size]]
 
     def __len__(self) -> int:
-        return self._epochs * self._steps_per_epoch - self._step
+        return self.epochs * steps_per_epoch(self.pictures, self.batch_size) - self.step
 
     def __iter__(self) -> Iterator[list[Key]]:
-        own = self._batch_size // self._world
-        for step in range(self._step, self._epochs * self._steps_per_epoch):
-            yield self.batch(step)[self._rank * own : (self._rank + 1) * own]
+        own = self.batch_size // self.world
+        for step in range(self.step, self.step + len(self)):
+            yield self.batch(step)[self.rank * own : (self.rank + 1) * own]
 
 
 def check(section: str, batch_size: int, pictures: int, world: int, source: object) -> None:

@@ -90,7 +90,7 @@ class Checkpoints:
         draft = self.folder / f"{_DRAFT}{state.step}"
         final = self.folder / f"step-{state.step:08d}"
         with suppress(Damaged):
-            # It exists where a training is stopped before its first step after a restart.
+            # A training that is stopped before its first step after a resume is already saved.
             self._read(final)
             return
         try:
@@ -115,7 +115,7 @@ class Checkpoints:
             remove(old)
 
     def restore(self) -> State | None:
-        """The last complete checkpoint, or None; damaged ones are skipped with a warning.
+        """The state of the last complete checkpoint, or None; damaged ones are skipped with a warning.
 
         Raises UserError where a checkpoint is of another run, naming what differs.
         """
@@ -127,9 +127,9 @@ class Checkpoints:
         return None
 
     def save_best(self, weights: Mapping[str, Tensor], step: int) -> None:
-        """Write the weights of the best validation so far, that of `step`; remove older ones not needed.
+        """Write the weights of the best validation so far, which is that of `step`, and remove older ones.
 
-        Those are kept that a checkpoint refers to: after a kill, the training may resume from it.
+        Keeps those that a checkpoint refers to, because the training may resume from it.
         """
         tensorfiles.write(self._best_file(step), weights, {})
         needed = {self._best_file(step)}

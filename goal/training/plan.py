@@ -13,7 +13,8 @@ from goal.errors import UserError
 from goal.runtime import code, devices, files
 from goal.training import distributed
 
-# Parameters of `train` that the result depends on; the others only change the speed, also in a resumed run.
+# Parameters of `train` that the result depends on. The others only change the speed and may differ when a
+# training is resumed.
 RESULT_FIELDS = ("precision", "processes", "compile", "checkpoint_activations", "chunk_size")
 # The baselines are stage 2 with these terms only.
 BASELINES = {"global": ("global",), "global+local": ("global", "local")}
@@ -28,7 +29,7 @@ class Plan:
     stage: Stage
     loss_weights: dict[str, float]
     start: Path
-    local: bool  # whether it reads the mined pairs
+    local: bool  # whether it trains on the mined pairs
     device: torch.device
     bf16: bool
 
@@ -36,7 +37,7 @@ class Plan:
     def of(cls, params: Params, name: str) -> "Plan":
         """The plan of one of paths.TRAINED; UserError for missing hardware or loss weights that are all 0."""
         if name not in paths.TRAINED:
-            raise UserError(f"train {name}: no such model; one of {', '.join(paths.TRAINED)}")
+            raise UserError(f"train {name}: no such model; choose one of {', '.join(paths.TRAINED)}")
         section = "stage1" if name == "stage1" else "stage2"
         stage: Stage = getattr(params, section)
         loss_weights = stage.loss.model_dump(by_alias=True)
@@ -63,7 +64,7 @@ class Plan:
         )
 
     def autocast(self) -> AbstractContextManager[None]:
-        """bf16 arithmetic with fp32 weights where `bf16` is set, else nothing."""
+        """A context with bf16 arithmetic over fp32 weights where `bf16` is set, else an empty one."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def identity(self, params: Params) -> dict[str, Any]:

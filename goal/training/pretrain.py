@@ -141,7 +141,7 @@ def _around(box: tuple[float, float, float, float], margin: float, size: int) ->
 
 
 def _batch(views: list[Views], recipe: Recipe, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
-    """Pixels (B, 3, S, S) in 0..255 and captions, whose wording is drawn anew for every batch."""
+    """Pixels (B, 3, S, S) in 0..255 and captions, worded differently in every batch."""
     chosen = [views[index] for index in rng.choice(len(views), recipe.batch_size, replace=False)]
     close = rng.random(recipe.batch_size) < recipe.close_ups
     pixels = np.stack([one.close_up if near else one.whole for one, near in zip(chosen, close, strict=True)])

@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from tqdm import tqdm
@@ -28,7 +28,7 @@ class Silent:
         pass
 
 
-class Progress:
+class Progress(AbstractContextManager):
     """Shows the step, losses, samples per second, the time left and the share of time waiting for data."""
 
     def __init__(self, name: str, step: int, steps: int, batch_size: int, shown: bool) -> None:
@@ -45,12 +45,7 @@ class Progress:
         self._measured = (self._began, step, 0.0)
         self._waited = 0.0
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.close()
 
     def waited(self, seconds: float) -> None:

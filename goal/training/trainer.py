@@ -127,13 +127,13 @@ class Trainer:
         return chunks
 
     def should_validate(self) -> bool:
-        """Every stage.validate_epochs and at the last step, unless the checkpoint was saved after it."""
+        """Every stage.validate_epochs and at the last step, unless already done before a resume."""
         last = self.learner.validations[-1]["step"] if self.learner.validations else 0
         every, now = self.steps_per_epoch * self.plan.stage.validate_epochs, self.learner.step
         return self.validation is not None and now > last and (now % every == 0 or now == self.learner.steps)
 
     def validate(self) -> None:
-        """Measure recall on the validation split in the first process, log it, and save the best weights."""
+        """Measure and log recall on the validation split; with keep: best, save the best weights."""
         found = None
         if self.group.is_first:
             found = self.validation.measure(self.learner.model, self.plan.autocast, self.learner.step)
@@ -209,8 +209,8 @@ class Trainer:
         if self.learner.step != step_of_first:
             raise UserError(
                 f"{self.checkpoints.folder}: process {self.group.rank} finds the checkpoint of step "
-                f"{self.learner.step}, the first process that of step {step_of_first}; let every machine see "
-                "the same work/"
+                f"{self.learner.step}, the first process that of step {step_of_first}; put work/ on a disk "
+                "that all machines share"
             )
 
     def _start_loading(self) -> None:
@@ -246,7 +246,7 @@ def _examples(params: Params, plan: Plan, rows: list[Row], spec: Spec, group: Gr
     if params.train.packed and plan.stage.epochs:
         crops = {name: [pair.box for pair in own] for name, own in pairs.items()} if needs.crops else {}
         workers = params.train.loader_workers
-        # The first process packs the pictures, and then the others find them packed.
+        # The first process packs the pictures; the others wait and then find them packed.
         if group.is_first:
             packed.prepare(rows, crops, spec, limit, workers)
         group.broadcast(None)

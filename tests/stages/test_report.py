@@ -46,7 +46,7 @@ def project(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Page(HTMLParser):
-    """Counts elements, and what a page would fetch."""
+    """The elements of a page, and the addresses that a browser would fetch."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Page(HTMLParser):
                 self.fetched.append(value or "")
 
 
-def test_the_report_opens_offline_and_is_the_same_every_time(project: Path, params: Params) -> None:
+def test_the_report_works_offline_and_is_reproducible(project: Path, params: Params) -> None:
     report.run(params)
     page = Page(Path("reports/index.html").read_text())
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
@@ -99,7 +99,7 @@ def test_the_page_shows_pairs_queries_and_heat_maps(project: Path, params: Param
     }
     assert len(numbers) == len(boxes) > 0
     assert text.count('<b class="number"') == len(usable)
-    # Heat maps before and after, for every sentence and for the attention.
+    # One heat map before and one after training, for every sentence and for the attention.
     first_captions = [tiny.CAPTIONS[0], HOSTILE]
     sentences = sum(len(split_sentences(caption)) for caption in first_captions)
     assert text.count('<image class="heat"') == 2 * (sentences + 2)
@@ -120,7 +120,7 @@ def test_sentences_of_one_box_share_its_number_and_colour(project: Path) -> None
     assert {(sentence.number, sentence.colour) for sentence in card["sentences"]} == {(1, VERMILION)}
 
 
-def test_a_white_frame_is_spoken_of_where_there_is_one(project: Path, params: Params) -> None:
+def test_white_frames_are_explained_where_there_are_any(project: Path, params: Params) -> None:
     frame, words = 'stroke="#fff"', "A white frame is the true box."
     report.run(params)
     text = Path("reports/index.html").read_text()
@@ -134,7 +134,7 @@ def test_a_white_frame_is_spoken_of_where_there_is_one(project: Path, params: Pa
     assert (text.count(frame), words in text) == (2, True)
 
 
-def test_the_page_says_where_everything_comes_from(
+def test_the_page_shows_the_origin_of_its_results(
     project: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("params.yaml").write_text("seed: 7  # <chosen>\n")
@@ -146,7 +146,7 @@ def test_the_page_says_where_everything_comes_from(
         "other": {"outs": [{"path": "elsewhere", "md5": "4567"}]},
     }
     Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
-    # The credentials of the server stay off the page.
+    # The credentials of the server must not appear on the page.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://reader:hunter2@mlflow.example:5000/base/")
     report.run(params, experiment="12")
     text = Path("reports/index.html").read_text()
@@ -167,8 +167,8 @@ def test_the_page_says_where_everything_comes_from(
     assert not re.search("hunter2|reader", text)
 
 
-def test_captions_stay_text(project: Path, params: Params) -> None:
-    """A caption with markup, quotes and template code appears letter by letter, and nothing of it runs."""
+def test_captions_are_escaped(project: Path, params: Params) -> None:
+    """A caption with markup, quotes and template code is shown as text; none of it runs."""
     found = examples.pairs("tiny", "train", 6, 1)
     assert any("<script>" in sentence.text for card in found for sentence in card["sentences"])
     report.run(config.parse(_with_report(params, gallery=6, examples=6, grounding=6), "test"))

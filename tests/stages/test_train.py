@@ -64,7 +64,7 @@ def test_the_result_depends_on_the_seed() -> None:
 
 
 def test_losses_equal_the_golden_file() -> None:
-    """20 steps, fixed seed; after an intended change `python -m tests.stages.test_train` rewrites it."""
+    """20 steps, fixed seed; after an intended change `python -m tests.stages.test_train` rewrites them."""
     train.run(golden_params(), "stage2", Silent())
     expected = json.loads(GOLDEN.read_text())
     found = [{name: float(value) for name, value in row.items()} for row in curve("stage2")]
