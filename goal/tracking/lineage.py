@@ -97,7 +97,8 @@ def results(name: str, folder: Path) -> list[tuple[Path, str]]:
     from goal.reporting import plots
 
     numbers = paths.metrics_dir(name)
-    found = [(path, "") for path in sorted(numbers.glob("*.*")) if path.name in (paths.NUMBERS, paths.CURVE)]
+    written = (numbers / name for name in (paths.NUMBERS, paths.VALIDATION, paths.CURVE))
+    found = [(path, "") for path in written if path.exists()]
     curve = plots.read_curve(numbers / paths.CURVE)
     if any(curve.values()):
         plots.png(plots.loss_curves({name: curve}), folder / "loss.png")

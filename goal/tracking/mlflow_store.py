@@ -29,7 +29,7 @@ ENVIRONMENT = {
 }
 # Besides, for a stage that logs and need not wait long: goal.tracking.sync tries again.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-# What they warn of is said here in one line, or means nothing to the user.
+# What they report is reported here in one line, or means nothing to the user.
 NOISY = ("alembic", "urllib3", "mlflow.store.db.utils", "mlflow.system_metrics", "mlflow.utils.environment")
 PARAMS_PER_CALL = 100  # MLflow's limit
 ALREADY = {"RESOURCE_ALREADY_EXISTS"}
@@ -63,7 +63,7 @@ def prepare(environment: Mapping[str, str] = {}) -> None:
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     for noisy in NOISY:
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
 
 def connect() -> "MlflowClient":

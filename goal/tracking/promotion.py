@@ -10,7 +10,7 @@ import contextlib
 import logging
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,8 +50,23 @@ def judge(
     Raises UserError where there is no such version or alias, or it is the champion already.
     """
     _previous(alias)
+    name = params.register_.name
     with mlflow_store.answering():
-        return _judge(mlflow_store.connect(), params, version, new_data, alias)
+        client = mlflow_store.connect()
+        candidate, champion = _find(client, name, version), registry.by_alias(client, name, alias)
+        if champion is not None and champion.version == candidate.version:
+            raise UserError(f"{name} version {candidate.version} is the {alias} already")
+        faults = gates.missing(candidate.tags, registry.run_status(client, candidate))
+        if champion is not None and not new_data:
+            faults += [
+                f"{benchmark}: other pictures or texts than {alias} {champion.version} was measured on"
+                for benchmark in gates.other_data(params.promote.gates, candidate.tags, champion.tags)
+            ]
+        outcomes = tuple(_outcomes(client, params, candidate, None if new_data else champion))
+    failed = [one for one in outcomes if not one.passed]
+    faults += [f"{one.gate.benchmark} {one.gate.metric} {one.gate.rule}: {one.reason}" for one in failed]
+    number, old = int(candidate.version), int(champion.version) if champion else None
+    return Decision(name, number, alias, old, new_data, outcomes, tuple(faults))
 
 
 def promote(params: Params, decision: Decision, reason: str) -> None:
@@ -112,71 +127,25 @@ def _predecessor(alias: str) -> str:
     return PREDECESSOR if alias == CHAMPION else f"{PREDECESSOR}.{alias}"
 
 
-def _judge(
-    client: "MlflowClient", params: Params, number: int | None, new_data: bool, alias: str
-) -> Decision:
-    name = params.register_.name
-    version = _find(client, name, number)
-    champion = registry.by_alias(client, name, alias)
-    if champion is not None and champion.version == version.version:
-        raise UserError(f"{name} version {version.version} is the {alias} already")
-    faults = gates.missing(version.tags, registry.run_status(client, version))
-    if champion is not None and not new_data:
-        faults += [
-            f"{benchmark}: other pictures or texts than {alias} {champion.version} was measured on"
-            for benchmark in gates.other_data(params.promote.gates, version.tags, champion.tags)
-        ]
-    compared = None if new_data else champion
-    outcomes = _outcomes(
-        client, params.promote.gates, version, compared, params.evaluate.bootstrap, params.seed
-    )
-    failed = [outcome for outcome in outcomes if not outcome.passed]
-    faults += [f"{one.gate.benchmark} {one.gate.metric} {one.gate.rule}: {one.reason}" for one in failed]
-    return Decision(
-        registered=name,
-        version=int(version.version),
-        alias=alias,
-        champion=int(champion.version) if champion else None,
-        new_data=new_data,
-        outcomes=outcomes,
-        faults=tuple(faults),
-    )
-
-
 def _find(client: "MlflowClient", name: str, number: int | None) -> "ModelVersion":
     if number is None:
-        version = registry.by_alias(client, name, CHALLENGER)
-        what = f"no version with the alias `{CHALLENGER}`"
+        version, what = registry.by_alias(client, name, CHALLENGER), f"with the alias `{CHALLENGER}`"
     else:
-        version = registry.by_number(client, name, number)
-        what = f"no version {number}"
+        version, what = registry.by_number(client, name, number), str(number)
     if version is None:
-        raise UserError(f"the registered model {name} has {what}; `goal register` makes one")
+        raise UserError(f"the registered model {name} has no version {what}; `goal register` makes one")
     return version
 
 
 def _outcomes(
-    client: "MlflowClient",
-    asked: Sequence[Gate],
-    version: "ModelVersion",
-    champion: "ModelVersion | None",
-    resamples: int,
-    seed: int,
-) -> tuple[Outcome, ...]:
+    client: "MlflowClient", params: Params, version: "ModelVersion", champion: "ModelVersion | None"
+) -> Iterator[Outcome]:
     with tempfile.TemporaryDirectory() as folder:
         mine = registry.fetch(client, version, Path(folder) / "version")
         theirs = registry.fetch(client, champion, Path(folder) / "champion") if champion else None
-        return tuple(
-            gates.check(
-                gate,
-                _answers(mine, gate),
-                _answers(theirs, gate) if theirs else None,
-                champion is None,
-                resamples,
-                seed,
-            )
-            for gate in asked
-        )
+        for gate in params.promote.gates:
+            own, other = _answers(mine, gate), _answers(theirs, gate) if theirs else None
+            yield gates.check(gate, own, other, theirs is None, params.evaluate.bootstrap, params.seed)
 
 
 def _answers(folder: Path, gate: Gate) -> Answers | None:
@@ -225,8 +194,5 @@ def _expect(client: "MlflowClient", name: str, alias: str, wanted: int | None, w
 
 
 def _record(client: "MlflowClient", name: str, number: str, text: str) -> None:
-    client.set_model_version_tag(name, number, DECISION, f"{_now()}, {lineage.user()}: {text}")
-
-
-def _now() -> str:
-    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    when = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    client.set_model_version_tag(name, number, DECISION, f"{when}, {lineage.user()}: {text}")

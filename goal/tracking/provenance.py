@@ -117,15 +117,9 @@ def _md5(path: Path) -> str:
 
 
 def fingerprint(value: Any) -> str:
-    """sha256 of a nested value of plain types, the same whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+    """sha256 of a nested value of plain types and Locked, the same whatever the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=vars)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Locked):
-        return {"deps": dict(value.deps), "outs": dict(value.outs)}
-    raise TypeError(f"no fingerprint of {type(value).__name__}")
 
 
 def flatten(value: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:

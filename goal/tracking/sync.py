@@ -83,6 +83,10 @@ class Live:
                 if not reported:
                     log.warning("tracking: %s; the work goes on, its record is kept", error)
                 pause, reported = AFTER_FAILURE, True
+                # It gives up as soon as the server is away.
+                if monitor:
+                    monitor.finish()
+                monitor = None
         self._over.wait()
         if monitor:
             monitor.finish()
