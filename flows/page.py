@@ -99,7 +99,7 @@ def _counts(file: Path) -> str:
 
 
 def _links(root: Path) -> None:
-    """Links to the experiment and, where the flow registered, to the version and the run that trained it."""
+    """Link the experiment and, if the flow registered a model, its version and the run that trained it."""
     from goal.tracking import mlflow_store, registry
 
     with mlflow_store.answering():
@@ -115,7 +115,7 @@ def _links(root: Path) -> None:
         if version.run_id:
             run = f"experiments/{experiment}/runs/{version.run_id}"
             links["mlflow-run"] = (run, f"The training of version {number}")
-    # MLFLOW_PAGES: its address for a browser, where that is not the one that the worker uses.
+    # MLFLOW_PAGES: MLflow's address for a browser, if the worker uses another one.
     pages = os.environ.get("MLFLOW_PAGES") or mlflow_store.address()
     for key, (place, words) in links.items():
         create_link_artifact(f"{pages}/#/{place}", words, key=key, description=f"{words}, in MLflow")

@@ -16,7 +16,7 @@ from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT
 TRANSIENT = {EXIT_TRANSIENT, EXIT_RESUMABLE}
 LAST_LINES = 3
 BAR_SECONDS = 10.0  # between two logged states of a progress bar
-# DVC's words for a stage whose outs are there, and for one whose outs its cache holds.
+# What DVC prints for a stage whose outs exist, and for one whose outs it restores from its cache.
 SKIPPED = ("didn't change, skipping", "is cached - skipping run")
 
 

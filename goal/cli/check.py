@@ -25,8 +25,8 @@ CAPTION_TOKENS, SENTENCE_TOKENS = 144, 22
 LOCAL_TERMS = ("local", "tsl_image", "tsl_text")
 # fp32 weights, gradients and AdamW's two moments.
 BYTES_PER_PARAMETER = 16
-# What a block keeps of one token for the backward pass, in units of its width: layer norms, q, k, v,
-# attention's output, the MLP's hidden units twice and two residual sums.
+# Activations that a block keeps per token for the backward pass, in units of its width: layer norms, q, k,
+# v, attention's output, the MLP's hidden units twice and two residual sums.
 KEPT_WIDTHS = 18
 
 
@@ -133,7 +133,7 @@ def _training(params: Params, spec: Spec, pictures: int | None) -> Iterator[Fact
 
 
 def _cost(params: Params, spec: Spec, pictures: int | None, name: str) -> str:
-    """What a training takes; raises UserError where it cannot start."""
+    """What a training needs, as text; raises UserError if it cannot start."""
     plan = Plan.of(params, name)
     stage = plan.stage
     if stage.epochs == 0:

@@ -71,7 +71,7 @@ def _licence(source: str) -> str:
         return "drawn by the project itself, Apache-2.0"
     if source in released.RELEASES:
         return released.RELEASES[source].licence
-    return "the licence of whoever owns its pictures and captions"
+    return "under the licence of the owners of its pictures and captions"
 
 
 def _measured(file: Path, digest: str) -> list[Result]:

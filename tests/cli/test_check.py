@@ -27,7 +27,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def texts(name: str, **sections: dict) -> tuple[dict[str, str], list[str]]:
-    """Facts by topic (the last of each), and the faults but that of a disk which is too small here."""
+    """Facts by topic (the last of each), and the faults, except that this disk is too small."""
     values = presets.load(name).model_dump(by_alias=True)
     for section, fields in sections.items():
         values[section] |= fields

@@ -175,7 +175,7 @@ def test_published_numbers_are_shown_only_beside_the_same_protocol() -> None:
 
 
 @pytest.mark.parametrize("preset", ["docci-b16", "docci-l14", "dci-b16", "dci-l14"])
-def test_the_paper_s_runs_have_its_numbers_beside_them(preset: str, monkeypatch) -> None:
+def test_the_paper_s_presets_match_its_published_numbers(preset: str, monkeypatch) -> None:
     monkeypatch.chdir(tiny.ROOT)
     params = presets.load(preset)
     images = released.gallery(params)
