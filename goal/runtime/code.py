@@ -7,6 +7,7 @@ digests, so that there is one definition of "the code".
 import ast
 import hashlib
 import io
+import threading
 import tokenize
 from collections.abc import Iterable
 from functools import cache
@@ -14,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
+_PARSING = threading.Lock()
 ROOT = PACKAGE.parent
 # The command line only calls a stage, and configuration acts through values, which DVC watches as params.
 NOT_RUN = ("cli", "config")
@@ -95,7 +97,7 @@ def imported_files(file: Path) -> set[Path]:
 def modules(file: Path) -> frozenset[str]:
     """Every module named by an import anywhere in a file, also inside functions."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(_tree(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -112,7 +114,7 @@ def bare(source: str) -> str:
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     ]
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(_tree(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if (
@@ -131,6 +133,12 @@ def bare(source: str) -> str:
 def name(file: Path) -> str:
     """A file of the package as it is listed: goal/..., whichever folder the package lies in."""
     return file.relative_to(ROOT).as_posix()
+
+
+def _tree(source: str) -> ast.Module:
+    # Python 3.11 raises SystemError where two threads parse at once.
+    with _PARSING:
+        return ast.parse(source)
 
 
 @cache

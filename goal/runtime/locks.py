@@ -19,14 +19,21 @@ def held(path: Path, busy: Callable[[], object] | None = None) -> Iterator[None]
     refuses.
     """
     lock = FileLock(path, poll_interval=POLL_SECONDS)
+    if not _acquire(lock, path, blocking=False):
+        if busy:
+            busy()
+        _acquire(lock, path, blocking=True)
     try:
-        try:
-            hold = lock.acquire(blocking=False)
-        except Timeout:
-            if busy:
-                busy()
-            hold = lock.acquire()
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, path: Path, blocking: bool) -> bool:
+    try:
+        lock.acquire(blocking=blocking)
+    except Timeout:
+        return False
     except OSError as error:
         raise files.unwritable(path, error) from error
-    with hold:
-        yield
+    return True

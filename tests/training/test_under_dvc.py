@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from goal.stages import train
+from goal.stages import code, train
 from goal.training.progress import Silent
 from tests import trainings
 from tests.imports import ROOT
@@ -33,6 +33,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "goal", "goal", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
     Path("params.yaml").write_text(yaml.safe_dump(PARAMS.model_dump(by_alias=True, mode="json")))
+    code.run()
     Path(".dvc").mkdir()
     Path(".dvc/config").write_text("[core]\n    no_scm = True\n    analytics = false\n")
     return tmp_path
