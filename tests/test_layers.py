@@ -19,7 +19,7 @@ PURE = {
     "text/__init__",
     "text/sentences",
     "text/punkt",
-    "text/cleaning",
+    "cleaning",
     "boxes",
     "positions",
     "losses",

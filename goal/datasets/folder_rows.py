@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from goal.cleaning import clean
 from goal.datasets import manifest
 from goal.datasets.captions_file import Line
 from goal.datasets.images import ImageError, probe_all
 from goal.datasets.manifest import Rejected, Row
-from goal.text.cleaning import clean
 
 IMAGE_FIELDS = ("image", "filename", "file_name", "path")
 CAPTION_FIELDS = ("caption", "captions", "text")

@@ -22,7 +22,7 @@ ROW_GROUP = 4096
 _BOX = [(side, pa.float32()) for side in ("x1", "y1", "x2", "y2")]
 
 # id: unique in the file; image: path, relative to the project's root or absolute; width, height: image frame;
-# captions: cleaned (goal.text.cleaning), so that character offsets in them hold in what CLIP reads.
+# captions: cleaned (goal.cleaning), so that character offsets in them hold in what CLIP reads.
 MANIFEST = pa.schema(
     [
         ("id", pa.string()),

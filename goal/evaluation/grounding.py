@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from goal import clip, text
+from goal.cleaning import clean
 from goal.model.network import Features, GoalClip
-from goal.text.cleaning import clean
 from goal.text.sentences import Sentence
 
 

@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from goal import clip, text, weights
+from goal.cleaning import clean
 from goal.errors import UserError
 from goal.runtime import devices
 from goal.search import ann, store
-from goal.text.cleaning import clean
 from goal.text.sentences import Sentence
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from goal.cleaning import repair
 from goal.errors import UserError
-from goal.text.cleaning import repair
 from goal.text.sentences import Sentence, split_sentences
 
 __all__ = ["Sentence", "Tokens", "pad", "split_sentences", "tokenize"]

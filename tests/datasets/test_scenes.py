@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from goal import regions, text
+from goal.cleaning import clean
 from goal.datasets import manifest, scenes_render
 from goal.datasets.scenes_layout import (
     ATTRIBUTES,
@@ -36,7 +37,6 @@ from goal.datasets.scenes_words import (
     short_caption,
 )
 from goal.stages import data as stage
-from goal.text.cleaning import clean
 from tests.datasets.conftest import Build
 
 SIZE = 128

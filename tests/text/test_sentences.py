@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from goal.cleaning import clean
 from goal.errors import UserError
 from goal.text import Sentence, punkt, split_sentences
-from goal.text.cleaning import clean
 
 # A bar marks the borders; where it stands, the caption may have whitespace.
 SPLIT = {

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from goal.cleaning import clean
 from goal.errors import UserError
 from goal.text import Sentence, Tokens, pad, split_sentences, tokenize
-from goal.text.cleaning import clean
 
 BOS, EOS = 49406, 49407
 UNCUT = 10**6

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from goal.cleaning import clean
 from goal.text import split_sentences, tokenize
-from goal.text.cleaning import clean
 from tests.text.test_text import CAPTION_FILES, CLEANED, MESSY, UNCUT, glyphs, reference, shared
 
 MORE = ["amp;", "lt;", "#38;", "&#x26;", "&#195;", "&copy;", "Ã", "\u0192Â©", "\x80", "\x85", "\u2028", "ŉ"]
