@@ -20,9 +20,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 # At its first try, `register` finds MLflow's server down.
 DVC = """
 stages:
+  code:
+    cmd: python listing.py
+    always_changed: true
+    outs: [code]
   report:
     cmd: python report.py
-    deps: [report.py]
+    deps: [code, report.py]
     outs: [reports]
   register:
     cmd: python register.py
@@ -35,6 +39,10 @@ stages:
     deps: [broken.py]
 """
 PROGRAMS = {
+    "listing": """
+        from pathlib import Path
+        Path("code").write_text("goal/report.py 0123\\n")
+    """,
     "report": """
         from pathlib import Path
         Path("reports").mkdir()
@@ -119,7 +127,8 @@ def test_a_run_retries_transient_errors_and_shows_its_results(home: Path) -> Non
         assert git(home, "show", f"{branch}:metrics/origin") == f"{branch} {run.id}"
         assert walk(["report", "register"], None, [], 1.0) == branch
         names = [run.state.name for run in client.read_task_runs()]
-    assert sorted(names) == ["Completed", "Completed", "Skipped", "Skipped"]
+    # The code is listed each time.
+    assert sorted(names) == ["Completed"] * 4 + ["Skipped"] * 2
 
 
 @pytest.mark.usefixtures("server")
