@@ -31,7 +31,7 @@ from benchmarks import photographs, step_cases
 from goal.model.network import GoalClip, Spec
 from goal.text import split_sentences
 from goal.training import batches, step
-from goal.training.batches import Collate, Order
+from goal.training.batches import BatchSampler, Collate
 from goal.training.distributed import Group
 
 CAPTION = (
@@ -95,7 +95,7 @@ def loader(files: Sequence[Path], spec: Spec, epochs: int, folder: Path) -> dict
         with contextlib.chdir(folder):
             data = photographs.examples(files, [CAPTION] * len(files), spec, packs=kind == "packed")
         for workers in (0, 1, 2):
-            order = Order(len(files), BATCH, epochs, 0, 0, 0, 1)
+            order = BatchSampler(len(files), BATCH, epochs, 0, 0, 0, 1)
             with contextlib.chdir(folder):
                 coming = batches.load(data, order, Collate(spec, 0), workers, torch.device("cpu"))
                 next(coming)

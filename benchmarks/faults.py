@@ -41,7 +41,7 @@ from goal.evaluation.embed import Settings
 from goal.evaluation.galleries import Gallery, Picture
 from goal.model.network import Spec
 from goal.training import batches, distributed, examples, step
-from goal.training.batches import Collate, Order
+from goal.training.batches import BatchSampler, Collate
 from goal.training.examples import Examples, Fault, Key, Needs, Pair, Sample
 from goal.training.learner import Learner
 
@@ -171,7 +171,7 @@ def train(
     if arm.precision == "bf16":
         model.bfloat16()
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    order = Order(len(rows), stage.batch_size, stage.epochs, seed, 0, 0, 1)
+    order = BatchSampler(len(rows), stage.batch_size, stage.epochs, seed, 0, 0, 1)
     device = torch.device("cpu")
     bf16 = arm.precision != "fp32"
     with distributed.group(device, 1) as group:

@@ -26,9 +26,8 @@ from benchmarks.photographs import examples, made_up
 from benchmarks.step_cases import WEIGHTS, Laps
 from goal import losses
 from goal.model.network import Features, GoalClip
-from goal.model.packing import Packed
 from goal.training import batches, step
-from goal.training.batches import Batch, Collate, Order
+from goal.training.batches import Batch, BatchSampler, Collate
 from goal.training.distributed import Group
 from goal.training.examples import Needs
 from goal.training.learner import Learner
@@ -45,12 +44,12 @@ class Watched(GoalClip):
 
     laps: Laps
 
-    def forward(self, images: Tensor, texts: Packed) -> tuple[Features, Features]:
+    def forward(self, images: Tensor, *texts: Tensor) -> tuple[Features, ...]:
         seen = self.image_features(images)
         self.laps.mark("image tower")
-        read = self.packed_text_features(texts)
+        read = list(map(self.text_features, texts))
         self.laps.mark("text tower")
-        return seen, read
+        return seen, *read
 
 
 def take(taught: Learner, coming: Iterator[list[Batch]], group: Group, autocast: Callable) -> None:
@@ -100,7 +99,7 @@ def main() -> None:
         captions = step_cases.captions(arguments.captions, max(len(files), arguments.batch))
         with contextlib.chdir(folder):
             data = examples(files, captions, model.spec, packs=True)
-            order = Order(len(captions), arguments.batch, arguments.steps + WARM, 0, 0, 0, 1)
+            order = BatchSampler(len(captions), arguments.batch, arguments.steps + WARM, 0, 0, 0, 1)
             coming = batches.load(data, order, Collate(model.spec, 0), arguments.workers, device)
             with FlopCounterMode(display=False) as counter:
                 take(taught, coming, group, autocast)

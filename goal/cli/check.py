@@ -145,7 +145,7 @@ def _training(params: Params, spec: Spec, pictures: int | None) -> Iterator[Fact
         except UserError as error:
             yield Fact(name, str(error), fault=True)
             continue
-        steps = stage.epochs * batches.steps_an_epoch(pictures, stage.batch_size)
+        steps = stage.epochs * batches.steps_per_epoch(pictures, stage.batch_size)
         patches = (spec.image_size // spec.patch_size) ** 2 + 1
         local = any(plan.weights.get(term) for term in LOCAL_TERMS)
         views, texts = (2, CAPTION_TOKENS + SENTENCE_TOKENS) if local else (1, CAPTION_TOKENS)

@@ -15,7 +15,7 @@ from goal.errors import Interrupted, UserError
 from goal.model.network import Spec
 from goal.runtime import signals
 from goal.training import batches, best, distributed, examples, finished, learner, packed, recipe, step
-from goal.training.batches import Collate, Order
+from goal.training.batches import BatchSampler, Collate
 from goal.training.checkpoint import Checkpoints
 from goal.training.distributed import Group
 from goal.training.examples import Examples, Fault, Needs
@@ -42,8 +42,8 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
     plan = recipe.plan(params, name)
     rows = _rows(params, plan)
     size = plan.stage.batch_size
-    steps_an_epoch = batches.steps_an_epoch(len(rows), size)
-    steps = plan.stage.epochs * steps_an_epoch
+    steps_per_epoch = batches.steps_per_epoch(len(rows), size)
+    steps = plan.stage.epochs * steps_per_epoch
     recipe.check_steps(plan, steps)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_room(params, plan))
@@ -72,7 +72,9 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
             taught.restore(saved)
             log.info("%s: goes on after step %d of %d", name, taught.step, steps)
         _check_agreed(taught, group, saves)
-        order = Order(len(rows), size, plan.stage.epochs, params.seed, taught.step, group.rank, group.world)
+        order = BatchSampler(
+            len(rows), size, plan.stage.epochs, params.seed, taught.step, group.rank, group.world
+        )
         collate = Collate(model.spec, params.train.chunk_size)
         coming = batches.load(data, order, collate, params.train.loader_workers, group.device)
         wrapped = step.wrapped(model, params.train.compile, group)
@@ -82,7 +84,7 @@ def run(params: Params, name: str, tracker: Tracker) -> None:
         done: torch.cuda.Event | None = None
 
         while True:
-            if validation and _validates(taught, plan, steps_an_epoch):
+            if validation and _validates(taught, plan, steps_per_epoch):
                 found = validation.measure(model, plan.autocast, taught.step) if group.first else None
                 taught.validations.append(group.told(found))
                 told.validation()
@@ -178,14 +180,14 @@ def _check_agreed(taught: Learner, group: Group, saves: Checkpoints) -> None:
         )
 
 
-def _validates(taught: Learner, plan: Recipe, steps_an_epoch: int) -> bool:
+def _validates(taught: Learner, plan: Recipe, steps_per_epoch: int) -> bool:
     """Whether a validation is due now and was not made yet (a saved state may be from before it)."""
-    every = steps_an_epoch * plan.stage.validate_epochs
+    every = steps_per_epoch * plan.stage.validate_epochs
     last = taught.validations[-1]["step"] if taught.validations else 0
     return taught.step > last and (taught.step % every == 0 or taught.step == taught.steps)
 
 
-def _stop_if_wrong(taught: Learner, order: Order, rows: Sequence[Row], plan: Recipe) -> None:
+def _stop_if_wrong(taught: Learner, order: BatchSampler, rows: Sequence[Row], plan: Recipe) -> None:
     fault = taught.fault()
     if fault:
         ids = [rows[key.index].id for key in order.batch(fault[0])]

@@ -1,9 +1,11 @@
 """The order of the training pictures, and batches of them as tensors.
 
-Letters: B pairs of a chunk, P of them with a usable pair, S side of the view, N patches of the view.
+Letters: B pairs of a chunk, P of them with a usable pair, S side of the view, N patches of the view, T tokens
+of a padded text.
 """
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,18 +18,20 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from goal.datasets import prefetch
 from goal.errors import UserError
 from goal.model.network import Spec
-from goal.model.packing import Packed, pack
 from goal.runtime import signals
+from goal.text import pad
 from goal.training.examples import Examples, Fault, Key, Sample
 
 
 class Batch(NamedTuple):
     """B pairs ready for one forward of each tower; whatever belongs to pair i keeps the number i."""
 
+    texts: list[Int[Tensor, "_ T"]]  # groups of texts of similar length, zero padded to their longest
+    places: Int[Tensor, " B+P+B"]  # of captions, sentences, short captions: their rows in all groups together
     images: UInt8[Tensor, "B+P 3 S S"]  # the whole views, then the crops
-    texts: Packed  # the captions, then the sentences, then the short captions
     rows: Int[Tensor, " P"]  # the pair that each crop and sentence belongs to
     patches: Bool[Tensor, "B N"]  # what the box touches in the whole view
     spans: Int[Tensor, "B 2"]  # the sentence's tokens in the caption, half open
@@ -37,8 +41,8 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Shipment:
-    """The chunks of a batch, all their values in one tensor a dtype, on the way from a loader process.
+class FlatBatch:
+    """The chunks of a batch, all their values in one tensor per dtype, for the way from a loader process.
 
     Each tensor that crosses between processes takes an open file of both until it is used, and a copy of its
     own to a GPU: dozens of chunks, each in its own tensors, would pass the 1,024 files that are usual.
@@ -48,8 +52,8 @@ class Shipment:
     shapes: list[list[tuple[torch.dtype, torch.Size]]]  # of each chunk's tensors
 
     @classmethod
-    def of(cls, chunks: Sequence[Batch]) -> "Shipment":
-        tensors = [[chunk.images, *chunk.texts, *chunk[2:]] for chunk in chunks]
+    def of(cls, chunks: Sequence[Batch]) -> "FlatBatch":
+        tensors = [[*chunk.texts, *chunk[1:]] for chunk in chunks]
         shapes = [[(tensor.dtype, tensor.shape) for tensor in own] for own in tensors]
         flat: dict[torch.dtype, list[Tensor]] = defaultdict(list)
         for tensor in itertools.chain(*tensors):
@@ -65,24 +69,24 @@ class Shipment:
             return taken.view(shape)
 
         tensors = [[take(*one) for one in own] for own in self.shapes]
-        texts = len(Packed._fields)
-        return [Batch(own[0], Packed(*own[1 : texts + 1]), *own[texts + 1 :]) for own in tensors]
+        others = len(Batch._fields) - 1  # the fields of one tensor
+        return [Batch(own[:-others], *own[-others:]) for own in tensors]
 
-    def to(self, device: torch.device) -> "Shipment":
+    def to(self, device: torch.device) -> "FlatBatch":
         moved = {dtype: values.to(device, non_blocking=True) for dtype, values in self.values.items()}
-        return Shipment(moved, self.shapes)
+        return FlatBatch(moved, self.shapes)
 
-    def pin_memory(self) -> "Shipment":
+    def pin_memory(self) -> "FlatBatch":
         """Asked for by DataLoader."""
-        return Shipment({dtype: values.pin_memory() for dtype, values in self.values.items()}, self.shapes)
+        return FlatBatch({dtype: values.pin_memory() for dtype, values in self.values.items()}, self.shapes)
 
 
-def steps_an_epoch(pictures: int, batch_size: int) -> int:
-    """Full batches that the pictures make; see Order for the rest."""
+def steps_per_epoch(pictures: int, batch_size: int) -> int:
+    """Full batches that the pictures fill; see BatchSampler for the rest."""
     return pictures // batch_size
 
 
-class Order(Sampler):
+class BatchSampler(Sampler):
     """Keys of this process's part of every batch from `step` on, over all epochs.
 
     Each epoch is a permutation of its own, drawn from the seed. A batch that would not be full is left out:
@@ -94,7 +98,7 @@ class Order(Sampler):
     ) -> None:
         self._size = size
         self._batch_size = batch_size
-        self._steps_an_epoch = steps_an_epoch(size, batch_size)
+        self._steps_per_epoch = steps_per_epoch(size, batch_size)
         self._epochs = epochs
         self._seed = seed
         self._step = step
@@ -104,7 +108,7 @@ class Order(Sampler):
 
     def batch(self, step: int) -> list[Key]:
         """Keys of the whole batch of `step`, the processes' parts one after the other."""
-        epoch, place = divmod(step, self._steps_an_epoch)
+        epoch, place = divmod(step, self._steps_per_epoch)
         if self._drawn is None or self._drawn[0] != epoch:
             self._drawn = epoch, np.random.default_rng([self._seed, epoch]).permutation(self._size)
         order = self._drawn[1]
@@ -112,16 +116,16 @@ class Order(Sampler):
         return [Key(epoch, int(index)) for index in order[first : first + self._batch_size]]
 
     def __len__(self) -> int:
-        return self._epochs * self._steps_an_epoch - self._step
+        return self._epochs * self._steps_per_epoch - self._step
 
     def __iter__(self) -> Iterator[list[Key]]:
         own = self._batch_size // self._world
-        for step in range(self._step, self._epochs * self._steps_an_epoch):
+        for step in range(self._step, self._epochs * self._steps_per_epoch):
             yield self.batch(step)[self._rank * own : (self._rank + 1) * own]
 
 
 def check(section: str, batch_size: int, pictures: int, world: int, source: object) -> None:
-    """Refuse a batch that the pictures or the processes do not make up; `section` names the parameter."""
+    """Raise UserError for a batch size that does not fit the pictures or processes; `section` names it."""
     if batch_size > pictures:
         raise UserError(
             f"{section}.batch_size {batch_size}: {source} has only {pictures} pictures; at most that many fit"
@@ -140,26 +144,30 @@ class Collate:
         self._patches = (spec.image_size // spec.patch_size) ** 2
         self._chunk_size = chunk_size
 
-    def __call__(self, samples: Sequence[Sample | Fault]) -> Shipment | Fault:
+    def __call__(self, samples: Sequence[Sample | Fault]) -> FlatBatch | Fault:
         """The first Fault among the samples, else their chunks in order."""
         for sample in samples:
             if isinstance(sample, Fault):
                 return sample
         size = self._chunk_size or len(samples)
         parts = [samples[first : first + size] for first in range(0, len(samples), size)]
-        return Shipment.of([self._batch(part) for part in parts])
+        return FlatBatch.of([self._batch(part) for part in parts])
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         crops = [sample.crop for sample in samples if sample.crop is not None]
-        sentences = [sample.sentence for sample in samples if sample.sentence is not None]
-        shorts = [sample.short for sample in samples if sample.short is not None]
         has_pair = torch.tensor(
             [sample.crop is not None or sample.sentence is not None for sample in samples]
         )
         nothing = torch.zeros(self._patches, dtype=torch.bool)
+        texts = [sample.caption for sample in samples]
+        texts += [sample.sentence for sample in samples if sample.sentence is not None]
+        texts += [sample.short for sample in samples if sample.short is not None]
+        # Halves of the captions and of the sentences: little padding, few calls of the tower.
+        groups, places = _grouped(texts, math.ceil(len(samples) / 2))
         return Batch(
+            texts=groups,
+            places=places,
             images=torch.stack([sample.whole for sample in samples] + crops),
-            texts=pack([sample.caption for sample in samples] + sentences + shorts),
             rows=has_pair.nonzero()[:, 0],
             patches=torch.stack(
                 [nothing if sample.patches is None else sample.patches for sample in samples]
@@ -171,8 +179,15 @@ class Collate:
         )
 
 
+def _grouped(texts: Sequence[Tensor], size: int) -> tuple[list[Tensor], Tensor]:
+    """Texts sorted by length, in padded groups of `size`; and the row of each text in all groups together."""
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+    groups = [pad([texts[number] for number in group]) for group in prefetch.batches(order, size)]
+    return groups, torch.tensor(order).argsort()
+
+
 def load(
-    examples: Examples, order: Order, collate: Collate, workers: int, device: torch.device
+    examples: Examples, order: BatchSampler, collate: Collate, workers: int, device: torch.device
 ) -> Iterator[list[Batch] | Fault]:
     """The chunks of each batch of `order` on the device; `workers` processes read ahead (0: this one)."""
     loader = DataLoader(
@@ -189,7 +204,7 @@ def load(
     return map(partial(_arrived, device), loader)
 
 
-def _arrived(device: torch.device, sent: Shipment | Fault) -> list[Batch] | Fault:
+def _arrived(device: torch.device, sent: FlatBatch | Fault) -> list[Batch] | Fault:
     return sent if isinstance(sent, Fault) else sent.to(device).chunks()
 
 

@@ -1,4 +1,4 @@
-"""Which pictures a step sees, and what of them: order, pairs, masks, packing, counts."""
+"""Which pictures a step sees, and what of them: order, pairs, masks, padding, counts."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from goal.datasets.manifest import Row
 from goal.errors import UserError
 from goal.text import split_sentences, tokenize
 from goal.training import batches, examples
-from goal.training.batches import Collate, Order
+from goal.training.batches import BatchSampler, Collate
 from goal.training.examples import Examples, Fault, Key, Needs, Pair
 from tests import trainings
 from tests.trainings import SPEC
@@ -45,8 +45,8 @@ def mined(
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_ranks_together_see_each_batch_once(world: int) -> None:
-    whole = list(Order(37, 8, 3, 5, 0, 0, 1))
-    ranks = [list(Order(37, 8, 3, 5, 0, rank, world)) for rank in range(world)]
+    whole = list(BatchSampler(37, 8, 3, 5, 0, 0, 1))
+    ranks = [list(BatchSampler(37, 8, 3, 5, 0, rank, world)) for rank in range(world)]
     assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == whole
     assert len(whole) == 3 * 4
     for epoch in range(3):
@@ -56,20 +56,20 @@ def test_ranks_together_see_each_batch_once(world: int) -> None:
 
 
 def test_epochs_and_seeds_shuffle_anew() -> None:
-    order = Order(32, 8, 2, 5, 0, 0, 1)
+    order = BatchSampler(32, 8, 2, 5, 0, 0, 1)
     first, second = (
         [key.index for step in range(4 * e, 4 * e + 4) for key in order.batch(step)] for e in (0, 1)
     )
     assert sorted(first) == sorted(second) == list(range(32))
     assert first != second
-    assert list(Order(32, 8, 2, 6, 0, 0, 1)) != list(order)
-    assert list(Order(32, 8, 2, 5, 0, 0, 1)) == list(order)
+    assert list(BatchSampler(32, 8, 2, 6, 0, 0, 1)) != list(order)
+    assert list(BatchSampler(32, 8, 2, 5, 0, 0, 1)) == list(order)
 
 
 def test_order_goes_on_at_any_step() -> None:
-    whole = list(Order(20, 4, 2, 1, 0, 0, 1))
+    whole = list(BatchSampler(20, 4, 2, 1, 0, 0, 1))
     for step in range(11):
-        rest = Order(20, 4, 2, 1, step, 0, 1)
+        rest = BatchSampler(20, 4, 2, 1, step, 0, 1)
         assert list(rest) == whole[step:]
         assert len(rest) == 10 - step
 
@@ -217,10 +217,11 @@ def test_chunks_keep_every_part_with_its_pair(chunk: int) -> None:
         texts = [sample.caption for sample in own] + [
             sample.sentence for sample in own if sample.sentence is not None
         ]
-        assert len(part.texts.rows) == len(texts)
-        for number, text in enumerate(texts):
-            row, start = int(part.texts.rows[number]), int(part.texts.starts[number])
-            assert torch.equal(part.texts.ids[row, start : start + len(text)], text)
+        rows = [row for group in part.texts for row in group]
+        assert len(rows) == len(texts) == len(part.places)
+        for place, text in zip(part.places.tolist(), texts, strict=True):
+            assert torch.equal(rows[place][: len(text)], text)
+            assert not rows[place][len(text) :].any()
         for place, row in enumerate(part.rows.tolist()):
             assert torch.equal(part.images[len(own) + place], own[row].crop)
         for row, sample in enumerate(own):

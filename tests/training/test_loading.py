@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from goal.training import batches
-from goal.training.batches import Collate, Order
+from goal.training.batches import BatchSampler, Collate
 from goal.training.examples import Fault, Needs
 from tests import trainings
 from tests.training.test_batches import made, mined
@@ -25,7 +25,7 @@ def test_a_picture_that_cannot_be_read_is_named_by_its_row() -> None:
     rows = trainings.rows(3, Path("images"))
     Path(rows[1].image).write_bytes(b"")
     data = made(rows, None, Needs(False, False, False))
-    loader = batches.load(data, Order(3, 3, 1, 0, 0, 0, 1), Collate(SPEC, 0), 1, torch.device("cpu"))
+    loader = batches.load(data, BatchSampler(3, 3, 1, 0, 0, 0, 1), Collate(SPEC, 0), 1, torch.device("cpu"))
     (found,) = list(loader)
     assert isinstance(found, Fault)
     assert rows[1].id in found.message
@@ -36,13 +36,16 @@ def test_loader_processes_give_what_this_process_gives() -> None:
     rows = trainings.rows(6, Path("images"))
     data = made(rows, mined(rows))
     found = [
-        list(batches.load(data, Order(6, 3, 2, 0, 0, 0, 1), Collate(SPEC, 2), workers, torch.device("cpu")))
+        list(
+            batches.load(
+                data, BatchSampler(6, 3, 2, 0, 0, 0, 1), Collate(SPEC, 2), workers, torch.device("cpu")
+            )
+        )
         for workers in (0, 2)
     ]
     for one, other in zip(*found, strict=True):
         for a, b in zip(one, other, strict=True):
-            assert all(torch.equal(x, y) for x, y in zip(a[:1] + a[2:], b[:1] + b[2:], strict=True))
-            assert all(torch.equal(x, y) for x, y in zip(a.texts, b.texts, strict=True))
+            assert all(map(torch.equal, [*a.texts, *a[1:]], [*b.texts, *b[1:]]))
     assert np.all([len(chunks) == 2 for chunks in found[0]])
 
 
@@ -53,7 +56,7 @@ def _count(folder: str, workers: int) -> None:
     rows = trainings.rows(128, Path("images"))
     data = made(rows, None, Needs(False, False, False))
     coming = batches.load(
-        data, Order(128, 128, 12, 0, 0, 0, 1), Collate(SPEC, 4), workers, torch.device("cpu")
+        data, BatchSampler(128, 128, 12, 0, 0, 0, 1), Collate(SPEC, 4), workers, torch.device("cpu")
     )
     # Held, as batches on their way to a slow step are.
     seen = list(coming)
