@@ -13,7 +13,7 @@ import torch
 
 from goal import metrics, text
 from goal.evaluation import statistics
-from goal.evaluation.embed import Embeddings
+from goal.evaluation.embed import EmbeddingTable
 from goal.evaluation.galleries import DIRECTIONS, Gallery
 
 JOINT_K = 10
@@ -43,7 +43,7 @@ AVERAGE_PRECISION = pa.field("average_precision", pa.float64())
 CORRECT = pa.field("correct", pa.bool_())
 
 
-def answer(gallery: Gallery, embeddings: Embeddings, chunk: int) -> pa.Table:
+def answer(gallery: Gallery, embeddings: EmbeddingTable, chunk: int) -> pa.Table:
     """Ask every picture and every text of a gallery; QUERY's columns and the benchmark's own."""
     measure = {"twins": _twins, "joint": _joint}.get(gallery.benchmark, _ranks)
     field, values = measure(gallery, embeddings, chunk)
@@ -103,7 +103,7 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in values.items()}
 
 
-def _ranks(gallery: Gallery, embeddings: Embeddings, chunk: int) -> tuple[pa.Field, np.ndarray]:
+def _ranks(gallery: Gallery, embeddings: EmbeddingTable, chunk: int) -> tuple[pa.Field, np.ndarray]:
     found = metrics.ranks(
         embeddings.of_pictures(gallery.pictures),
         embeddings.of_texts(gallery.texts),
@@ -113,7 +113,7 @@ def _ranks(gallery: Gallery, embeddings: Embeddings, chunk: int) -> tuple[pa.Fie
     return RANK, torch.cat([found.image_to_text, found.text_to_image]).numpy()
 
 
-def _joint(gallery: Gallery, embeddings: Embeddings, chunk: int) -> tuple[pa.Field, np.ndarray]:
+def _joint(gallery: Gallery, embeddings: EmbeddingTable, chunk: int) -> tuple[pa.Field, np.ndarray]:
     """To a whole picture belong its caption and its crop's sentence, to the crop the same two."""
     count = len(gallery.pictures)
     relevant = [[number, (number + count // 2) % count] for number in range(count)]
@@ -125,14 +125,14 @@ def _joint(gallery: Gallery, embeddings: Embeddings, chunk: int) -> tuple[pa.Fie
     return AVERAGE_PRECISION, torch.cat(ways).numpy()
 
 
-def _twins(gallery: Gallery, embeddings: Embeddings, chunk: int) -> tuple[pa.Field, np.ndarray]:
+def _twins(gallery: Gallery, embeddings: EmbeddingTable, chunk: int) -> tuple[pa.Field, np.ndarray]:
     image, twin = embeddings.of_pictures(gallery.pictures).chunk(2)
     own, other = embeddings.of_texts(gallery.texts).chunk(2)
     found = metrics.twins(image, own, twin, other)
     return CORRECT, torch.cat([found.image_to_text.T.flatten(), found.text_to_image.T.flatten()]).numpy()
 
 
-def _queries(gallery: Gallery, embeddings: Embeddings) -> Iterator[dict[str, object]]:
+def _queries(gallery: Gallery, embeddings: EmbeddingTable) -> Iterator[dict[str, object]]:
     """All pictures, then all texts."""
     tokens = embeddings.lengths(gallery.texts)
     sentences = [len(text.split_sentences(one)) for one in gallery.texts]

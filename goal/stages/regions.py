@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from goal import config
 from goal.config import Params, paths
-from goal.datasets import slices
+from goal.datasets import prefetch, slices
 from goal.datasets.images import ImageError
 from goal.datasets.manifest import Row
 from goal.mining import reading, shards
@@ -80,11 +80,11 @@ class Propose:
     def __call__(self, start: int, stop: int) -> pa.Table:
         params, proposer = _loaded(self.params, self.weights)
         rows = slices.rows(Path(self.manifest), start, stop)
-        images = reading.ahead(self._read, rows, params.threads)
+        images = prefetch.ahead(self._read, rows, params.threads)
         lines, unreadable, without = [], Counter(), 0
         # The only source that takes several pictures at once.
         size = params.sam.batch_size if "sam" in params.sources else 1
-        for group in reading.batches(rows, size):
+        for group in prefetch.batches(rows, size):
             usable = {}
             for row, image in zip(group, images, strict=False):
                 if isinstance(image, ImageError):
@@ -125,10 +125,10 @@ def _line(name: str, region: Region) -> dict[str, object]:
     }
 
 
-def _summary(shards: list[Path]) -> dict[str, object]:
+def _summary(written: list[Path]) -> dict[str, object]:
     """Counts over all shards, read one at a time."""
     sources, unreadable, totals = Counter(), Counter(), Counter()
-    for path in shards:
+    for path in written:
         notes = shards.read_notes(path)
         unreadable.update(notes["unreadable"])
         totals.update(pictures=notes["pictures"], without_region=notes["without_region"])
