@@ -95,12 +95,12 @@ def loader(files: Sequence[Path], spec: Spec, epochs: int, folder: Path) -> dict
         with contextlib.chdir(folder):
             data = photographs.examples(files, [CAPTION] * len(files), spec, packs=kind == "packed")
         for workers in (0, 1, 2):
-            order = BatchSampler(len(files), BATCH, epochs, 0, 0, 0, 1)
+            sampler = BatchSampler(len(files), BATCH, epochs, 0, 0, 0, 1)
             with contextlib.chdir(folder):
-                coming = batches.load(data, order, Collate(spec, 0), workers, torch.device("cpu"))
-                next(coming)
+                loader = batches.load(data, sampler, Collate(spec, 0), workers, torch.device("cpu"))
+                next(loader)
                 began = time.perf_counter()
-                count = BATCH * sum(1 for _ in coming)
+                count = BATCH * sum(1 for _ in loader)
             found[f"{kind}, {workers} processes"] = {
                 "pairs_per_second": count / (time.perf_counter() - began)
             }
@@ -116,10 +116,10 @@ def need(spec: Spec) -> dict[str, float]:
     box = (0, 0, spec.image_size / 2, spec.image_size / 2)
     pair = {"caption": CAPTION, "sentence": sentence, "whole": view, "crop": view, "box": box}
     chunks = Collate(spec, 0)(step_cases.samples([pair] * BATCH, spec)).chunks()
-    taught, times = step_cases.learner(model, group), []
+    learner, times = step_cases.learner(model, group), []
     for _ in range(3):
         began = time.perf_counter()
-        taught.update(step.backward(model, chunks, step_cases.WEIGHTS, group, contextlib.nullcontext))
+        learner.update(step.backward(model, chunks, step_cases.WEIGHTS, group, contextlib.nullcontext))
         times.append(time.perf_counter() - began)
     return {"pairs_per_second": BATCH / min(times)}
 

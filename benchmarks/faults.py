@@ -36,7 +36,7 @@ from goal.boxes import View
 from goal.config import Params, paths
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
-from goal.evaluation import answers, embed, galleries
+from goal.evaluation import embed, galleries, query_metrics, ranking
 from goal.evaluation.embed import Settings
 from goal.evaluation.galleries import Gallery, Picture
 from goal.model.network import Spec
@@ -171,17 +171,17 @@ def train(
     if arm.precision == "bf16":
         model.bfloat16()
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    order = BatchSampler(len(rows), stage.batch_size, stage.epochs, seed, 0, 0, 1)
+    sampler = BatchSampler(len(rows), stage.batch_size, stage.epochs, seed, 0, 0, 1)
     device = torch.device("cpu")
     bf16 = arm.precision != "fp32"
     with distributed.group(device, 1) as group:
-        taught = Learner(model, stage, terms, len(order), group)
+        learner = Learner(model, stage, terms, len(sampler), group)
         for chunks in tqdm(
-            batches.load(shown, order, Collate(spec, 0), 0, device),
+            batches.load(shown, sampler, Collate(spec, 0), 0, device),
             desc=f"{arm.name}, seed {seed}",
-            total=len(order),
+            total=len(sampler),
         ):
-            taught.update(
+            learner.update(
                 step.backward(
                     model, chunks, terms, group, lambda: torch.autocast("cpu", torch.bfloat16, bf16)
                 )
@@ -202,8 +202,8 @@ def measure(file: Path, found: Sequence[Gallery], params: Params) -> dict[str, f
     )
     means = {}
     for gallery in found:
-        answered = answers.answer(gallery, embedded, params.evaluate.chunk)
-        summary = answers.summarise(answered, [1], 2, 0)
+        rows = ranking.measure(gallery, embedded, params.evaluate.chunk)
+        summary = query_metrics.summarise(rows, [1], 2, 0)
         means |= {(gallery.benchmark, name): one["mean"] for name, one in summary.items()}
     return {label: means[where] for label, where in METRICS.items()}
 
@@ -259,8 +259,8 @@ def main() -> None:
             for name, arm in arms.items():
                 seen, own, asked = wide if arm.wide else (rows, pairs, found)
                 file = folder / f"{seed}" / name.replace("/", " ") / paths.WEIGHTS
-                told = train(arm, params, seen, own, seed, file)
-                results.setdefault(name, []).append(told | measure(file, asked, params))
+                trained = train(arm, params, seen, own, seed, file)
+                results.setdefault(name, []).append(trained | measure(file, asked, params))
             _write(results, arguments.out)
     print(table(results))
 

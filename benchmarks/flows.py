@@ -20,8 +20,8 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.live import TINY, Project, serving
 from flows.checkout import overridden
-from tests.flows.live import TINY, Project, serving
 
 RESULTS = Path("benchmarks/results/flows.json")
 TIMES = 10

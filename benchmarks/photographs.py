@@ -1,4 +1,4 @@
-"""Photographs as a training reads them: a row and a pair each, and examples of them, from files or packed."""
+"""Photographs as a training reads them: one row and pair per picture, and examples from files or packed."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,19 +1,21 @@
-"""Regions: the fast SAM against the package's generator, and a detector against SAM, as ratios of one run.
+"""Regions: goal's SAM against the package's mask generator, as ratios of one run, and a detector.
 
     python -m benchmarks.regions              # all parts on a CPU; figures in benchmarks/results/regions.json
-    python -m benchmarks.regions agreement    # some of: agreement large detector
-    python -m benchmarks.regions large --checkpoint sam_vit_b_01ec64.pth
+    python -m benchmarks.regions agreement    # some of: agreement speed memory detector
+    python -m benchmarks.regions speed --checkpoint sam_vit_b_01ec64.pth
     python -m benchmarks.regions --device cuda --model vit_h --checkpoint sam_vit_h_4b8939.pth
 
 | part | measures |
 |---|---|
-| agreement | scenes, the tests' small trained SAM: which of the package's boxes the others find, how fast |
-| large | seconds and peak memory beyond the network on a 1500 x 2000 picture, a process a path |
-| detector | seconds a picture of a small detector and the fixed crops, against the package's SAM |
+| agreement | scenes, a small trained SAM: which of the package's boxes goal finds, and how fast |
+| speed | encoder and points of a 1024 x 768 and a 2000 x 1500 picture, medians of alternating runs |
+| memory | peak memory beyond the network on the larger picture, a process each |
+| detector | seconds per picture of a small detector and the fixed crops |
 
+In `speed` the package has the points per batch that suit it best, tried first; goal has its own default.
 Without a checkpoint SAM has random weights. Its time depends on them only by how many masks pass the filters:
-half do here (`--passing`), and those count as stable, more than do of real masks. Pruning (points that
-earlier masks explain are skipped) needs masks that mean something: `large` measures it with a checkpoint.
+half do here (`--passing`), and those count as stable, more than do of real masks. Pruning needs masks that
+mean something: `speed` measures it with a checkpoint only.
 The detector has random weights too, which find nothing: of its time, sorting out boxes is missing.
 """
 
@@ -24,90 +26,92 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
 from PIL import Image
 from segment_anything import sam_model_registry
+from segment_anything.modeling import Sam
 from torchvision.models import get_model
 from torchvision.ops import box_iou
 
-from benchmarks import figures
+from benchmarks import figures, small_sam
+from benchmarks.sam_package import Package
 from goal import config
-from goal.regions import Region, sam, sam_weights
+from goal.regions import Region, Source, sam_weights
 from goal.regions.detector import Detector
 from goal.regions.fixed import Fixed
-from goal.regions.sam_decoder import Picture
-from goal.regions.sam_encoder import encode
+from goal.regions.sam import MaskGenerator
 from goal.runtime import devices
-from tests.regions import small_sam
 
-HEIGHT, WIDTH = 1500, 2000
+SIZES = [(1024, 768), (2000, 1500)]
 AREAS = (0.01, 0.80)
 DETECTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
-# A GPU's first calls load what later ones have.
-GPU_REPEATS = 5
-PEAK = "peak GiB beyond the network"
+BATCHES = [1, 2, 4, 8, 16, 64]
+GRID = 32  # points per side of params.yaml
 
 
 def main() -> None:
+    parts = {"agreement": agreement, "speed": speed, "memory": memory, "detector": detector}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="parts to run; all by default")
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="parts to run; all by default")
     parser.add_argument("--model", default="vit_b", choices=["vit_b", "vit_l", "vit_h"])
     parser.add_argument("--checkpoint", default="", help="SAM's weights; none: random ones")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--points", type=int, default=32, help="points a side")
+    parser.add_argument("--points", type=int, default=16, help="points per side")
     parser.add_argument(
         "--passing", type=float, default=0.5, help="share of masks that pass (random weights)"
     )
     parser.add_argument("--pictures", type=int, default=12, help="scenes of `agreement`")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of `speed` per side")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--child", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--threshold", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--child", default="", choices=["package", "goal"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.child:
-        print(json.dumps(CHILDREN[arguments.child](arguments)))
+        print(json.dumps(_peak(arguments)))
         return
     settings = {name: getattr(arguments, name) for name in SETTINGS}
     settings["checkpoint"] = Path(arguments.checkpoint).name
     if arguments.device == "cuda":
         settings["device"] = torch.cuda.get_device_name()
-    for part in arguments.parts or PARTS:
-        figures.tell("regions", f"{part} ({arguments.device})", settings, PARTS[part](arguments))
+    for part in arguments.parts or parts:
+        figures.tell("regions", f"{part} ({arguments.device})", settings, parts[part](arguments))
+
+
+# What the figures depend on, and what a child is given.
+SETTINGS = ("model", "checkpoint", "device", "points", "passing", "pictures", "repeats", "threads")
 
 
 def agreement(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
-    """Boxes of the fast and the pruned path against the package's, same weights, same grid."""
+    """Boxes of goal's SAM, also pruned, against the package's: same weights, same grid."""
     device = devices.resolve(arguments.device, "--device")
-    settings = _settings(arguments, pred_iou_threshold=0.8, stability_threshold=0.85)
-    pruning = settings.model_copy(update={"prune_points": True})
-    # Each its own network: the fast path may change the precision of its.
-    paths = {
-        name: make(sam_weights.fill(small_sam.build, small_sam.WEIGHTS, "small").to(device), given)
-        for name, make, given in (
-            ("package", sam.Package, settings),
-            ("fast", sam.Fast, settings),
-            ("pruned", sam.Fast, pruning),
-        )
+    settings = config.load().regions.sam.model_copy(
+        update={"pred_iou_threshold": 0.8, "stability_threshold": 0.85}
+    )
+    # Each has its own network: goal replaces the attention of its encoder.
+    networks = [sam_weights.fill(small_sam.build, small_sam.WEIGHTS, "small").to(device) for _ in range(3)]
+    sources = {
+        "package": Package(networks[0], settings),
+        "goal": MaskGenerator(networks[1], settings),
+        "pruned": MaskGenerator(networks[2], settings.model_copy(update={"prune_points": True})),
     }
     pictures = [_scene(index) for index in range(arguments.pictures)]
-    asked = _count_points()
     found, points, seconds = {}, {}, {}
-    for name, path in paths.items():
-        if device.type == "cuda":
-            path.propose(pictures[:1])
-        asked.clear()
-        start = _clock(device)
-        found[name] = [path.propose([picture])[0] for picture in pictures]
-        seconds[name], points[name] = _clock(device) - start, sum(asked)
+    for network, (name, source) in zip(networks, sources.items(), strict=True):
+        source.propose(pictures[0])
+        with _qualities(network) as asked:
+            start = _clock(device)
+            found[name] = [source.propose(picture) for picture in pictures]
+            seconds[name], points[name] = _clock(device) - start, sum(map(len, asked))
     total = sum(map(len, found["package"]))
     yield "boxes of the package", total
-    for name in ("fast", "pruned"):
+    for name in ("goal", "pruned"):
         pairs = list(zip(found["package"], found[name], strict=True))
         partners = [(region, _partner(region, others)) for regions, others in pairs for region in regions]
         kept = [(region, other) for region, other in partners if other is not None]
@@ -119,115 +123,105 @@ def agreement(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
             f"{name}: largest difference of an area, share of the picture",
             max(abs(a.area_ratio - b.area_ratio) for a, b in kept),
         )
-        yield f"{name}: share of the points asked", points[name] / points["fast"]
+        yield f"{name}: share of the points asked", points[name] / points["goal"]
         yield f"{name}: times faster than the package", seconds["package"] / seconds[name]
-    yield "pruned: times faster than fast", seconds["fast"] / seconds["pruned"]
+    yield "pruned: times faster than goal", seconds["goal"] / seconds["pruned"]
 
 
-def large(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
-    """Time and memory of the whole way of one large picture."""
-    names = ["package", "fast", *(["pruned"] if arguments.checkpoint else [])]
-    results = {name: _measured(name, arguments) for name in names}
-    for name, result in results.items():
-        for measure, value in result.items():
-            yield f"{name}: {measure}", value
-    for name in names[1:]:
-        for measure in ("seconds", "CPU seconds"):
-            yield f"{name}: times faster ({measure})", results["package"][measure] / results[name][measure]
-        yield f"{name}: share of the package's memory", results[name][PEAK] / results["package"][PEAK]
+def speed(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
+    """Encoder, points and both, per picture; goal and the package take turns."""
+    settings = _settings(arguments)
+    networks = {"package": _network(arguments), "goal": _network(arguments)}
+    device = networks["goal"].device
+    ours = {"goal": settings}
+    if arguments.checkpoint:
+        networks["pruned"] = networks["goal"]
+        ours["pruned"] = settings.model_copy(update={"prune_points": True})
+    sources: dict[str, Source] = {name: MaskGenerator(networks[name], given) for name, given in ours.items()}
+    side = networks["goal"].image_encoder.img_size
+    pixels = torch.randn(1, 3, side, side, device=device)
+    for width, height in SIZES:
+        picture, size = _photograph(width, height), f"{width} x {height}"
+        # The encoder's part is the same for all batches.
+        few = settings.model_copy(update={"points_per_side": 8})
+        tried = {}
+        for batch in BATCHES:
+            package = Package(networks["package"], few.model_copy(update={"points_per_batch": batch}))
+            tried[batch] = _seconds(device, package.propose, picture)[0]
+        best = min(tried, key=tried.__getitem__)
+        yield f"{size}: package: points per batch that suit it best", best
+        sources["package"] = Package(
+            networks["package"], settings.model_copy(update={"points_per_batch": best})
+        )
+        whole: dict[str, list[list[float]]] = {name: [] for name in sources}
+        encoder: dict[str, list[list[float]]] = {name: [] for name in sources}
+        for _ in range(arguments.repeats):
+            for name, source in sources.items():
+                with torch.inference_mode():
+                    encoder[name].append(_seconds(device, networks[name].image_encoder, pixels))
+                whole[name].append(_seconds(device, source.propose, picture))
+        for index, clock in enumerate(("seconds", "CPU seconds")):
+            encoders, wholes = (
+                {name: median(run[index] for run in runs) for name, runs in found.items()}
+                for found in (encoder, whole)
+            )
+            points = {name: (wholes[name] - encoders[name]) / arguments.points**2 for name in sources}
+            grids = {name: encoders[name] + GRID**2 * points[name] for name in sources}
+            for name in sources:
+                yield f"{size}: {name}: encoder, {clock}", encoders[name]
+                yield f"{size}: {name}: {clock} per point", points[name]
+                yield f"{size}: {name}: encoder and {GRID} x {GRID} points, {clock}", grids[name]
+            for name in ours:
+                for what, of in (("encoder", encoders), ("points", points), ("both", grids)):
+                    yield f"{size}: {name}: times faster, {what} ({clock})", of["package"] / of[name]
+
+
+def memory(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
+    """GiB at most beyond the network; a process of its own shares no memory with the others."""
+    peaks = {}
+    for name in ("package", "goal"):
+        options = [f"--{key}={getattr(arguments, key)}" for key in SETTINGS]
+        command = [sys.executable, "-m", "benchmarks.regions", *options, f"--child={name}"]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        peaks[name] = json.loads(output.splitlines()[-1])
+        yield f"{name}: GiB", peaks[name]
+    yield "goal: share of the package's memory", peaks["goal"] / peaks["package"]
 
 
 def detector(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
-    """A small detector with the fixed crops against the package's SAM, both on the large picture."""
-    package = _measured("package", arguments)
-    found = _measured("detector", arguments)
-    yield "detector + fixed: seconds", found["seconds"]
-    yield "detector + fixed: times faster than the package's SAM", package["seconds"] / found["seconds"]
-    yield "the same, CPU seconds", package["CPU seconds"] / found["CPU seconds"]
-
-
-PARTS = {"agreement": agreement, "large": large, "detector": detector}
-# What the figures hang on, and what a child is told.
-SETTINGS = ("model", "checkpoint", "device", "points", "passing", "pictures", "threads")
-
-
-def _measured(name: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Run one of CHILDREN; what two parts ask for is measured once."""
-    options = [f"--{key}={getattr(arguments, key)}" for key in SETTINGS]
-    if not arguments.checkpoint:
-        options.append(f"--threshold={_child('calibrate', tuple(options))['threshold']}")
-    return _child(name, tuple(options))
-
-
-@cache
-def _child(name: str, options: tuple[str, ...]) -> dict[str, float]:
-    """A process of its own shares no memory and no caches with the others."""
-    command = [sys.executable, "-m", "benchmarks.regions", *options, f"--child={name}"]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.splitlines()[-1])
-
-
-def _calibrate(arguments: argparse.Namespace) -> dict[str, float]:
-    """The predicted IoU that the wanted share of random weights' masks exceeds."""
-    network = _network(arguments)
-    fast = sam.Fast(network, _settings(arguments))
-    with torch.inference_mode():
-        embedding = encode(network.image_encoder, fast.prepare(_photograph())[None])[0].to(fast.dtype)
-        points = torch.rand(64, 2, generator=torch.Generator().manual_seed(0)) * 768
-        quality = Picture(network, embedding).masks(points.to(embedding.device), -torch.inf).quality
-    return {"threshold": quality.quantile(1 - arguments.passing).item()}
-
-
-def _time_sam(
-    arguments: argparse.Namespace, path: type[sam.Fast | sam.Package], prune: bool = False
-) -> dict[str, float]:
-    changes = {"prune_points": prune}
-    if not arguments.checkpoint:
-        changes |= {"stability_threshold": 0.0, "pred_iou_threshold": arguments.threshold}
-    network = _network(arguments)
-    return _timed(path(network, _settings(arguments, **changes)).propose, network.device)
-
-
-def _time_detector(arguments: argparse.Namespace) -> dict[str, float]:
+    """A small detector with the fixed crops, on the large picture."""
     with tempfile.NamedTemporaryFile(suffix=".pth") as file:
         torch.save(get_model(DETECTOR, weights=None, weights_backbone=None).state_dict(), file.name)
         settings = config.Detector(model=DETECTOR, checkpoint=file.name, min_score=0.3, max_boxes=30)
         network = Detector(settings, arguments.device)
-    return _timed(
-        lambda pictures: [
-            a + b for a, b in zip(Fixed().propose(pictures), network.propose(pictures), strict=True)
-        ],
-        network.device,
-    )
+    picture = _photograph(*SIZES[-1])
+    network.propose(picture)
+    runs = [
+        _seconds(network.device, lambda: Fixed().propose(picture) + network.propose(picture))
+        for _ in range(arguments.repeats)
+    ]
+    yield "detector + fixed: seconds", median(wall for wall, _ in runs)
+    yield "detector + fixed: CPU seconds", median(cpu for _, cpu in runs)
 
 
-CHILDREN = {
-    "calibrate": _calibrate,
-    "package": lambda arguments: _time_sam(arguments, sam.Package),
-    "fast": lambda arguments: _time_sam(arguments, sam.Fast),
-    "pruned": lambda arguments: _time_sam(arguments, sam.Fast, prune=True),
-    "detector": _time_detector,
-}
+def _peak(arguments: argparse.Namespace) -> float:
+    # With few points: their number does not change the peak. The package takes few of them at once.
+    settings = _settings(arguments).model_copy(update={"points_per_side": 4, "points_per_batch": 4})
+    network, picture = _network(arguments), _photograph(*SIZES[-1])
+    source = {"package": Package, "goal": MaskGenerator}[arguments.child](network, settings)
+    devices.forget_peak(network.device)
+    before = devices.peak(network.device)
+    source.propose(picture)
+    return (devices.peak(network.device) - before) / 2**30
 
 
-def _timed(
-    propose: Callable[[list[np.ndarray]], list[list[Region]]], device: torch.device
-) -> dict[str, float]:
-    """Seconds a picture: of the first on a CPU, the mean of later ones on a GPU."""
-    picture, repeats = _photograph(), 1
-    if device.type == "cuda":
-        repeats = GPU_REPEATS
-        propose([picture])
-    devices.forget_peak(device)
-    before = devices.peak(device)
+def _seconds(device: torch.device, work: Callable[..., object], *given: object) -> list[float]:
+    """Wall and CPU seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(repeats):
-        found = propose([picture])  # on the host in the end, so a GPU has finished
-    seconds = {
-        "seconds": (time.perf_counter() - wall) / repeats,
-        "CPU seconds": (time.process_time() - cpu) / repeats,
-    }
-    return {**seconds, PEAK: (devices.peak(device) - before) / 2**30, "regions": len(found[0])}
+    work(*given)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return [time.perf_counter() - wall, time.process_time() - cpu]
 
 
 def _clock(device: torch.device) -> float:
@@ -235,7 +229,7 @@ def _clock(device: torch.device) -> float:
     return time.process_time() if device.type == "cpu" else time.perf_counter()
 
 
-def _network(arguments: argparse.Namespace):
+def _network(arguments: argparse.Namespace) -> Sam:
     build = sam_model_registry[arguments.model]
     device = devices.resolve(arguments.device, "--device")
     if arguments.checkpoint:
@@ -244,14 +238,34 @@ def _network(arguments: argparse.Namespace):
     return build().requires_grad_(False).to(device)
 
 
-def _settings(arguments: argparse.Namespace, **changes) -> config.Sam:
-    values = config.load().regions.sam.model_dump()
-    return config.Sam(**{**values, "points_per_side": arguments.points, **changes})
+def _settings(arguments: argparse.Namespace) -> config.Sam:
+    """Those of params.yaml; with random weights, thresholds that the wanted share of masks passes."""
+    settings = config.load().regions.sam.model_copy(update={"points_per_side": arguments.points})
+    if arguments.checkpoint:
+        return settings
+    network = _network(arguments)
+    few = settings.model_copy(update={"points_per_side": 8, "pred_iou_threshold": torch.inf})
+    with _qualities(network) as qualities:
+        MaskGenerator(network, few).propose(_photograph(*SIZES[0]))
+    threshold = torch.cat(qualities)[:, 1:].float().quantile(1 - arguments.passing).item()
+    assert threshold > 0, "the package filters nothing at 0 or below"
+    return settings.model_copy(update={"pred_iou_threshold": threshold, "stability_threshold": 0.0})
 
 
-def _photograph() -> np.ndarray:
-    """A 1500 x 2000 picture: what is in it does not matter to the time."""
-    return np.asarray(Image.fromarray(small_sam.picture(3, 0)[0]).resize((WIDTH, HEIGHT), Image.BICUBIC))
+@contextmanager
+def _qualities(network: Sam) -> Iterator[list[torch.Tensor]]:
+    """The qualities that the network predicts within: (points, 4) per forward pass."""
+    found: list[torch.Tensor] = []
+    hook = network.mask_decoder.iou_prediction_head.register_forward_hook(
+        lambda module, given, result: found.append(result)
+    )
+    yield found
+    hook.remove()
+
+
+def _photograph(width: int, height: int) -> np.ndarray:
+    """A picture of this size: what is in it does not matter to the time."""
+    return np.asarray(Image.fromarray(small_sam.picture(3, 0)[0]).resize((width, height), Image.BICUBIC))
 
 
 def _scene(index: int) -> np.ndarray:
@@ -259,19 +273,6 @@ def _scene(index: int) -> np.ndarray:
     image = Image.fromarray(small_sam.picture(9, index)[0])
     size = [(128, 128), (640, 640), (500, 375)][index % 3]
     return np.asarray(image.resize(size, Image.BICUBIC))
-
-
-def _count_points() -> list[int]:
-    """The sizes of the calls that the fast path makes from now on."""
-    asked: list[int] = []
-    masks = Picture.masks
-
-    def counted(picture, points, quality):
-        asked.append(len(points))
-        return masks(picture, points, quality)
-
-    Picture.masks = counted
-    return asked
 
 
 def _partner(region: Region, others: list[Region]) -> Region | None:

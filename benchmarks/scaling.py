@@ -31,7 +31,7 @@ def work(arguments: argparse.Namespace) -> float | None:
         cases = step_cases.samples(
             step_cases.random_pairs(arguments.captions, arguments.batch, model.spec), model.spec
         )
-        wrapped, taught = step.wrapped(model, False, group), step_cases.learner(model, group)
+        wrapped, learner = step.wrapped(model, False, group), step_cases.learner(model, group)
         own = arguments.batch // group.world
         sent = Collate(model.spec, 0)(cases[group.rank * own : (group.rank + 1) * own])
         sent = sent.pin_memory() if group.device.type == "cuda" else sent
@@ -39,11 +39,11 @@ def work(arguments: argparse.Namespace) -> float | None:
         for _ in range(arguments.steps + 1):
             began = time.perf_counter()
             chunks = sent.to(group.device).chunks()
-            taught.update(step.backward(wrapped, chunks, step_cases.WEIGHTS, group, autocast))
+            learner.update(step.backward(wrapped, chunks, step_cases.WEIGHTS, group, autocast))
             if group.device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
-        return median(times[1:]) if group.first else None
+        return median(times[1:]) if group.is_first else None
 
 
 def main() -> None:
@@ -67,8 +67,8 @@ def _seconds(count: int) -> float:
     started = ["-m", "torch.distributed.run", "--nproc-per-node", str(count)] if count > 1 else []
     command = [sys.executable, *started, "-m", "benchmarks.scaling", *sys.argv[1:], "--processes", str(count)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-    return float(told.split("seconds ")[1].split()[0])
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    return float(output.split("seconds ")[1].split()[0])
 
 
 if __name__ == "__main__":

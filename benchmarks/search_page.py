@@ -3,8 +3,8 @@
     python -m benchmarks.search_page
 
 Pictures: 10,000 names of 100 JPEG files, 1024 x 768. Model: ViT-B-16 with random weights, context 248; the
-index holds random vectors, since what an answer costs does not hang on what it says. The text has 220 words;
-the browser is chromium, headless.
+index holds random vectors, since what an answer costs does not depend on what it says. The text has 220
+words; the browser is chromium, headless.
 """
 
 import os

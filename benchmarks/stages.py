@@ -52,19 +52,19 @@ class Watched(GoalClip):
         return seen, *read
 
 
-def take(taught: Learner, coming: Iterator[list[Batch]], group: Group, autocast: Callable) -> None:
+def take(learner: Learner, loader: Iterator[list[Batch]], group: Group, autocast: Callable) -> None:
     """goal.training.step.backward for one chunk, and the update, with a mark after each stage."""
-    laps = taught.model.laps
+    laps = learner.model.laps
     laps.begin()
-    (batch,) = next(coming)
+    (batch,) = next(loader)
     laps.mark("waiting for data")
-    own = step.embed(taught.model, batch, Needs.of(WEIGHTS), autocast)
-    values = step.objective(own, taught.model.scale(), WEIGHTS, group)
+    own = step.embed(learner.model, batch, Needs.of(WEIGHTS), autocast)
+    values = step.objective(own, learner.model.scale(), WEIGHTS, group)
     total = losses.weighted(values, WEIGHTS)
     laps.mark("pooling and objective")
     total.backward()
     laps.mark("backward")
-    taught.update(values)
+    learner.update(values)
     laps.mark("update")
 
 
@@ -91,7 +91,7 @@ def main() -> None:
     model = step_cases.network(arguments, Watched)
     model.laps = Laps(device)
     group, autocast = Group(0, 1, device), step_cases.autocast(arguments)
-    taught = step_cases.learner(model, group)
+    learner = step_cases.learner(model, group)
     with tempfile.TemporaryDirectory() as folder:
         files = (
             sorted(arguments.folder.resolve().rglob("*.jpg")) if arguments.folder else made_up(Path(folder))
@@ -99,12 +99,12 @@ def main() -> None:
         captions = step_cases.captions(arguments.captions, max(len(files), arguments.batch))
         with contextlib.chdir(folder):
             data = examples(files, captions, model.spec, packs=True)
-            order = BatchSampler(len(captions), arguments.batch, arguments.steps + WARM, 0, 0, 0, 1)
-            coming = batches.load(data, order, Collate(model.spec, 0), arguments.workers, device)
+            sampler = BatchSampler(len(captions), arguments.batch, arguments.steps + WARM, 0, 0, 0, 1)
+            loader = batches.load(data, sampler, Collate(model.spec, 0), arguments.workers, device)
             with FlopCounterMode(display=False) as counter:
-                take(taught, coming, group, autocast)
+                take(learner, loader, group, autocast)
             for _ in range(WARM - 1 + arguments.steps):
-                take(taught, coming, group, autocast)
+                take(learner, loader, group, autocast)
             laps = model.laps.take()[WARM:]
     stages = {name: median(lap[name] for lap in laps) for name in STAGES}
     whole = sum(stages.values())

@@ -70,8 +70,8 @@ def in_a_process(module: str, *words: str) -> Any:
     """What `python -m module words...` says as JSON on its last line."""
     command = [sys.executable, "-m", module, *words]
     # Its errors are shown where they come.
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(told.splitlines()[-1])
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
 
 
 def spec(network: str) -> Spec:
@@ -86,7 +86,7 @@ def network(arguments: argparse.Namespace, kind: type[GoalClip] = GoalClip) -> G
 
 
 def autocast(arguments: argparse.Namespace) -> Callable[[], AbstractContextManager[None]]:
-    """As goal.training.recipe has it."""
+    """As goal.training.plan has it."""
     kind = torch.device(arguments.device).type
     return lambda: torch.autocast(kind, torch.bfloat16) if arguments.precision == "bf16" else nullcontext()
 

@@ -96,7 +96,7 @@ def _ours(
     """A step as goal.stages.train takes it, of a batch as the loader hands it over."""
     model.set_grad_checkpointing(arguments.checkpoint)
     group = Group(0, 1, model.logit_scale.device)
-    taught = step_cases.learner(model, group)
+    learner = step_cases.learner(model, group)
     wrapped = step.wrapped(model, arguments.compile, group)
     sent = Collate(model.spec, arguments.chunk)(samples(pairs, model.spec))
     sent = sent.pin_memory() if group.device.type == "cuda" else sent
@@ -104,7 +104,7 @@ def _ours(
     def take() -> dict[str, torch.Tensor]:
         chunks = sent.to(group.device).chunks()
         values = step.backward(wrapped, chunks, WEIGHTS, group, step_cases.autocast(arguments))
-        taught.update(values)
+        learner.update(values)
         return values
 
     return take

@@ -1,4 +1,4 @@
-"""When and where: Prefect flows over DVC's graph. A task runs one stage and caches nothing of its own."""
+"""Prefect flows over DVC's graph: when and where it runs. A task runs one stage; only DVC caches results."""
 
-# Names that Prefect's server knows: the work pool, and its queue of which one run at a time is worked on.
+# Names on Prefect's server: the work pool, and its queue that runs one flow run at a time.
 POOL, GPU = "goal", "gpu"

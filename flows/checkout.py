@@ -1,7 +1,6 @@
 """A checkout of its own for a flow run: the user's files stay untouched and the result is a branch."""
 
 import copy
-import fcntl
 import hashlib
 import os
 import re
@@ -9,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from dvc.config_schema import RelPath
 from dvc.repo import Repo
 
 from goal import config
+from goal.config import presets
 from goal.errors import UserError
+from goal.runtime import locks
 
 BRANCHES = "runs"
 PLACE = Path(".dvc") / "tmp" / "flows"
 CONFIG = Path(".dvc") / "config.local"
 PRESET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-# The commit's author: a worker's account need not have told git a name.
+# The commit's author: git need not know a name for the worker's account.
 AUTHOR = ("-c", "user.name=goal flow", "-c", "user.email=goal@localhost")
 TIMEOUT_SECONDS = 120
 
@@ -54,9 +56,9 @@ def overridden(params: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 def held(home: Path, preset: str | None, overrides: list[str], log: Callable[[str], None]) -> Iterator[Path]:
     """A worktree of the current commit with the chosen parameters, under .dvc/tmp, sharing DVC's cache.
 
-    The same commit, preset and overrides give the same worktree and branch, so that a run that died is
-    resumed in it and a finished one is found again; of two at once the second one waits. Raises UserError for
-    a preset or override that cannot be.
+    The same commit, preset and overrides give the same worktree and branch: a killed run resumes there, and a
+    finished one is found again. Of two such runs at the same time, the second one waits. Raises UserError for
+    an unknown preset or a wrong override.
     """
     if preset and not PRESET.fullmatch(preset):
         raise UserError(f"preset {preset!r}: expected the name of a file of presets/, without .yaml")
@@ -64,33 +66,20 @@ def held(home: Path, preset: str | None, overrides: list[str], log: Callable[[st
     left_out = _git(home, "diff", "--name-only", "HEAD").splitlines()
     if left_out:
         log(f"uncommitted, and no part of this run: {', '.join(left_out[:10])}")
-    source = f"presets/{preset}.yaml" if preset else "params.yaml"
-    text = _git(home, "show", f"{commit}:{source}") + "\n"
+    sources = (f"presets/{presets.DEFAULT}.yaml", f"presets/{preset}.yaml") if preset else ("params.yaml",)
+    texts = [_git(home, "show", f"{commit}:{source}") + "\n" for source in sources]
+    text = presets.complete(*texts) if preset else texts[0]
     values = overridden(yaml.safe_load(text), overrides)
     content = yaml.safe_dump(values, sort_keys=False) if overrides else text
     name = hashlib.sha256(f"{commit}\n{content}".encode()).hexdigest()[:12]
     root = home / PLACE / name
-    with turn(
-        root.with_suffix(".lock"), log, f"another flow run has the same commit and parameters ({name})"
-    ):
-        # What is written last tells that an earlier start came to its end.
+    busy = f"another flow run has the same commit and parameters ({name}): waiting"
+    with locks.held(root.with_suffix(".lock"), partial(log, busy)):
+        # DVC's configuration is written last: without it, the worktree is missing or not complete.
         if not (root / CONFIG).exists():
             _make(home, root, commit)
         (root / "params.yaml").write_text(content, encoding="utf-8")
         yield root
-
-
-@contextmanager
-def turn(lock: Path, log: Callable[[str], None], busy: str) -> Iterator[None]:
-    """Hold a lock file that a killed process gives back; where another one holds it, say so and wait."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log(f"{busy}: waiting")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def branch(root: Path) -> str:
@@ -122,7 +111,7 @@ def _make(home: Path, root: Path, commit: str) -> None:
 
 
 def _configure(home: Path, root: Path) -> None:
-    """The user's own cache for all; and no word from DVC on what to add to git, since `keep` does."""
+    """Have the worktree use the user's DVC cache, and DVC stage what it changes in git."""
     with Repo(str(home)) as repo:
         # Relative to the worktree: DVC writes its configuration in ASCII, which the full path need not be.
         folder = RelPath(repo.cache.local_cache_dir)

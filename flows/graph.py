@@ -1,4 +1,4 @@
-"""DVC's graph, read from DVC: which stages a target needs, in an order that works."""
+"""Read DVC's graph from DVC: which stages a target needs, in which order, and which are up to date."""
 
 import contextlib
 from pathlib import Path
@@ -7,7 +7,7 @@ import networkx
 from dvc.repo import Repo
 from dvc.stage import PipelineStage, Stage
 
-CODE = "code"  # the first stage
+CODE = "code"  # the stage that lists the code of each other stage; it runs first
 
 
 def stages(root: Path, targets: list[str]) -> list[str]:
@@ -31,16 +31,16 @@ def stages(root: Path, targets: list[str]) -> list[str]:
 
 
 def up_to_date(root: Path, names: list[str]) -> set[str]:
-    """Those of `names` that did not change nor depend on one that did; their outs are there, as in dvc.lock.
+    """Those of `names` that neither changed nor depend on a changed stage, and whose outs exist.
 
-    Outs that are missing, as in a new checkout, are first taken from DVC's cache. A stage that always runs
-    makes no other one stale before it ran: run `code` first.
+    Outs that are missing, as in a new checkout, are first restored from DVC's cache. A stage that always runs
+    does not count as changed for the stages that depend on it: run `code` before.
     """
     with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
         graph = networkx.relabel_nodes(repo.index.graph, _name)
         stages = [stage for stage in repo.index.stages if _name(stage) in names]
         for out in (out for stage in stages for out in stage.outs if out.hash_info and not out.exists):
-            # What the cache does not hold either, `allow_missing` passes over in a folder only.
+            # If the cache lacks it too: `allow_missing` ignores that only for files in a folder.
             with contextlib.suppress(FileNotFoundError):
                 out.checkout(allow_missing=True)
         states = {_name(stage): stage.status() for stage in stages}

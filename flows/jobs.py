@@ -1,4 +1,4 @@
-"""The deployments goal/train, goal/evaluate, goal/mine, goal/promote and their forms on Prefect's page."""
+"""The deployments goal/train, goal/evaluate, goal/mine and goal/promote, with their forms in Prefect."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ from pydantic import Field
 from flows import pipeline, watch
 from goal.runtime import signals
 
-# What a form offers is fixed by `make up`, which deploys it.
+# The choices in the form are those at the time of `make up`, which deploys it.
 Preset = Literal[*sorted(path.stem for path in (pipeline.HOME / "presets").glob("*.yaml"))]
 Override = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*=")]
 Hours = Annotated[float, Field(gt=0)]
@@ -29,7 +29,7 @@ ARGS = """
 
 
 def _walks(function: Callable[..., str]) -> Flow:
-    """A flow whose form is described once for all."""
+    """A flow whose parameters are described once for all."""
     function.__doc__ += ARGS
     return flow(name="goal", flow_run_name=function.__name__)(function)
 
@@ -53,7 +53,7 @@ def mine(preset: Preset | None = None, overrides: list[Override] = (), stage_hou
 
 
 def _walk(targets: list[str], preset: str | None, overrides: list[str], stage_hours: float) -> str:
-    # Nobody but its worker could cancel this run: without it, the run saves and ends too.
+    # Without its worker nobody could cancel this run, so it saves and ends with it.
     signals.die_with_parent()
     with watch.watched():
         return pipeline.walk(targets, preset, list(overrides), stage_hours)
@@ -67,13 +67,13 @@ def promote(
     new_data: bool = False,
     reason: str = "",
 ) -> None:
-    """Hold a registered version to the gates of the project's params.yaml; if all pass, give it the alias.
+    """Check a registered version against the gates of the project's params.yaml; if all pass, set the alias.
 
     Args:
         version: its number; empty: the challenger
-        alias: the target: `champion`, or one that you serve beside it
+        alias: `champion`, or another one that you serve beside it
         dry_run: show the gates, change nothing
-        new_data: the benchmark was changed on purpose: compare with no champion
+        new_data: the benchmark was changed on purpose: ignore the champion
         reason: recorded on the version
     """
     pipeline.promote(version, alias, dry_run, new_data, reason)

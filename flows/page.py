@@ -1,4 +1,4 @@
-"""What a flow run's page in Prefect shows: tables, pictures, and links to exactly this result in MLflow."""
+"""What the page of a flow run in Prefect shows: tables, figures, and links to its result in MLflow."""
 
 import base64
 import json
@@ -22,47 +22,47 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from goal import config
 from goal.errors import UserError
 
-# Pictures of a result: the file, the artefact's key, what it shows.
-PICTURES = (
+# Figures of a result: the file, the artefact's key, what it shows.
+FIGURES = (
     ("reports/pictures/loss.png", "loss-curve", "Terms of the loss of every training"),
     ("pairs/contact-sheet.png", "contact-sheet", "Sentences and the regions that were found for them"),
 )
 
 
 @contextmanager
-def _lenient() -> Iterator[None]:
-    """A page that cannot be written, because the server is away, ends no run, and holds it up for seconds."""
+def _best_effort() -> Iterator[None]:
+    """If Prefect's server is down, log it and go on: a run does not fail, nor wait long, for its page."""
     try:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}):
             yield
     except (httpx.HTTPError, PrefectException) as error:
-        get_run_logger().warning("not on the run's page: %s: %s", type(error).__name__, error)
+        get_run_logger().warning("missing on the run's page: %s: %s", type(error).__name__, error)
 
 
 class Progress:
-    """How many of the stages are done, as a bar."""
+    """A progress bar: how many of the stages are done."""
 
     def __init__(self, stages: int) -> None:
         self._stages, self._done, self._bar = stages, 0, None
-        with _lenient():
+        with _best_effort():
             self._bar = create_progress_artifact(0.0, key="stages", description=f"Of {stages} stages")
 
     def step(self) -> None:
-        """One more is done."""
+        """One more stage is done."""
         self._done += 1
-        with _lenient():
+        with _best_effort():
             if self._bar is not None:
                 update_progress_artifact(self._bar, 100.0 * self._done / self._stages)
 
 
-@_lenient()
+@_best_effort()
 def show(root: Path, branch: str) -> None:
-    """Put what lies in the checkout on the run's page; what a flow did not make is left out."""
+    """Show the results in the checkout on the run's page; what does not exist is left out."""
     _table(root / "reports" / "table.md", branch)
     _mined(root / "pairs", branch)
-    for file, key, words in PICTURES:
+    for file, key, words in FIGURES:
         if (root / file).exists():
-            # As a data address: the page shows it also when no other server runs.
+            # As a data URI: the page needs no other server to show it.
             data = base64.b64encode((root / file).read_bytes()).decode()
             create_image_artifact(f"data:image/png;base64,{data}", key=key, description=words)
     if os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
@@ -72,9 +72,9 @@ def show(root: Path, branch: str) -> None:
             get_run_logger().warning("no links to MLflow: %s", error)
 
 
-@_lenient()
+@_best_effort()
 def gates(lines: list[str]) -> None:
-    """What `goal promote` printed."""
+    """Show what `goal promote` printed."""
     table = "\n".join(lines)
     create_markdown_artifact(f"```\n{table}\n```", key="gates", description="Every gate of the promotion")
 
@@ -99,12 +99,12 @@ def _counts(file: Path) -> str:
 
 
 def _links(root: Path) -> None:
-    """Links to the experiment and, where the flow registered, to the version and the run that trained it."""
-    from goal.tracking import mlflow_runs, registry
+    """Link the experiment and, if the flow registered a model, its version and the run that trained it."""
+    from goal.tracking import mlflow_store, registry
 
-    with registry.answering():
-        client = mlflow_runs.connect(mlflow_runs.uri())
-        experiment = mlflow_runs.experiment_id(client, config.load(root / "params.yaml").tracking.experiment)
+    with mlflow_store.answering():
+        client = mlflow_store.connect()
+        experiment = mlflow_store.experiment_id(client, config.load(root / "params.yaml").tracking.experiment)
         links = {"mlflow-runs": (f"experiments/{experiment}", "All runs of the experiment")}
         file = root / "metrics" / "registered.json"
         facts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"registered": False}
@@ -115,7 +115,7 @@ def _links(root: Path) -> None:
         if version.run_id:
             run = f"experiments/{experiment}/runs/{version.run_id}"
             links["mlflow-run"] = (run, f"The training of version {number}")
-    # MLFLOW_PAGES: its address for a browser, where that is not the one that the worker uses.
-    pages = os.environ.get("MLFLOW_PAGES") or mlflow_runs.address()
+    # MLFLOW_PAGES: MLflow's address for a browser, if the worker uses another one.
+    pages = os.environ.get("MLFLOW_PAGES") or mlflow_store.address()
     for key, (place, words) in links.items():
         create_link_artifact(f"{pages}/#/{place}", words, key=key, description=f"{words}, in MLflow")

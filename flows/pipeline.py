@@ -1,5 +1,6 @@
-"""Walk DVC's graph, one Prefect task a stage; promote behind the gates."""
+"""Walk DVC's graph, one Prefect task per stage; promote if all gates pass."""
 
+from functools import partial
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -8,12 +9,13 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
 from flows import GPU, checkout, graph, page, stage
+from goal.runtime import locks
 
 HOME = Path(__file__).parents[1]
 PROMOTE_SECONDS = 3600.0
 
 
-def _may_pass(_task: object, _run: object, state: State) -> bool:
+def _is_transient(_task: object, _run: object, state: State) -> bool:
     return isinstance(state.result(raise_on_failure=False), stage.TransientError)
 
 
@@ -22,32 +24,33 @@ RETRIED = {
     "persist_result": False,
     "retries": 3,
     "retry_delay_seconds": [10, 60, 300],
-    "retry_condition_fn": _may_pass,
+    "retry_condition_fn": _is_transient,
 }
 
 
 @task(task_run_name="{name}", **RETRIED)
 def run_stage(name: str, root: Path, limit_seconds: float, stale: bool) -> State:
-    """One DVC stage; a stage that is not stale, or that DVC skips, ends as `Skipped`."""
-    # A version of the registered model says which flow run it comes from.
+    """Run one DVC stage; if it is not stale, or DVC skips it, the task ends as `Skipped`."""
+    # A version of the registered model records the flow run that it comes from.
     origin = {"GOAL_BRANCH": checkout.branch(root), "GOAL_FLOW_RUN": str(flow_run.get_id())}
     ran = stale and stage.run(root, name, get_run_logger().info, limit_seconds, origin)
     return Completed(name="Completed" if ran else "Skipped", message=name)
 
 
 def walk(targets: list[str], preset: str | None, overrides: list[str], stage_hours: float) -> str:
-    """Run what `targets` need in a checkout of its own; the branch that holds the result.
+    """Run what `targets` need in a checkout of its own; returns the branch with the result.
 
-    A run that fails or is cancelled leaves its checkout, where the next one with the same parameters goes on.
+    A run that fails or is cancelled leaves its checkout: the next one with the same parameters resumes there.
     """
     log = get_run_logger().info
-    # The queue's limit lets one run in. This lock holds also where the server took a live run for dead.
+    # The queue runs one flow run at a time, but starts the next one if the server takes a live run for dead.
     gpu = HOME / checkout.PLACE / f"{GPU}.lock"
-    with checkout.held(HOME, preset, overrides, log) as root, checkout.turn(gpu, log, "the GPU is in use"):
+    busy = partial(log, "the GPU is in use: waiting")
+    with checkout.held(HOME, preset, overrides, log) as root, locks.held(gpu, busy):
         log(f"checkout {root.name} of {HOME.name}")
         names = graph.stages(root, targets)
         progress = page.Progress(len(names))
-        # By what it lists, DVC sees which of the others the code makes stale.
+        # It lists the code of each stage; by these listings DVC sees which of the others are stale.
         run_stage(graph.CODE, root, stage_hours * 3600, stale=True)
         fresh = graph.up_to_date(root, names)
         for name in names:
@@ -61,7 +64,7 @@ def walk(targets: list[str], preset: str | None, overrides: list[str], stage_hou
 
 
 def promote(version: int | None, alias: str, dry_run: bool, new_data: bool, reason: str) -> None:
-    """`goal promote` in the project itself, where the gates are; their table goes to the run's page."""
+    """Run `goal promote` in the project itself; the table of the gates goes to the run's page."""
     words = ["promote", *([str(version)] if version else []), f"--alias={alias}", f"--reason={reason}"]
     words += [*(["--dry-run"] if dry_run else []), *(["--new-data"] if new_data else [])]
     run_promotion(words)
@@ -69,7 +72,7 @@ def promote(version: int | None, alias: str, dry_run: bool, new_data: bool, reas
 
 @task(task_run_name="promote", **RETRIED)
 def run_promotion(words: list[str]) -> None:
-    """`goal` with these words; whatever it prints is shown."""
+    """Run `goal` with these arguments; its output goes to the log and to the run's page."""
     lines: list[str] = []
 
     def log(line: str) -> None:

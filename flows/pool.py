@@ -1,4 +1,4 @@
-"""What Prefect's server holds before a worker starts: pool, queue, the end of dead runs, deployments."""
+"""Set up Prefect's server before a worker starts: pool, queue, deployments, and the end of dead runs."""
 
 import subprocess
 import sys
@@ -23,11 +23,11 @@ ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancel
 
 
 def main() -> None:
-    """Make what is missing; the same again changes nothing."""
+    """Create what is missing; a second call changes nothing."""
     with get_client(sync_client=True) as client:
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        # A queue's limit counts the runs that run, so that none is lost with a server or a worker.
+        # The limit of a queue counts running flow runs: a server or worker that dies takes no slot with it.
         with suppress(ObjectAlreadyExists):
             client.create_work_queue(GPU, concurrency_limit=1, work_pool_name=POOL)
         if not client.read_automations_by_name(DEAD):
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _dead_runs() -> AutomationCore:
-    """A flow run that neither ended nor sent a heartbeat in time was killed with its machine: crashed."""
+    """Mark a flow run as crashed that neither ended nor sent a heartbeat in time: its machine is lost."""
     return AutomationCore(
         name=DEAD,
         trigger=EventTrigger(

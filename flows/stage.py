@@ -1,4 +1,4 @@
-"""Run a DVC stage or other command as a child: its output line by line, its end as one of three outcomes."""
+"""Run a DVC stage or another command as a child: log its output, and tell permanent from transient errors."""
 
 import io
 import os
@@ -15,17 +15,17 @@ from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT
 
 TRANSIENT = {EXIT_TRANSIENT, EXIT_RESUMABLE}
 LAST_LINES = 3
-BAR_SECONDS = 10.0  # between two states of a progress bar that are told
-# DVC's words for a stage whose outs are there, and for one whose outs its cache holds.
+BAR_SECONDS = 10.0  # between two logged states of a progress bar
+# What DVC prints for a stage whose outs exist, and for one whose outs it restores from its cache.
 SKIPPED = ("didn't change, skipping", "is cached - skipping run")
 
 
 class StageError(Exception):
-    """A stage failed; trying again changes nothing."""
+    """A stage failed; a retry would fail too."""
 
 
 class TransientError(StageError):
-    """A stage failed for a reason that may pass: a download, a server, a pre-emption."""
+    """A stage failed for a reason that may go away: a download, a server, a pre-emption."""
 
 
 def run(
@@ -38,7 +38,7 @@ def run(
     """`dvc repro --single-item name` in `root`; True if it ran, False if DVC found nothing to do.
 
     more: variables for the stage's environment. Raises TransientError or StageError with the stage's last
-    words; past `limit_seconds` the stage is asked to save and stop, and StageError says so.
+    lines. After `limit_seconds` the stage is asked to save and stop; that is a StageError too.
     """
     repro = ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
     lines = command(root, name, repro, log, limit_seconds, more)
@@ -53,11 +53,11 @@ def command(
     limit_seconds: float,
     more: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Run `python words...` in `root` and return its lines of output; no shell reads the words.
+    """Run `python words...` in `root`, without a shell, and return its lines of output.
 
     However this process ends, by an exception or by kill -9, the command and all its children end too.
     """
-    # A session of its own: a signal to the flow's group reaches the stage once, through the guard.
+    # In a session of its own, so that a signal to the flow's group reaches the stage only once: by the guard.
     process = subprocess.Popen(
         [sys.executable, guard.__file__, str(os.getpid()), sys.executable, *words],
         cwd=root,
@@ -72,28 +72,28 @@ def command(
     alarm.start()
     output = io.TextIOWrapper(process.stdout or io.BytesIO(), errors="replace", newline="")
     lines: list[str] = []
-    told = 0.0
+    logged = 0.0
 
-    def tell() -> None:
-        nonlocal told
+    def read() -> None:
+        nonlocal logged
         for text in output:
-            # A progress bar ends its line by \r and writes it anew, many times a second.
+            # A progress bar ends its line with \r and rewrites it many times a second.
             bar, line = text.endswith("\r"), text.strip()
-            if not line or (bar and time.monotonic() - told < BAR_SECONDS):
+            if not line or (bar and time.monotonic() - logged < BAR_SECONDS):
                 continue
-            told = time.monotonic() if bar else told
+            logged = time.monotonic() if bar else logged
             lines.append(line)
             log(line)
 
     try:
-        tell()
+        read()
         code = process.wait()
     finally:
         alarm.cancel()
         if process.poll() is None:
             process.terminate()
-            # Reading on: a stage that waits for a full pipe could not save.
-            tell()
+            # A stage that waits for a full pipe could not save.
+            read()
             process.wait()
     if late.is_set():
         raise StageError(f"{name}: not done after {limit_seconds:g} s; run it again to resume")
@@ -103,15 +103,15 @@ def command(
 
 
 def _environment(root: Path) -> dict[str, str]:
-    """The stage finds this Python's tools first, and the code of its own checkout, not the flow's."""
+    """The stage uses the tools of this Python, and the code of its own checkout instead of the flow's."""
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {**os.environ, "PATH": tools, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"}
 
 
 def _failure(name: str, code: int, lines: list[str]) -> StageError:
-    # DVC's own exit code is 255 for all; what the stage said is in its words.
-    told = re.findall(r"exited with (-?\d+)", "\n".join(lines))
-    code = int(told[-1]) if told else code
+    # DVC exits with 255 for every failure; its output has the stage's own exit code.
+    codes = re.findall(r"exited with (-?\d+)", "\n".join(lines))
+    code = int(codes[-1]) if codes else code
     words = [line for line in lines if line.startswith("goal: ")] or lines[-LAST_LINES:]
     kind = TransientError if code in TRANSIENT else StageError
     return kind(f"{name}: {' '.join(words) or f'exit code {code}, no output'}")

@@ -1,7 +1,7 @@
-"""A run heeds its own state, where worker and server lost sight of it.
+"""A flow run checks its own state on the server, because worker and server may lose track of it.
 
-A worker that could not reach the server for half a minute no longer hears of cancellations, and a server
-that was away for longer than heartbeats may be missing takes a living run for dead (Prefect 3.8).
+With Prefect 3.8 a worker that could not reach the server for half a minute gets no more cancellations, and a
+server that was down for longer than a run may miss heartbeats takes a live run for dead.
 """
 
 import os
@@ -19,15 +19,14 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Running
 
-# Seconds between two looks. A worker that does hear gives a run 30 to save, then kills it: who lives past
-# three looks is on its own.
-EVERY = 15.0
-PATIENCE = 3
+EVERY = 15.0  # seconds between two checks
+# A worker that gets a cancellation kills its run after 30 seconds: a run that sees a third check ends itself.
+CHECKS = 3
 
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Within, this flow run ends where it is cancelled, and says that it lives where it is called dead."""
+    """Within, this flow run ends if it is cancelled, and reports that it runs if the server calls it dead."""
     done = threading.Event()
     arguments = (flow_run.get_id(), get_run_logger(), done)
     threading.Thread(target=_watch, args=arguments, daemon=True).start()
@@ -40,7 +39,7 @@ def watched() -> Iterator[None]:
 def _watch(run: str, log: LoggerAdapter, done: threading.Event) -> None:
     cancelled = 0
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
-        while cancelled < PATIENCE and not done.wait(EVERY):
+        while cancelled < CHECKS and not done.wait(EVERY):
             with suppress(httpx.HTTPError, PrefectException):
                 cancelled = cancelled + 1 if _cancelling(client, run) else 0
     if not done.is_set():

@@ -1,4 +1,4 @@
-"""Where a box of the picture lies in what the encoder sees, and which of its patches the box touches.
+"""Map a box of the picture to the view that the encoder sees, and to the patches that the box touches.
 
 Frames: `image` is the picture after EXIF orientation, in pixels; `view` is what the encoder sees, after
 resize and crop, in pixels; `grid` is the patches of the view. Boxes are (x1, y1, x2, y2), half open, origin
@@ -23,8 +23,8 @@ BoxTuple = tuple[float, float, float, float]
 class View:
     """How a picture becomes the square that the encoder sees.
 
-    `center_crop` brings the shortest side to `view_size` and cuts the middle square out, rounding as
-    torchvision and open_clip do; `squash` scales both sides to `view_size`.
+    `center_crop` resizes the shorter side to `view_size` and crops the centre square, rounding as
+    torchvision and open_clip do; `squash` resizes both sides to `view_size`.
 
     image_size: (width, height) in pixels, image frame. view_size: side of the square in pixels.
     Raises ValueError for sizes below 1 and unknown modes.
@@ -47,7 +47,7 @@ class View:
         size = self.view_size
         if self.mode == "squash":
             return size, size
-        # The long side is cut to whole pixels, not rounded: torchvision's Resize.
+        # The longer side is truncated to whole pixels, not rounded, as in torchvision's Resize.
         if width <= height:
             return size, int(size * height / width)
         return int(size * width / height), size
@@ -55,34 +55,34 @@ class View:
     @property
     def offset(self) -> tuple[int, int]:
         """(left, top) corner of the view in the resized picture, in pixels."""
-        # Halves go to the even pixel: torchvision's CenterCrop.
+        # Python's round takes halves to the even pixel, as in torchvision's CenterCrop.
         left, top = (round((side - self.view_size) / 2) for side in self.resized)
         return left, top
 
     def box_to_view(self, box: Iterable[SupportsFloat]) -> BoxTuple:
         """Map a box from the image frame to the view frame, clipped to the view.
 
-        A box that the crop cut away whole comes back empty, on the view's edge (see `visible`).
+        A box that lies entirely outside the crop becomes empty, on the view's edge (see `visible`).
         Raises ValueError for a box that is NaN, empty, inverted or outside the picture.
         """
         x1, y1, x2, y2 = (min(max(value, 0.0), float(self.view_size)) for value in self._project(box))
         return x1, y1, x2, y2
 
     def visible(self, box: Iterable[SupportsFloat]) -> float:
-        """Share of an image-frame box's area that lies inside the view, 0 to 1; raises as `box_to_view`."""
+        """Share of an image-frame box's area that lies inside the view, 0 to 1; raises like `box_to_view`."""
         return area(self.box_to_view(box)) / area(self._project(box))
 
     def _project(self, box: Iterable[SupportsFloat]) -> BoxTuple:
         x1, y1, x2, y2 = check(box)
         _inside((x1, y1, x2, y2), self.image_size)
         width, height = self.image_size
-        (wide, high), (left, top) = self.resized, self.offset
-        # Multiplied before divided: an edge that falls on a patch border stays exactly on it.
+        (new_width, new_height), (left, top) = self.resized, self.offset
+        # Multiply before dividing: an edge on a patch border stays exactly on it.
         return (
-            x1 * wide / width - left,
-            y1 * high / height - top,
-            x2 * wide / width - left,
-            y2 * high / height - top,
+            x1 * new_width / width - left,
+            y1 * new_height / height - top,
+            x2 * new_width / width - left,
+            y2 * new_height / height - top,
         )
 
 
@@ -113,9 +113,9 @@ def area(box: BoxTuple) -> float:
 
 
 def pixels(box: Iterable[SupportsFloat], image_size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The whole pixels that an image-frame box touches, for PIL's crop: the box rounded outwards and clipped.
+    """The pixels that an image-frame box touches, for PIL's crop: the box rounded outwards and clipped.
 
-    image_size: (width, height). Raises ValueError as `check`, and for a box outside the picture.
+    image_size: (width, height). Raises ValueError like `check`, and for a box outside the picture.
     """
     x1, y1, x2, y2 = check(box)
     _inside((x1, y1, x2, y2), image_size)
@@ -131,15 +131,15 @@ def pixels(box: Iterable[SupportsFloat], image_size: tuple[int, int]) -> tuple[i
 def patch_mask(box_in_view: Iterable[SupportsFloat], view_size: int, patch_size: int) -> Bool[Tensor, " N"]:
     """Patches that the box touches, row by row, N = (view_size / patch_size) ** 2 (paper, section 3.3).
 
-    A patch counts when the box touches it: the start is rounded down to a patch border, the end up.
-    box_in_view: view frame, pixels. Raises ValueError as `patch_masks`.
+    The start of the box is rounded down to a patch border, its end up.
+    box_in_view: view frame, pixels. Raises ValueError like `patch_masks`.
     """
     boxes = torch.tensor([check(box_in_view)], dtype=torch.float64)
     return patch_masks(boxes, view_size, patch_size)[0]
 
 
 def patch_masks(boxes: Float[Tensor, "B 4"], view_size: int, patch_size: int) -> Bool[Tensor, "B N"]:
-    """`patch_mask` of many boxes at once, on the boxes' device.
+    """`patch_mask` of B boxes at once, on their device.
 
     boxes: view frame, pixels. Raises ValueError for a box that is NaN, empty, inverted or outside the view,
     and for a view that is not a whole number of patches.
@@ -147,11 +147,11 @@ def patch_masks(boxes: Float[Tensor, "B 4"], view_size: int, patch_size: int) ->
     if patch_size < 1 or view_size < patch_size or view_size % patch_size:
         raise ValueError(f"a view of {view_size} pixels does not divide into patches of {patch_size}")
     start, end = boxes[:, :2], boxes[:, 2:]
-    wrong = ~(
+    valid = (
         torch.isfinite(boxes).all(1) & (start < end).all(1) & (start < view_size).all(1) & (end > 0).all(1)
     )
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
+    if not valid.all():
+        row = int((~valid).nonzero()[0])
         check(boxes[row].tolist())
         raise ValueError(f"box {tuple(boxes[row].tolist())} lies outside the view of {view_size} pixels")
     first = torch.floor(start / patch_size)
@@ -163,10 +163,10 @@ def patch_masks(boxes: Float[Tensor, "B 4"], view_size: int, patch_size: int) ->
 
 
 def iou(a: Float[Tensor, "K 4"], b: Float[Tensor, "M 4"]) -> Float[Tensor, "K M"]:
-    """Intersection over union of every box of `a` with every box of `b`, both in one frame."""
+    """Intersection over union of every box of `a` with every box of `b`, both in the same frame."""
     start = torch.maximum(a[:, None, :2], b[None, :, :2])
     end = torch.minimum(a[:, None, 2:], b[None, :, 2:])
-    common = (end - start).clamp(min=0).prod(dim=2)
-    own_a = (a[:, 2:] - a[:, :2]).prod(dim=1)
-    own_b = (b[:, 2:] - b[:, :2]).prod(dim=1)
-    return common / (own_a[:, None] + own_b[None, :] - common)
+    intersection = (end - start).clamp(min=0).prod(dim=2)
+    area_a = (a[:, 2:] - a[:, :2]).prod(dim=1)
+    area_b = (b[:, 2:] - b[:, :2]).prod(dim=1)
+    return intersection / (area_a[:, None] + area_b[None, :] - intersection)

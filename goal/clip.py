@@ -1,4 +1,4 @@
-"""CLIP for the rest of the project: load a network by name or file, prepare its pictures."""
+"""Load a CLIP network by name or file, and preprocess its pictures."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ __all__ = ["Features", "GoalClip", "Preprocess", "Spec", "load", "preprocess", "
 
 EMBEDDED = "embedded"
 _REASON_LENGTH = 160
-# Rows of CLIP's own table; a longer one was stretched already and is not stretched or cut again.
+# Rows of CLIP's own position table; a longer one is already stretched and is not changed again.
 _ORIGINAL_CONTEXT = 77
 
 
@@ -35,14 +35,13 @@ def load(
     keep: int = 20,
     view: str | None = None,
 ) -> GoalClip:
-    """Load a network, its position table brought to `context_length` tokens (None: as it is).
+    """Load a network and stretch or cut its position table to `context_length` tokens (None: unchanged).
 
-    path_or_name: a weights file or model folder; or a network, scenes-vit or one of open_clip's, whose
-    weights `pretrained` names (`embedded`, a tag or a file); or both as one, "ViT-B-16/openai". keep: first
-    rows of the table that are not stretched. view: how pictures become square, None: as the weights say, else
-    center_crop. A table of 77 rows can be stretched or, its first rows taken, be shorter; one that was
-    stretched can not. Raises UserError in one line for what is unknown, unsupported or does not fit,
-    Unavailable for a failed download, which says what to fetch.
+    path_or_name: a weights file or model folder; or a network (scenes-vit or a name of open_clip) whose
+    weights `pretrained` names (`embedded`, a tag or a file); or both in one, as in "ViT-B-16/openai".
+    keep: first rows of the table that are not stretched. view: how pictures become square; None: as the
+    weights say, else center_crop. Only a table of up to 77 rows can be stretched or cut. Raises UserError for
+    a network that is unknown, unsupported or does not fit, Unavailable for a failed download.
     """
     source = str(path_or_name)
     name, _, tag = source.partition("/")
@@ -53,7 +52,7 @@ def load(
     elif tag and architectures.known(name):
         model = _named(name, tag)
     else:
-        raise UserError(f"{source}: no such file, and not a network with its weights, as in ViT-B-16/openai")
+        raise UserError(f"{source}: neither a file nor a network with its weights, as in ViT-B-16/openai")
     if view is not None:
         model.spec = replace(model.spec, view=view)
     return model if context_length is None else _with_context(model, context_length, keep, source)
@@ -61,53 +60,52 @@ def load(
 
 def _named(name: str, pretrained: str) -> GoalClip:
     spec = architectures.spec_of(name)
+    if pretrained == EMBEDDED and spec.name == architectures.SCENES:
+        return embedded.load()
     if pretrained == EMBEDDED:
-        return _embedded(spec)
+        raise UserError(
+            f"model.pretrained {EMBEDDED}: only {architectures.SCENES} comes with the package;"
+            " set model.name to it"
+        )
     if get_pretrained_cfg(name, pretrained):
         return _tagged(spec, pretrained)
     if not Path(pretrained).exists():
         tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
-        raise UserError(f"model.pretrained {pretrained}: neither a file nor a tag of {name} (these: {tags})")
+        raise UserError(f"model.pretrained {pretrained}: neither a file nor a tag of {name} (tags: {tags})")
     return _checked(weights.load(pretrained, quick_gelu=spec.quick_gelu or None), spec, pretrained)
 
 
-def _embedded(spec: Spec) -> GoalClip:
-    if spec.name != architectures.SCENES:
-        raise UserError(f"model.pretrained {EMBEDDED}: only {architectures.SCENES} comes with the package")
-    return embedded.load()
-
-
 def _tagged(spec: Spec, tag: str) -> GoalClip:
-    known = get_pretrained_cfg(spec.name, tag)
+    config = get_pretrained_cfg(spec.name, tag)
     try:
-        file = download_pretrained(known)
+        file = download_pretrained(config)
     except (OSError, RuntimeError) as error:
-        gelu = "-quickgelu" if known.get("quick_gelu") else ""
+        gelu = "-quickgelu" if config.get("quick_gelu") else ""
         name = spec.name.removesuffix("-quickgelu") + gelu
         reason = " ".join(str(error).split())[:_REASON_LENGTH]
         raise Unavailable(
-            f"model.pretrained {tag}: not downloaded; fetch {_address(known)}, then set model.pretrained to"
-            f" the file and model.name to {name} ({reason})"
+            f"model.pretrained {tag}: cannot be downloaded; download {_address(config)}, then set"
+            f" model.pretrained to the file and model.name to {name} ({reason})"
         ) from error
-    # The tag decides on the activation: OpenAI's weights have QuickGELU, of which open_clip only warns.
-    model = _checked(weights.load(file, quick_gelu=known.get("quick_gelu", False)), spec, file)
-    model.spec = replace(model.spec, mean=tuple(known["mean"]), std=tuple(known["std"]))
+    # The tag sets the activation: OpenAI's weights need QuickGELU, and open_clip only warns about a mismatch.
+    model = _checked(weights.load(file, quick_gelu=config.get("quick_gelu", False)), spec, file)
+    model.spec = replace(model.spec, mean=tuple(config["mean"]), std=tuple(config["std"]))
     return model
 
 
-def _address(known: dict[str, Any]) -> str:
-    """Where a person finds the file of a tag."""
-    if not known["hf_hub"]:
-        return known["url"]
-    repository, file = known["hf_hub"].rsplit("/", 1)
+def _address(config: dict[str, Any]) -> str:
+    """Where to download the weights of a tag by hand."""
+    if not config["hf_hub"]:
+        return config["url"]
+    repository, file = config["hf_hub"].rsplit("/", 1)
     names = file or f"{HF_SAFE_WEIGHTS_NAME} or {HF_WEIGHTS_NAME}"
     return f"{names} from https://huggingface.co/{repository}"
 
 
 def _checked(model: GoalClip, spec: Spec, source: Path | str) -> GoalClip:
-    odd = architectures.differences(model.spec, spec)
-    if odd:
-        raise UserError(f"{source}: not a {spec.name}: {', '.join(odd)}")
+    differences = architectures.differences(model.spec, spec)
+    if differences:
+        raise UserError(f"{source}: not a {spec.name}: {', '.join(differences)}")
     return model
 
 
@@ -117,7 +115,7 @@ def _with_context(model: GoalClip, length: int, keep: int, source: str) -> GoalC
         return model
     if rows > _ORIGINAL_CONTEXT:
         raise UserError(
-            f"{source}: was made for {rows} tokens and is not stretched or cut again:"
+            f"{source}: its position table of {rows} rows is already stretched;"
             f" set model.context_length to {rows}"
         )
     table = positions.stretch(model.positional_embedding.detach(), length, keep)
@@ -129,24 +127,23 @@ def _with_context(model: GoalClip, length: int, keep: int, source: str) -> GoalC
 
 @dataclass(frozen=True)
 class Preprocess:
-    """A picture as its network sees it; a plain object, so that loader processes can be handed it."""
+    """Turns pictures into what the network sees; can be pickled, so that loader processes can use it."""
 
     spec: Spec
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 S S"]:
-        """Bicubic resize, crop (goal.boxes.View), scale to 0..1, normalise; equal to open_clip's own
-        transform.
+        """Bicubic resize, crop (goal.boxes.View), scale to 0..1, normalise; equal to open_clip's transform.
 
-        image: RGB, image frame. Returns the view, channels first.
+        image: RGB, image frame. Returns the view (S pixels wide and high), channels first.
         """
         return normalised(self.view(image)[None], self.spec)[0]
 
     def view(self, image: Image.Image) -> UInt8[Tensor, "3 S S"]:
-        """The resized and cropped picture as bytes; `image_features` normalises such views itself."""
+        """The resized and cropped picture as bytes; `GoalClip.image_features` normalises them itself."""
         return torch.from_numpy(np.array(self.square(image))).permute(2, 0, 1).contiguous()
 
     def square(self, image: Image.Image) -> Image.Image:
-        """The resized and cropped picture (S, S); of such a square it is the square itself."""
+        """The resized and cropped picture (S, S); a picture that is (S, S) already stays unchanged."""
         side = self.spec.image_size
         view = View(image.size, side, self.spec.view)
         left, top = view.offset
@@ -154,5 +151,5 @@ class Preprocess:
 
 
 def preprocess(spec: Spec) -> Preprocess:
-    """The way from a picture to the tensor that `encode_images` takes."""
+    """The transform from a picture to the tensor that `encode_images` takes."""
     return Preprocess(spec)

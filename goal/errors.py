@@ -1,14 +1,14 @@
-"""The errors a user can mend, and the exit codes that schedulers read."""
+"""Errors that end a command with one line, and the exit codes that schedulers read."""
 
 EXIT_USER_ERROR = 2
-# EX_UNAVAILABLE of sysexits.h: a server or the network failed; trying again later may help.
+# EX_UNAVAILABLE of sysexits.h: a server or the network failed; a retry may help.
 EXIT_TRANSIENT = 69
-# EX_TEMPFAIL of sysexits.h: the work was interrupted, was saved, and the same command goes on from there.
+# EX_TEMPFAIL of sysexits.h: the work was interrupted and saved; the same command resumes it.
 EXIT_RESUMABLE = 75
 
 
 class UserError(Exception):
-    """Something the user can mend; its text is one line that names the file, row or field and the mend."""
+    """Something the user can fix; its text is one line that names the file, row or field and the fix."""
 
 
 class Unavailable(UserError):
@@ -16,4 +16,4 @@ class Unavailable(UserError):
 
 
 class Interrupted(Exception):
-    """A signal asked the work to stop; what was done is saved, and the same command resumes it."""
+    """A signal stopped the work; what was done is saved, and the same command resumes it."""

@@ -2,9 +2,9 @@
 
 Letters: N pictures, M texts, Q queries, G gallery items, D embedding width.
 Similarity is the cosine, in double precision: raw and normalised embeddings give the same metrics.
-Ties count against the model: a wrong item whose cosine is not smaller than the right one's (to TIE) ranks
-before it, so embeddings that are all equal find nothing. The result does not depend on `chunk`; chunk x chunk
-similarities are in memory at once.
+Ties count against the model: a wrong item whose cosine equals the right one's (within TIE) ranks before it,
+so a model whose embeddings are all equal retrieves nothing. `chunk` bounds the memory to chunk x chunk
+similarities and does not change the result.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# Cosines of fp64 dot products this close are equal: rounding is near 1e-15, fp32 embeddings differ by 1e-8.
+# Cosines closer than this are equal: fp64 rounding is near 1e-15, fp32 embeddings differ by about 1e-8.
 TIE = 1e-12
 CHUNK = 2048
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """1-based rank of the best right item of every query; 0 for a picture without any text."""
+    """1-based rank of the best-ranked right item of every query; 0 for a picture without any text."""
 
     image_to_text: Int[Tensor, " N"]
     text_to_image: Int[Tensor, " M"]
@@ -45,21 +45,24 @@ def ranks(
     text_to_image: Int[Tensor, " M"],
     chunk: int = CHUNK,
 ) -> Ranks:
-    """Rank of the right item both ways, many texts a picture allowed.
+    """Rank of the right item in both directions; a picture may have several texts.
 
     `text_to_image[j]` is the picture that text j describes. A text's rank is that of its picture among all
-    pictures. A picture's rank is that of the best of its texts; its other texts never stand in the way.
+    pictures. A picture's rank is that of its best text; its other texts do not count as wrong items.
     Raises ValueError for embeddings that are empty or not finite and for a picture that does not exist.
     """
     _check(image, text)
     pictures, texts = len(image), len(text)
     if text_to_image.shape != (texts,) or ((text_to_image < 0) | (text_to_image >= pictures)).any():
         raise ValueError(f"text_to_image must name one of {pictures} pictures for each of {texts} texts")
-    own = torch.cat([_own(image, text, text_to_image, rows) for rows in _blocks(texts, chunk)])
+    own = torch.cat(
+        [(_unit(image[text_to_image[rows]]) * _unit(text[rows])).sum(1) for rows in _blocks(texts, chunk)]
+    )
     best = torch.full((pictures,), float("inf"), dtype=own.dtype, device=own.device)
     best.scatter_reduce_(0, text_to_image, own, "amax", include_self=False)
 
-    # Items that score no less than the right one: for a text its rank, because its own picture is among them.
+    # Count the items that score no less than the right one. For a text, this is its rank, because its own
+    # picture is counted too. A picture's rank starts at 1, and its own texts are subtracted below.
     text_rank = torch.zeros(texts, dtype=torch.long, device=text.device)
     image_rank = torch.ones(pictures, dtype=torch.long, device=image.device)
     for i in _blocks(pictures, chunk):
@@ -68,13 +71,13 @@ def ranks(
             scores = block @ _unit(text[j]).T
             image_rank[i] += _count(scores >= best[i, None] - TIE, 1)
             text_rank[j] += _count(scores >= own[None, j] - TIE, 0)
-    # A picture's own texts, its best and those that tie with it, were counted as if they stood before it.
+    # The picture's own best text and those that tie with it were counted as wrong items.
     image_rank.scatter_add_(0, text_to_image, -(own >= best[text_to_image] - TIE).long())
     return Ranks(torch.where(torch.isfinite(best), image_rank, 0), text_rank)
 
 
 def recall(rank: Int[Tensor, " Q"], ks: Sequence[int]) -> dict[int, float]:
-    """Percentage of the queries whose rank is at most k; rank 0 (nothing to find) is no query."""
+    """Percentage of the queries whose rank is at most k; rank 0 (nothing to find) counts as no query."""
     rank = rank[rank > 0]
     return {k: 100.0 * int((rank <= k).sum()) / len(rank) for k in ks}
 
@@ -86,7 +89,7 @@ def recall_at_k(
     ks: Sequence[int],
     chunk: int = CHUNK,
 ) -> dict[str, dict[int, float]]:
-    """Recall@k in percent both ways; a picture is found when any of its texts is among its first k."""
+    """Recall@k in percent, both directions; a picture is a hit when any of its texts is among its first k."""
     both = ranks(image, text, text_to_image, chunk)
     return {
         "image_to_text": recall(both.image_to_text, ks),
@@ -103,9 +106,9 @@ def average_precision_at_k(
 ) -> Float[Tensor, " Q"]:
     """Average precision of every query over its first k items, in [0, 1].
 
-    The precisions at the relevant items among the first k are summed and divided by the number of relevant
-    items, found or not. Raises ValueError for a query without relevant items, and for items that repeat or do
-    not exist.
+    The sum of the precisions at the relevant items among the first k, divided by the number of relevant
+    items, retrieved or not. Raises ValueError for a query without relevant items, and for items that repeat
+    or do not exist.
     """
     _check(query, gallery)
     wanted = _padded(relevant, len(query), len(gallery)).to(query.device)
@@ -130,7 +133,7 @@ def twins(
     twin: Float[Tensor, "N D"],
     twin_text: Float[Tensor, "N D"],
 ) -> Twins:
-    """Whether two nearly equal pictures and their texts each prefer their own counterpart; a tie is wrong."""
+    """Whether each of two nearly equal pictures, and each of their texts, prefers its own; a tie is wrong."""
     _check(torch.cat([image, twin]), torch.cat([text, twin_text]))
     pictures = torch.stack([_unit(image), _unit(twin)], 1)
     texts = torch.stack([_unit(text), _unit(twin_text)], 1)
@@ -151,16 +154,12 @@ def _precision(query: Tensor, gallery: Tensor, wanted: Tensor, k: int, chunk: in
         scores = unit @ _unit(gallery[columns]).T
         for slot in range(wanted.shape[1]):
             before[:, slot] += _count(scores >= own[:, slot, None] - TIE, 1)
-    # Wrong items at or before each relevant one: all that were counted, less the relevant ones among them.
+    # Keep the wrong items at or before each relevant one: subtract the relevant items that were counted.
     before -= (own[:, None, :] >= own[:, :, None] - TIE).sum(2)
-    place = torch.arange(1, wanted.shape[1] + 1, device=query.device)
-    rank = before + place
+    found = torch.arange(1, wanted.shape[1] + 1, device=query.device)
+    rank = before + found
     hit = torch.isfinite(own) & (rank <= k)
-    return torch.where(hit, place / rank.double(), 0.0).sum(1) / present.sum(1)
-
-
-def _own(image: Tensor, text: Tensor, text_to_image: Tensor, rows: slice) -> Tensor:
-    return (_unit(image[text_to_image[rows]]) * _unit(text[rows])).sum(1)
+    return torch.where(hit, found / rank.double(), 0.0).sum(1) / present.sum(1)
 
 
 def _padded(relevant: Sequence[Sequence[int]], queries: int, gallery: int) -> Tensor:
@@ -178,9 +177,9 @@ def _padded(relevant: Sequence[Sequence[int]], queries: int, gallery: int) -> Te
 def _check(first: Tensor, second: Tensor) -> None:
     for name, values in (("first", first), ("second", second)):
         if len(values) == 0:
-            raise ValueError(f"{name} embeddings: none")
+            raise ValueError(f"the {name} embeddings are empty")
         if not torch.isfinite(values).all():
-            raise ValueError(f"{name} embeddings hold NaN or infinity")
+            raise ValueError(f"the {name} embeddings hold NaN or infinity")
 
 
 def _unit(values: Tensor) -> Tensor:

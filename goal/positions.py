@@ -1,4 +1,4 @@
-"""Stretching the text tower's position table as Long-CLIP does, so that captions beyond 77 tokens fit."""
+"""Stretch the text tower's position table as Long-CLIP does, so that captions of more than 77 tokens fit."""
 
 import torch
 from jaxtyping import Float
@@ -8,8 +8,7 @@ from goal.errors import UserError
 
 
 def longest(rows: int, keep: int = 20) -> int:
-    """The longest table that `stretch` makes of one with `rows` rows: every interval after `keep` becomes
-    four."""
+    """The longest table that `stretch` makes of `rows` rows: 4 rows for each one after the first `keep`."""
     return 4 * rows - 3 * keep
 
 
@@ -17,11 +16,11 @@ def stretch(positions: Float[Tensor, "P W"], length: int, keep: int = 20) -> Flo
     """Interpolate a position table to `length` rows; the first `keep` rows stay as they are.
 
     P rows (tokens), W text width. The rows after `keep` are spread evenly over the new length by linear
-    interpolation; past the last row its difference to the one before goes on. 77 -> 248 with keep 20 is
-    Long-CLIP's table (paper, section 3.1): each interval divided in four. A length of P or less is the first
-    `length` rows: the tower is causal, so they mean what they meant.
+    interpolation; beyond the last row, the last difference is continued. 77 -> 248 with keep 20 gives
+    Long-CLIP's table (paper, section 3.1): each interval divided in four. A length of P or less gives the
+    first `length` rows: the tower is causal, so later positions do not affect them.
 
-    Raises UserError where `length` or `keep` is outside what the table can give.
+    Raises UserError for a `length` or `keep` that the table cannot give.
     """
     rows = len(positions)
     if not 0 <= keep <= rows - 2:

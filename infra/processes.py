@@ -14,13 +14,11 @@ from pathlib import Path
 
 import psutil
 
+from goal.errors import UserError
+
 # Carried in the environment by all that a service starts, so that what a killed one left is found.
 MARK = "GOAL_SERVERS"
 START_SECONDS = 120
-
-
-class ServerError(Exception):
-    """A server did not come up; the text names its log."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Service:
         self._number.write_text(str(process.pid))
 
     def wait(self, address: str) -> None:
-        """Return once `address` answers; raises ServerError where the process ends or takes too long."""
+        """Return once `address` answers; raises UserError where the process ends or takes too long."""
         deadline = time.monotonic() + START_SECONDS
         # The address is on this machine: a proxy of the environment would answer for the server, or never.
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -77,7 +75,7 @@ class Service:
                     return
             except (urllib.error.URLError, TimeoutError, ConnectionError):
                 time.sleep(0.3)
-        raise ServerError(f"{self.name} did not start; its log: {self.log}")
+        raise UserError(f"{self.name} did not start; its log: {self.log}")
 
     def stop(self, number: signal.Signals, seconds: float) -> None:
         """Ask the process to end, give all that it started so long, then kill the rest."""
@@ -116,4 +114,4 @@ def port(host: str, wanted: int) -> int:
             except OSError:
                 continue
             return probe.getsockname()[1]
-    raise ServerError(f"no free port on {host}")
+    raise UserError(f"no free port on {host}")

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows import POOL
-from goal.runtime import files, proxies
-from infra.processes import START_SECONDS, ServerError, Service, port
+from goal.errors import UserError
+from goal.runtime import files, locks, proxies
+from infra.processes import START_SECONDS, Service, port
 
 ROOT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
@@ -57,7 +58,7 @@ def service(name: str) -> Service:
 def up() -> None:
     """Start what is not running; a second call changes nothing, and one at the same time waits.
 
-    Raises ServerError, where what this call started is stopped again and what ran before goes on.
+    Raises UserError, where what this call started is stopped again and what ran before goes on.
     """
     with _alone():
         missing = [service(name) for name in SERVERS if service(name).process() is None]
@@ -96,7 +97,7 @@ def down() -> None:
 
 
 def ui() -> str | None:
-    """What to tell of the servers that run; None where none does."""
+    """The addresses of the servers that run, as text for the user; None if none runs."""
     alive = {name for name in SERVERS if service(name).process()}
     if not alive:
         return None
@@ -104,13 +105,13 @@ def ui() -> str | None:
         addresses = _recorded()
     except FileNotFoundError:  # `down` has just ended them
         return None
-    told = {
+    states = {
         "mlflow": ("MLflow", addresses.mlflow),
         "prefect": ("Prefect", f"{addresses.prefect}  sign in with {_password()}"),
         "worker": ("Worker", "running"),
     }
     lines = [
-        f"{told[name][0]:<9}{told[name][1] if name in alive else 'not running; `make up` starts it'}"
+        f"{states[name][0]:<9}{states[name][1] if name in alive else 'not running; `make up` starts it'}"
         for name in SERVERS
     ]
     lines += [
@@ -127,7 +128,7 @@ def ui() -> str | None:
 
 def _alone() -> AbstractContextManager[None]:
     """Of two commands at once, the second one sees what the first one did."""
-    return files.alone(run_dir() / "servers.lock")
+    return locks.held(run_dir() / "servers.lock")
 
 
 def _recorded() -> Addresses:
@@ -204,7 +205,7 @@ def _own_tmp() -> Path:
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
-        raise ServerError(f"{folder}: belongs to another user; set TMPDIR to a folder of your own")
+        raise UserError(f"{folder}: belongs to another user; set TMPDIR to a folder of your own")
     return folder
 
 
@@ -221,10 +222,10 @@ def _prepare(environment: dict[str, str]) -> None:
             check=True,
         )
     except subprocess.TimeoutExpired as error:
-        raise ServerError(f"the deployments were not made within {START_SECONDS} s") from error
+        raise UserError(f"the deployments were not made within {START_SECONDS} s") from error
     except subprocess.CalledProcessError as error:
         said = (error.stderr or error.stdout).strip().splitlines() or ["no output"]
-        raise ServerError(f"the deployments could not be made: {said[-1]}") from error
+        raise UserError(f"the deployments could not be made: {said[-1]}") from error
 
 
 def main() -> None:
@@ -232,19 +233,19 @@ def main() -> None:
     action = sys.argv[1] if len(sys.argv) == 2 else ""
     if action not in ("up", "ui", "down"):
         sys.exit("usage: python -m infra.servers up|ui|down")
-    if action == "down":
-        down()
-        return
     try:
+        if action == "down":
+            down()
+            return
         if action == "up":
             up()
-        told = ui()
-        address = f"http://{HOST}:{port(HOST, MLFLOW_PORT)}" if told is None else ""
-    except ServerError as error:
+        text = ui()
+        address = f"http://{HOST}:{port(HOST, MLFLOW_PORT)}" if text is None else ""
+    except UserError as error:
         sys.exit(f"goal: {error}")
-    sys.stdout.write(told or f"MLflow   {address}  soon, on this project's own store; Ctrl-C ends it\n")
+    sys.stdout.write(text or f"MLflow   {address}  soon, on this project's own store; Ctrl-C ends it\n")
     sys.stdout.flush()
-    if told is None:
+    if text is None:
         os.execve(sys.executable, _mlflow(address), {**os.environ, **_environment()})
 
 

@@ -23,6 +23,9 @@ class Disk:
     def grow(self, size: int) -> None:
         subprocess.run(["mount", "-o", f"remount,size={size}k", self.path], check=True)
 
+    def forbid_writing(self) -> None:
+        subprocess.run(["mount", "-o", "remount,ro", self.path], check=True)
+
     def remove(self) -> None:
         # Lazily: a process that was just ended may still hold it.
         subprocess.run(["umount", "--lazy", self.path], check=True)

@@ -28,7 +28,7 @@ def make(root: Path, patch: pytest.MonkeyPatch) -> None:
         manifest.write(rows, Path(f"data/tiny/{split}.parquet"))
     stage.run(tiny.params())
     pairs.run(tiny.params())
-    evaluate.run_many(tiny.params(), MODELS)
+    evaluate.run(tiny.params(), MODELS)
     for model in MODELS[1:]:
         curve = paths.metrics_dir(model) / "loss.csv"
         curve.write_text("step,lr,global,total\n10,0.1,2.5,3.5\n20,0.0,1.5,2.0\n")

@@ -1,4 +1,4 @@
-"""Small networks for tests of weights: one under open_clip's roof, one in Hugging Face's layout."""
+"""Small networks for tests of weights: one registered with open_clip, one in Hugging Face's layout."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ CONFIG = {
 
 
 def register(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Let open_clip know ViT-tiny and ViT-tiny-quickgelu, for the test."""
+    """Register ViT-tiny and ViT-tiny-quickgelu with open_clip for the test."""
     known = factory._MODEL_CONFIGS | {NAME: CONFIG, f"{NAME}-quickgelu": {**CONFIG, "quick_gelu": True}}
     monkeypatch.setattr(factory, "_MODEL_CONFIGS", known)
     return NAME

@@ -11,7 +11,7 @@ from goal import config, weights
 from goal.config import Params, paths
 from goal.model.network import GoalClip
 from goal.stages import evaluate
-from goal.tracking import mlflow_runs, provenance
+from goal.tracking import provenance, runs
 from tests import tiny
 
 GATES = [{"benchmark": "test", "metric": "text_to_image_r1", "rule": "minimum", "value": 0.0}]
@@ -46,7 +46,7 @@ def params(registered: str, model: str = "stage2", gates: list[dict] = GATES, **
 def train(seed: int, model: str = "stage2") -> None:
     """A recorded training whose result is a random network, with dvc.lock as `dvc repro` would leave it."""
     values = params("any").model_copy(update={"seed": seed})
-    with mlflow_runs.training(values, model) as tracker:
+    with runs.training(values, model) as tracker:
         tracker.log_metrics({"loss/total": 1.0}, 1)
         torch.manual_seed(seed)
         weights.save(GoalClip(tiny.SPEC), paths.model_dir(model))
@@ -60,7 +60,7 @@ def train(seed: int, model: str = "stage2") -> None:
 def measure(model: str = "stage2", on: str = "") -> None:
     """What `goal evaluate` does."""
     values = params("any")
-    mlflow_runs.evaluation(values, model, evaluate.run_many(values, [model], on)[model])
+    runs.evaluation(values, model, evaluate.run(values, [model], on)[model])
 
 
 def lock(model: str = "stage2") -> None:

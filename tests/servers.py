@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.imports import ROOT
+
 
 @contextmanager
 def beside(act: Callable[[], None]) -> Iterator[None]:
@@ -64,6 +66,25 @@ class Server:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return free.getsockname()[1]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from goal.runtime import locks
+with locks.held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def holder(path: Path) -> subprocess.Popen:
+    """A process that holds a lock until it is killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
 
 
 def alive(process: psutil.Process) -> bool:

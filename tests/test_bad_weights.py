@@ -1,4 +1,4 @@
-"""Weights files that are broken, lie, or hold code: one line each, and nothing runs."""
+"""Weights files that are damaged, malformed or hold code: a UserError of one line each, and no code runs."""
 
 import os
 import pickle
@@ -23,7 +23,7 @@ def model() -> GoalClip:
 
 
 class Bomb:
-    """What a malicious checkpoint holds: unpickled, it makes a file."""
+    """The content of a malicious checkpoint: it makes a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,7 +40,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-LIARS: dict[str, tuple[str, Callable[[Path, dict], None], str]] = {
+BAD_FILES: dict[str, tuple[str, Callable[[Path, dict], None], str]] = {
     "nan": (
         "w.pt",
         lambda path, state: torch.save(broken(state, "ln_final.bias", lambda v: v.fill_(torch.nan)), path),
@@ -49,7 +49,7 @@ LIARS: dict[str, tuple[str, Callable[[Path, dict], None], str]] = {
     "shape": (
         "w.pt",
         lambda path, state: torch.save(broken(state, "ln_final.bias", lambda v: v[:-1]), path),
-        re.escape("ln_final.bias has shape (31,), the network wants (32,)"),
+        re.escape("ln_final.bias has shape (31,), the network needs (32,)"),
     ),
     "cut safetensors": (
         "w.safetensors",
@@ -92,9 +92,9 @@ LIARS: dict[str, tuple[str, Callable[[Path, dict], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", LIARS)
-def test_files_that_lie(kind: str, model: GoalClip, tmp_path: Path) -> None:
-    name, make, reason = LIARS[kind]
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_files_are_refused(kind: str, model: GoalClip, tmp_path: Path) -> None:
+    name, make, reason = BAD_FILES[kind]
     make(tmp_path / name, model.state_dict())
     with pytest.raises(UserError, match=reason) as caught:
         weights.load(tmp_path / name)
@@ -119,7 +119,7 @@ def test_code_in_a_pickle_is_not_run(how: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{}", "[", "[]", '{"name": "x"}'])
-def test_a_description_that_is_not_one(text: str, model: GoalClip, tmp_path: Path) -> None:
+def test_a_malformed_network_description_is_refused(text: str, model: GoalClip, tmp_path: Path) -> None:
     save_file(model.state_dict(), tmp_path / "w.safetensors", {"goal": text})
     with pytest.raises(UserError, match=r"w.safetensors: its network"):
         weights.load(tmp_path / "w.safetensors")

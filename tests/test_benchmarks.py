@@ -1,4 +1,4 @@
-"""The benchmarks of the training step run, and their results say what they compared; on a tiny case."""
+"""The benchmarks of the training step run on a tiny case and report the ratios that they measured."""
 
 import json
 import subprocess
@@ -38,8 +38,8 @@ def test_a_benchmark_measures_a_tiny_case(name: str, tmp_path: Path) -> None:
         assert 0 < found["share_of_matrix_rate"] < 1
 
 
-def test_captions_are_taken_in_turn_where_they_are_too_few(tmp_path: Path) -> None:
+def test_captions_are_repeated_where_there_are_too_few(tmp_path: Path) -> None:
     (tmp_path / "captions.json").write_text(json.dumps([*CAPTIONS, "Only one sentence."]))
     found = captions(tmp_path / "captions.json", 12)
-    # The first has two sentences: too few.
+    # The first is left out: two sentences are too few.
     assert found == [CAPTIONS[1 + number % 4] for number in range(12)]

@@ -1,4 +1,4 @@
-"""Boxes against the real preprocessing: what is painted into the picture lights exactly the patches named."""
+"""Boxes against the real preprocessing: a box painted into a picture lights the patches of its mask."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ OPEN_CLIP_MODE = {"center_crop": "shortest", "squash": "squash"}
 
 
 def transform(view_size: int, mode: str):
-    """open_clip's own preprocessing, without the colour normalisation: a black picture stays 0."""
+    """open_clip's preprocessing without the colour normalisation: a black picture stays 0."""
     return open_clip.image_transform(
         view_size, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), resize_mode=OPEN_CLIP_MODE[mode]
     )
@@ -33,13 +33,13 @@ def paint(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
 
 
 def lit_patches(view: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Patches with a pixel more than half lit; view: (3, S, S)."""
+    """Patches with a pixel brighter than 0.5; view: (3, S, S)."""
     grid = view[0].unfold(0, patch_size, patch_size).unfold(1, patch_size, patch_size)
     return (grid.amax(dim=(2, 3)) > 0.5).flatten()
 
 
 def clear_of_borders(box: tuple, view_size: int, patch_size: int) -> bool:
-    """Whether no edge lies so near to a patch border that the resize's blur decides which patch is lit."""
+    """Whether all edges are far enough from patch borders that the blur of the resize does not matter."""
     inside = [edge for edge in box if 0 < edge < view_size]
     return all(0.6 <= edge % patch_size <= patch_size - 0.6 for edge in inside)
 
@@ -58,7 +58,7 @@ def test_view_has_the_geometry_of_torchvision(size, mode):
         resize = view_size if mode == "center_crop" else (view_size, view_size)
         resized = torchvision.transforms.Resize(resize)(Image.new("RGB", size))
         assert view.resized == resized.size
-        # A ramp in both directions shows which pixels CenterCrop takes.
+        # The values are the rows and columns, so that they show which pixels CenterCrop takes.
         rows = torch.arange(resized.height).view(1, -1, 1).expand(1, resized.height, resized.width)
         columns = torch.arange(resized.width).view(1, 1, -1).expand(1, resized.height, resized.width)
         crop = torchvision.transforms.CenterCrop(view_size)(torch.cat([columns, rows]))
@@ -79,7 +79,7 @@ def test_painted_boxes_light_the_patches_of_the_mask(mode, view_size, patch_size
             if view.visible(box) == 0:
                 continue
             seen = view.box_to_view(box)
-            # Where the picture is enlarged, the blur is as wide as a pixel of the picture.
+            # Where the resize enlarges, its blur is as wide as a pixel of the picture.
             blur = max(view.resized[0] / size[0], view.resized[1] / size[1])
             if not clear_of_borders(seen, view_size, patch_size) or blur > 1.5:
                 drawn += blur > 1.5
@@ -94,7 +94,7 @@ def test_painted_boxes_light_the_patches_of_the_mask(mode, view_size, patch_size
 @pytest.mark.parametrize("patch_size", [14, 16, 32])
 @pytest.mark.parametrize("shape", [(2, 1), (1, 2), (3, 2), (1, 1)])
 def test_edges_on_patch_borders_touch_nothing_beyond(shape, patch_size):
-    # Twice the view: every patch border falls on a whole pixel of the picture.
+    # The picture is twice as large as the view, so every patch border is a whole pixel of the picture.
     size = (448 * shape[0] // min(shape), 448 * shape[1] // min(shape))
     view = View(size, 224, "center_crop")
     step = 2 * patch_size
@@ -110,7 +110,7 @@ def test_patches_follow_the_exif_orientation(tmp_path):
     upright = (300, 420)
     box = (30, 220, 120, 400)
     for orientation in range(1, 9):
-        # What a camera stores so that turning it by `orientation` shows the picture upright.
+        # The picture as a camera stores it: turned by `orientation`, it is upright.
         undo = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
         stored = paint(upright, box) if undo is None else paint(upright, box).transpose(undo)
         exif = Image.Exif()
@@ -125,7 +125,7 @@ def test_patches_follow_the_exif_orientation(tmp_path):
 
 
 def draw_region(rng: random.Random, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A box of the sizes that LISM keeps: sides of 10 to 90 % of the picture's."""
+    """A box of a size that LISM keeps: sides of 10 to 90 % of the picture's."""
     width, height = size
     wide, high = rng.uniform(0.1, 0.9) * width, rng.uniform(0.1, 0.9) * height
     x1, y1 = rng.uniform(0, width - wide), rng.uniform(0, height - high)
@@ -138,15 +138,15 @@ def overlap(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def naive_mask(x1: float, y1: float, x2: float, y2: float, grid: int) -> torch.Tensor:
-    """Patches from edges in units of patches, cut to the grid; the plainest loop."""
+    """The mask of a box in units of patches, clipped to the grid, by a loop."""
     mask = torch.zeros(grid, grid, dtype=torch.bool)
     for row, column in itertools.product(range(grid), range(grid)):
         mask[row, column] = math.floor(y1) <= row < math.ceil(y2) and math.floor(x1) <= column < math.ceil(x2)
     return mask.flatten()
 
 
-def test_fault_1_the_crops_size_is_not_the_images():
-    """The release divides by the crop's width and height; on a square picture nothing else is wrong."""
+def test_fault_1_boxes_are_scaled_by_the_size_of_the_image():
+    """The release divides by the crop's width and height; on a square picture this is its only fault."""
     rng = random.Random(1)
     shares = []
     for _ in range(300):
@@ -162,7 +162,7 @@ def test_fault_1_the_crops_size_is_not_the_images():
 
 
 def test_fault_2_the_centre_crop_is_part_of_the_mapping():
-    """The release scales the whole picture to the view, as if nothing were cut off."""
+    """The release maps the whole picture to the view, as if there were no crop."""
     rng = random.Random(2)
     shares = []
     size = (600, 400)
@@ -177,15 +177,15 @@ def test_fault_2_the_centre_crop_is_part_of_the_mapping():
     assert sum(shares) / len(shares) == pytest.approx(0.75, abs=0.05)
 
 
-def test_fault_3_the_patch_size_is_the_models():
-    """ViT-L/14's grid is 16 x 16: a mask for patches of 16 pixels would not even have its length."""
+def test_fault_3_the_patch_size_is_that_of_the_model():
+    """ViT-L/14 has a grid of 16 x 16; the release's mask for patches of 16 pixels has 14 x 14."""
     box = (20.0, 30.0, 100.0, 110.0)
     assert patch_mask(box, 224, 14).shape == (256,)
     assert patch_mask(box, 224, 16).shape == (196,)
     assert torch.equal(patch_mask(box, 224, 14), naive_mask(20 / 14, 30 / 14, 100 / 14, 110 / 14, 16))
 
 
-def test_visible_is_the_share_that_the_crop_leaves():
+def test_visible_is_the_share_of_the_box_inside_the_crop():
     view = View((400, 200), 100, "center_crop")
     assert view.visible((0, 0, 400, 200)) == pytest.approx(0.5)
     assert view.visible((0, 0, 100, 200)) == 0
@@ -193,14 +193,14 @@ def test_visible_is_the_share_that_the_crop_leaves():
     assert View((400, 200), 100, "squash").visible((0, 0, 100, 200)) == 1
 
 
-def test_a_box_that_the_crop_cut_away_is_empty_on_the_edge():
+def test_a_box_outside_the_crop_becomes_empty_on_the_edge():
     view = View((400, 200), 100, "center_crop")
     assert area(view.box_to_view((0, 0, 100, 100))) == 0
     with pytest.raises(ValueError, match="empty"):
         patch_mask(view.box_to_view((0, 0, 100, 100)), 100, 10)
 
 
-def test_a_box_over_the_pictures_edge_is_clipped():
+def test_a_box_beyond_the_edge_of_the_picture_is_clipped():
     assert View((100, 100), 100, "squash").box_to_view((-5, 10, 120, 20)) == (0, 10, 100, 20)
 
 
@@ -218,7 +218,7 @@ def test_a_box_over_the_pictures_edge_is_clipped():
         ((0, 300, 10, 310), "outside the picture"),
     ],
 )
-def test_impossible_boxes_are_refused(box, message):
+def test_invalid_boxes_are_refused(box, message):
     view = View((100, 200), 64, "center_crop")
     with pytest.raises(ValueError, match=message):
         view.box_to_view(box)
@@ -238,12 +238,12 @@ def test_impossible_boxes_are_refused(box, message):
         ((-9.0, 5.0, 0.0, 9.0), "outside the view"),
     ],
 )
-def test_masks_of_impossible_boxes_are_refused(box, message):
+def test_masks_of_invalid_boxes_are_refused(box, message):
     with pytest.raises(ValueError, match=message):
         patch_masks(torch.tensor([[0.0, 0.0, 9.0, 9.0], box]), 64, 8)
 
 
-def test_views_that_cannot_be_are_refused():
+def test_invalid_views_are_refused():
     with pytest.raises(ValueError, match="unknown view 'pad'"):
         View((10, 10), 64, "pad")
     with pytest.raises(ValueError, match="at least 1 pixel"):
@@ -265,7 +265,7 @@ def test_a_crop_takes_every_pixel_that_the_box_touches():
         pixels((10, 0, 12, 4), (10, 10))
 
 
-def test_many_masks_equal_one_by_one():
+def test_masks_of_many_boxes_equal_those_one_by_one():
     rng = random.Random(3)
     boxes = torch.tensor([draw_box(rng, (224, 224)) for _ in range(50)], dtype=torch.float32)
     masks = patch_masks(boxes, 224, 32)
@@ -273,7 +273,7 @@ def test_many_masks_equal_one_by_one():
     assert (masks.sum(1) >= 1).all()
 
 
-def test_a_check_gives_floats_back():
+def test_check_returns_floats():
     assert check(np.array([1, 2, 3, 4])) == (1.0, 2.0, 3.0, 4.0)
 
 

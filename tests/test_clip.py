@@ -1,4 +1,4 @@
-"""The one forward against plain open_clip: padded and trimmed texts; preprocessing."""
+"""GoalClip against open_clip: padded and trimmed texts; preprocessing."""
 
 import copy
 from collections.abc import Iterator
@@ -80,7 +80,7 @@ def objective(pooled: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     "name", ["ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-g-14", "ViT-bigG-14"]
 )
-def test_the_state_dict_is_open_clips(name: str) -> None:
+def test_the_state_dict_has_open_clips_keys_and_shapes(name: str) -> None:
     with torch.device("meta"):
         ours = GoalClip(architectures.spec_of(name)).state_dict()
         theirs = CLIP(**factory.get_model_config(name)).state_dict()
@@ -89,7 +89,7 @@ def test_the_state_dict_is_open_clips(name: str) -> None:
 
 
 @torch.no_grad()
-def test_embeddings_are_open_clips(model: GoalClip, plain: CLIP) -> None:
+def test_embeddings_equal_open_clips(model: GoalClip, plain: CLIP) -> None:
     torch.testing.assert_close(model.encode_images(images()), plain.encode_image(images()), atol=1e-5, rtol=0)
     torch.testing.assert_close(model.encode_texts(padded()), plain.encode_text(padded()), atol=1e-5, rtol=0)
     unit = model.encode_texts(padded(), normalize=True)
@@ -110,23 +110,23 @@ def test_tokens_are_those_before_the_final_norm(model: GoalClip, plain: CLIP) ->
 
 
 @torch.no_grad()
-def test_trimmed_texts_are_the_padded_ones(model: GoalClip) -> None:
+def test_trimmed_texts_equal_padded_ones(model: GoalClip) -> None:
     one = texts()[0][None]
     torch.testing.assert_close(model.encode_texts(one), model.encode_texts(padded())[:1], atol=1e-5, rtol=0)
 
 
-def test_trimmed_texts_have_the_padded_ones_gradient(model: GoalClip) -> None:
+def test_trimmed_texts_have_the_gradient_of_padded_ones(model: GoalClip) -> None:
     trimmed = model.text_features(pad(texts()[2:3] + texts()[4:5]))
     whole = model.text_features(padded()[[2, 4]])
     ours, theirs = gradients(model, objective(trimmed.pooled)), gradients(model, objective(whole.pooled))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        # As a whole: single numbers near 0 are rounding of the largest ones.
+        # As a norm: single values near 0 are rounding errors of the largest ones.
         assert (value - theirs[name]).norm() <= 1e-5 * theirs[name].norm() + 1e-5, name
 
 
 @torch.no_grad()
-def test_the_own_norm_and_projection(model: GoalClip, plain: CLIP) -> None:
+def test_pooled_tokens_pass_the_models_own_norm_and_projection(model: GoalClip, plain: CLIP) -> None:
     tokens = torch.randn(4, SPEC.text_width), torch.randn(4, SPEC.vision_width)
     torch.testing.assert_close(
         model.project_tokens(tokens[0]), plain.ln_final(tokens[0]) @ plain.text_projection
@@ -172,7 +172,7 @@ def test_bf16_autocast_stays_close(model: GoalClip) -> None:
 
 
 def test_the_forward_compiles_whole() -> None:
-    # fullgraph: a break in the graph is an error. The eager backend needs no compiler on the machine.
+    # fullgraph: a graph break is an error. The eager backend needs no compiler on the machine.
     model = GoalClip(replace(SPEC, vision_layers=1, text_layers=1))
     compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
     with torch.no_grad():
@@ -183,19 +183,19 @@ def test_the_forward_compiles_whole() -> None:
 
 
 @pytest.fixture
-def lone_group(tmp_path) -> Iterator[None]:
+def single_rank_group(tmp_path) -> Iterator[None]:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
 
-@pytest.mark.usefixtures("lone_group")
+@pytest.mark.usefixtures("single_rank_group")
 def test_ddp_passes_several_texts_and_features(model: GoalClip) -> None:
     inner = copy.deepcopy(model)
 
     def loss(network: nn.Module) -> torch.Tensor:
         seen, read, more = network(images(), pad(texts()), pad(texts((5, 9))))
-        # The scale and the final norm are used beside the forward, as a training does.
+        # As in a training, the scale and the final norm are used outside the forward.
         pooled = inner.project_patches(seen.tokens.mean(1))
         parts = (seen.pooled, read.pooled, more.pooled, pooled)
         return inner.scale() * sum(map(objective, parts))
@@ -205,10 +205,10 @@ def test_ddp_passes_several_texts_and_features(model: GoalClip) -> None:
     assert all(torch.equal(value, again[name]) for name, value in expected.items())
 
 
-def test_the_scale_stops_at_100_and_can_come_back(model: GoalClip) -> None:
+def test_the_scale_is_clamped_at_100_and_keeps_its_gradient(model: GoalClip) -> None:
     assert model.scale().item() == pytest.approx(1 / 0.07)
     trained = copy.deepcopy(model)
-    # From OpenAI's value, whose exponential is a little over 100, on.
+    # OpenAI's value, whose exponential is a little over 100, and a larger one.
     for value in (4.6052, 4.7):
         trained.logit_scale.data.fill_(value)
         assert trained.scale().item() == pytest.approx(100, abs=1e-4)
@@ -219,7 +219,7 @@ def test_the_scale_stops_at_100_and_can_come_back(model: GoalClip) -> None:
     "size", [(300, 200), (200, 301), (224, 224), (37, 111), (1, 1), (5, 900), (451, 449)]
 )
 @pytest.mark.parametrize("view", ["center_crop", "squash"])
-def test_preprocessing_is_open_clips(size: tuple[int, int], view: str) -> None:
+def test_preprocessing_equals_open_clips(size: tuple[int, int], view: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     spec = replace(SPEC, view=view, image_size=64)
     settings = PreprocessCfg(64, resize_mode="squash" if view == "squash" else "shortest")
@@ -227,7 +227,7 @@ def test_preprocessing_is_open_clips(size: tuple[int, int], view: str) -> None:
     assert torch.equal(clip.preprocess(spec)(Image.fromarray(pixels)), theirs)
 
 
-def test_views_as_bytes_give_the_very_same_features(model: GoalClip) -> None:
+def test_views_as_bytes_give_the_same_features(model: GoalClip) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 45, 70, 3), np.uint8)
     prepare = clip.preprocess(replace(SPEC, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4)))
     pictures = [Image.fromarray(one) for one in pixels]

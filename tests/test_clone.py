@@ -1,4 +1,4 @@
-"""Results travel with git and the cache, a registry does not: each clone and each server gets its version."""
+"""A clone with its results from git and DVC's cache registers the model in its own MLflow store."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ MODEL, NUMBERS = "models/stage2", "metrics/stage2"
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A finished project: weights and numbers in DVC's cache, `register` run, all committed to git."""
+    """A finished project, committed to git: weights and metrics in DVC's cache, the model registered."""
     root = tmp_path_factory.mktemp("origin")
     with pytest.MonkeyPatch.context() as patch:
         registered.make(root, patch)
@@ -51,7 +51,7 @@ def run(folder: Path, *command: str, **environment: str) -> str:
 
 
 def challenger(store: Path) -> str:
-    """The digest of the weights that a store's challenger has."""
+    """The digest of the weights of the challenger in an MLflow store."""
     client = MlflowClient(f"sqlite:///{store}", f"sqlite:///{store}")
     return client.get_model_version_by_alias("cloned", "challenger").tags["goal.model"]
 

@@ -1,4 +1,4 @@
-"""The whole job on a handful of scenes: pictures in; a fine-tuned model, a table and a version out."""
+"""The whole pipeline on a few scenes: from pictures to a fine-tuned model, a table and a version."""
 
 import os
 import re
@@ -46,14 +46,14 @@ VERBS = (
     ["regions"],
     ["pairs"],
     *(["train", name] for name in paths.TRAINED),
-    *(["evaluate", name] for name in paths.MODELS),
+    ["evaluate"],
     ["report"],
     ["register"],
 )
 
 
 def project(folder: Path) -> Path:
-    """A checkout of the working tree with small parameters, committed."""
+    """A copy of the working tree with small parameters, committed to git."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
     )
@@ -90,7 +90,7 @@ def dvc(folder: Path, *words: str) -> str:
 
 
 def shell(folder: Path, command: str) -> str:
-    """What a command prints, as after `. .venv/bin/activate`."""
+    """The output of a command run as after `. .venv/bin/activate`."""
     environment = {
         **{
             name: value
@@ -118,7 +118,7 @@ def test_every_verb_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert all(name in table for name in paths.MODELS)
     assert Path("pairs/contact-sheet.png").stat().st_size > 0
 
-    # What the registry serves is what the project computes.
+    # The registered model computes the same embeddings as the project.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     served = mlflow.pyfunc.load_model("models:/goal@challenger")
     picture, sentence = "data/scenes/images/test-00000.png", "A large red circle lies at the top."
@@ -131,7 +131,7 @@ def test_every_verb_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(answers[0], text[0].detach().numpy(), atol=1e-5)
     np.testing.assert_allclose(answers[1], image[0].detach().numpy(), atol=1e-5)
 
-    # The same again makes no new version.
+    # Registering the same model again makes no new version.
     assert runner.invoke(main.app, ["register"]).exit_code == 0
     versions = mlflow.MlflowClient().search_model_versions("name='goal'")
     assert len(versions) == 1
@@ -148,19 +148,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_dvc_runs_what_is_stale_and_nothing_else(finished: Path, tmp_path: Path) -> None:
+def test_dvc_runs_only_stale_stages(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "project")
-    # The registry is no file of DVC's: this stage looks itself whether there is anything to do.
+    # DVC does not know the state of the registry, so this stage always runs and checks it itself.
     assert running(dvc(folder, "repro")) == {"register"}
 
-    # A dry run names what a parameter makes stale at once, not what hangs on it in turn.
+    # A dry run names the stages that depend on a changed parameter, not those that depend on these stages.
     change(folder, {"stage2.epochs": 2})
     stale = {f"train@{name}" for name in paths.TRAINED} - {"train@stage1"}
     assert running(dvc(folder, "repro", "--dry")) == stale | {"register"}
     change(folder, {"stage2.epochs": 1})
 
     changed = dvc(folder, "exp", "run", "--name", "no-tsl", "-S", "stage2.loss.tsl_text=0")
-    assert running(changed) == {"train@stage2", "evaluate@stage2", "report", "register"}
+    assert running(changed) == {"train@stage2", "evaluate", "report", "register"}
     assert "no-tsl" in dvc(folder, "exp", "list", "--name-only")
     shown = dvc(folder, "metrics", "show")
     assert all(name in shown for name in paths.MODELS)
@@ -182,19 +182,19 @@ def test_the_documented_sweep_is_queued_run_and_compared(
     columns = [head.index(name) for name in ("stage2.lr", "stage2.loss.tsl_text")]
     values = {tuple(float(row[column]) for column in columns) for row in tries}
     assert values == {(lr, weight) for lr in (1e-4, 3e-4) for weight in (0, 1)}
-    recalls = [row[head.index("metrics/stage2/test.json:text_to_image_r1")] for row in (start, *tries)]
+    recalls = [row[head.index("metrics/stage2/val.json:text_to_image_r1")] for row in (start, *tries)]
     assert all(0 <= float(recall) <= 100 for recall in recalls)
 
-    # The same tries in the project's own record, by the document's own lines of Python.
+    # The same experiments in MLflow, queried with the Python lines of the document.
     monkeypatch.chdir(folder)
     lines = documents.commands("experiments.md", "", ">>> ")
     names: dict[str, Any] = {}
     exec("\n".join(lines[:-1]), names)
     frame = eval(lines[-1], names)
     assert values <= {(float(row.iloc[0]), float(row.iloc[1])) for _, row in frame.iterrows()}
-    assert frame["metrics.test/text_to_image_r1"].notna().all()
+    assert frame["metrics.val/recall"].notna().all()
 
 
 def running(output: str) -> set[str]:
-    """Stages that DVC ran or would run, by its output."""
+    """The stages that DVC ran or would run, from its output."""
     return set(re.findall(r"Running stage '(.+?)'", output))

@@ -1,4 +1,4 @@
-"""`make install` on machines unlike ours: odd folder names, no HOME, a strict umask, no locale."""
+"""`make install` on unusual machines: special characters in the path, no HOME, a strict umask, no locale."""
 
 import os
 import shlex
@@ -29,7 +29,7 @@ def run(folder: Path, command: str) -> str:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """The committed state in a folder whose name shells, make and URLs each read in their own way."""
+    """The committed state in a folder whose name has special characters of shells, make and URLs."""
     folder = tmp_path / "my goal [1] ü & 'co'"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
     return folder
@@ -39,22 +39,22 @@ def clone(tmp_path: Path) -> Path:
 @pytest.mark.timeout(1800)
 def test_it_installs_and_starts_without_home_in_any_folder(clone: Path) -> None:
     python = shlex.quote(sys.executable)
-    said = run(clone, f"make install PYTHON={python}")
-    assert f"goal: installing for Python {sys.version.split()[0]} of {sys.base_prefix}" in said
+    output = run(clone, f"make install PYTHON={python}")
+    assert f"goal: installing for Python {sys.version.split()[0]} of {sys.base_prefix}" in output
     assert "Usage: goal" in run(clone, ".venv/bin/goal --help")
     assert "scenes" in run(clone, ".venv/bin/goal check")
     assert "train@stage2" in run(clone, ".venv/bin/dvc stage list")
 
 
 def test_the_newest_supported_python_is_taken(tmp_path: Path) -> None:
-    """Of those that run and can make virtual environments; one that is only named does not count."""
+    """The newest one that works and can make virtual environments; python3.13 exists here but fails."""
     for name, code in (("python3.13", 1), ("python3.12", 0), ("python3.11", 0)):
         script = tmp_path / name
         script.write_text(f"#!/bin/sh\nexit {code}\n")
         script.chmod(0o755)
     for name in ("sh", "make"):
         (tmp_path / name).symlink_to(shutil.which(name))
-    said = subprocess.run(
+    done = subprocess.run(
         ["make", "--eval", 'which:\n\t@echo "$(PYTHON)"', "which"],
         cwd=ROOT,
         env={"PATH": str(tmp_path)},
@@ -62,4 +62,4 @@ def test_the_newest_supported_python_is_taken(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert said.stdout.strip() == str(tmp_path / "python3.12")
+    assert done.stdout.strip() == str(tmp_path / "python3.12")

@@ -1,4 +1,4 @@
-"""A network by its name: the activation, the context, the download, the `base` stage."""
+"""Loading a network by name: activation, context length, download; and the base stage."""
 
 import json
 from pathlib import Path
@@ -31,10 +31,10 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize(
     ("name", "tag", "quick"), [("openai", True, True), ("laion", False, False), ("odd", True, True)]
 )
-def test_a_tag_decides_on_the_activation(
+def test_the_tag_sets_the_activation(
     name: str, tag: bool, quick: bool, registered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # open_clip 3 only warns when ViT-B-16 and the tag openai do not agree.
+    # open_clip 3 only warns when the activations of ViT-B-16 and of the tag openai differ.
     path = tmp_path / "open_clip_model.safetensors"
     save_file(tiny().state_dict(), path)
     entry = pretrained._pcfg(file=str(path), quick_gelu=tag, mean=(0.5, 0.5, 0.5))
@@ -47,26 +47,26 @@ def test_a_tag_decides_on_the_activation(
     assert (registered, name) in clip.supported()
 
 
-def test_openais_weights_are_known_to_want_quickgelu() -> None:
+def test_openais_weights_need_quickgelu() -> None:
     for name in ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336"):
         assert get_pretrained_cfg(name, "openai")["quick_gelu"]
         assert architectures.spec_of(f"{name}-quickgelu").quick_gelu
     assert not get_pretrained_cfg("ViT-B-16", "laion2b_s34b_b88k").get("quick_gelu")
 
 
-def test_a_file_under_a_name(registered: str, tmp_path: Path) -> None:
+def test_a_weights_file_for_a_network_name(registered: str, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file(tiny().state_dict(), path)
     plain = clip.load(registered, pretrained=str(path))
     quick = clip.load(f"{registered}-quickgelu", pretrained=str(path))
     assert (plain.spec.quick_gelu, quick.spec.quick_gelu) == (False, True)
     assert plain.spec.vision_heads == 4
-    # The GOAL authors' file under the plain name keeps the activation it was trained with.
+    # A file in the layout of the GOAL authors' release is QuickGELU, also under the plain name.
     save_file(weights.to_huggingface(tiny()), path)
     assert clip.load(registered, pretrained=str(path)).spec.quick_gelu
 
 
-def test_a_failed_download_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_download_names_the_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(Unavailable) as caught:
@@ -87,20 +87,22 @@ def test_the_embedded_network_needs_no_download() -> None:
 @pytest.mark.parametrize(
     ("source", "pretrained", "reason"),
     [
-        ("ViT-B-16", "no-such-tag", "neither a file nor a tag of ViT-B-16 .these: openai, "),
+        ("ViT-B-16", "no-such-tag", "neither a file nor a tag of ViT-B-16 .tags: openai, "),
         ("ViT-B-16", "embedded", "only scenes-vit comes with the package"),
         ("ViT-Z-99", "openai", "neither scenes-vit nor a name that open_clip knows"),
-        ("models/nowhere", None, "no such file, and not a network with its weights, as in ViT-B-16/openai"),
-        ("ViT-B-16", None, "no such file, and not a network with its weights"),
+        ("models/nowhere", None, "neither a file nor a network with its weights, as in ViT-B-16/openai"),
+        ("ViT-B-16", None, "neither a file nor a network with its weights"),
     ],
 )
-def test_what_cannot_be_loaded(source: str, pretrained: str | None, reason: str) -> None:
+def test_unknown_networks_and_weights_are_refused(source: str, pretrained: str | None, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         clip.load(source, pretrained=pretrained)
 
 
 @pytest.mark.parametrize("length", [10, 77, 100, 248])
-def test_a_table_of_77_is_brought_to_the_context(length: int, registered: str, tmp_path: Path) -> None:
+def test_a_table_of_77_rows_is_stretched_or_cut_to_the_context_length(
+    length: int, registered: str, tmp_path: Path
+) -> None:
     original = tiny()
     weights.save(original, tmp_path)
     model = clip.load(tmp_path, length)
@@ -112,24 +114,28 @@ def test_a_table_of_77_is_brought_to_the_context(length: int, registered: str, t
     assert equal(weights.load(weights.save(model, tmp_path / "again")), model)
 
 
-def test_the_context_may_stay_as_it_is(registered: str, tmp_path: Path) -> None:
+def test_without_a_context_length_the_table_is_unchanged(registered: str, tmp_path: Path) -> None:
     weights.save(tiny(context_length=120), tmp_path)
     assert clip.load(tmp_path, None).spec.context_length == 120
     assert clip.load(tmp_path, 120, view="squash").spec.view == "squash"
 
 
 @pytest.mark.parametrize(("rows", "length"), [(77, 249), (77, 1), (248, 77), (248, 249), (248, 10)])
-def test_contexts_that_do_not_fit(rows: int, length: int, registered: str, tmp_path: Path) -> None:
+def test_context_lengths_that_do_not_fit_are_refused(
+    rows: int, length: int, registered: str, tmp_path: Path
+) -> None:
     weights.save(tiny(context_length=rows), tmp_path)
     reason = (
-        "must be 2 to 248" if rows == 77 else f"was made for 248 tokens.* set model.context_length to {rows}"
+        "must be 2 to 248"
+        if rows == 77
+        else "of 248 rows is already stretched; set model.context_length to 248"
     )
     with pytest.raises(UserError, match=reason) as caught:
         clip.load(tmp_path, length)
     assert "\n" not in str(caught.value)
 
 
-def test_another_architecture_is_named(registered: str, tmp_path: Path) -> None:
+def test_another_architecture_is_refused_with_the_differences(registered: str, tmp_path: Path) -> None:
     weights.save(tiny(text_layers=3, embed_dim=8), tmp_path)
     with pytest.raises(
         UserError, match="not a ViT-tiny: embed_dim 8 instead of 24, text_layers 3 instead of 2"

@@ -1,4 +1,4 @@
-"""The lock: on every Python that pyproject.toml admits, each requirement of each package has its pin."""
+"""The lock file: for every supported Python, each requirement of each package is pinned."""
 
 import re
 import subprocess
@@ -15,25 +15,25 @@ from tests.imports import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
-# The oldest patch release of each minor one: some packages ask for more there.
+# The oldest patch releases: some packages have more requirements there.
 PYTHONS = ("3.11.0", "3.11.2", "3.12.0", "3.13.0", "3.14.0")
-# Only DVC's configuration needs it, by way of hydra; it is pure Python and builds anywhere.
+# Only DVC's configuration needs it, through hydra; it is pure Python and builds anywhere.
 WITHOUT_WHEEL = "antlr4-python3-runtime"
 
 
 def environment(python: str) -> dict[str, str]:
-    """The markers of this machine with another Python."""
+    """The marker environment of this machine with another Python."""
     short = python.rpartition(".")[0]
     return {**default_environment(), "python_full_version": python, "python_version": short, "extra": ""}
 
 
 def pins(python: str) -> dict[str, Requirement]:
-    """What the lock installs there, by name."""
+    """The pins that the lock file has for a Python, by package name."""
     found = [Requirement(line.rstrip(" \\")) for line in LOCK.splitlines() if re.match(r"[a-z0-9]", line)]
     return {pin.name: pin for pin in found if pin.marker is None or pin.marker.evaluate(environment(python))}
 
 
-def asked(requirement: Requirement, python: str, extras: set[str]) -> bool:
+def applies(requirement: Requirement, python: str, extras: set[str]) -> bool:
     marker = requirement.marker
     return marker is None or any(
         marker.evaluate(environment(python) | {"extra": extra}) for extra in extras | {""}
@@ -41,8 +41,8 @@ def asked(requirement: Requirement, python: str, extras: set[str]) -> bool:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_every_requirement_has_its_pin(python: str) -> None:
-    """Followed through the packages installed here; those of other Pythons alone are not followed further."""
+def test_every_requirement_is_pinned(python: str) -> None:
+    """Follows requirements through the packages installed here; others are not followed further."""
     pinned = pins(python)
     own = [
         *PROJECT["dependencies"],
@@ -67,7 +67,7 @@ def test_every_requirement_has_its_pin(python: str) -> None:
             continue
         for line in known:
             further = Requirement(line)
-            if asked(further, python, requirement.extras):
+            if applies(further, python, requirement.extras):
                 wanted.append((name, further))
     assert len(seen) > 200
 
@@ -75,7 +75,7 @@ def test_every_requirement_has_its_pin(python: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_resolver_finds_a_wheel_of_each_pin(python: str, tmp_path) -> None:
-    """Asks the package registry: nothing missing, no source to build."""
+    """Asks the package registry: every pin exists and needs no build."""
     command = ["pip", "install", "--dry-run", "--target", str(tmp_path), "--python-version", python]
     command += ["--only-binary", ":all:", "--no-binary", WITHOUT_WHEEL, "--require-hashes"]
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""The objective against loops written from the paper: values and gradients, uneven, masked, split by rank."""
+"""The objective against loops written from the paper: values and gradients, with masks and several ranks."""
 
 import math
 from pathlib import Path
@@ -59,14 +59,14 @@ def test_contrastive_equals_the_loops(count, gamma):
 
 
 @pytest.mark.parametrize("valid", [[1, 0, 1, 1, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
-def test_masked_pairs_are_neither_rows_nor_negatives(valid):
+def test_masked_pairs_are_neither_queries_nor_negatives(valid):
     image, text, valid = rows(5, 0), rows(5, 1), torch.tensor(valid, dtype=torch.bool)
     scale = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
     ours = losses.contrastive(image, text, scale, valid)
     assert_same(ours, naive_contrastive(image, text, scale, valid) + 0 * scale, [image, text, scale])
 
 
-def test_contrastive_does_not_depend_on_length_of_embeddings():
+def test_contrastive_does_not_depend_on_the_norm_of_embeddings():
     image, text = rows(6, 0), rows(6, 1)
     unit = [torch.nn.functional.normalize(x, dim=1) for x in (image, text)]
     torch.testing.assert_close(losses.contrastive(image * 3, text / 9, 5.0), losses.contrastive(*unit, 5.0))
@@ -80,7 +80,7 @@ def test_contrastive_of_known_values():
     assert losses.contrastive(one, one, 50.0).item() == pytest.approx(math.log(4), rel=1e-12)
 
 
-def test_hard_negatives_raise_only_captions_that_are_alike():
+def test_hard_negatives_raise_the_loss_only_for_similar_captions():
     image, text = rows(4, 0).detach(), torch.eye(4, 8, dtype=torch.float64)
     plain = losses.contrastive(image, text, 5.0)
     assert losses.contrastive(image, text, 5.0, hard_negative=3.0).item() == pytest.approx(
@@ -102,7 +102,7 @@ def test_token_similarity_equals_the_loops(valid):
 
 
 @pytest.mark.parametrize("junk", [float("nan"), float("inf"), 0.0])
-def test_rows_that_do_not_count_may_hold_anything(junk):
+def test_masked_rows_may_hold_anything(junk):
     valid = torch.tensor([True, False, True])
     for term in (
         lambda a, b: losses.contrastive(a, b, 5.0, valid),
@@ -137,8 +137,8 @@ WEIGHTS = {
 
 @pytest.mark.parametrize("term", losses.TERMS)
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_mean_of_shares_is_the_joined_batch(term, ranks):
-    """Two ranks with uneven numbers of usable pairs (one has none at all) give exactly the joined batch."""
+def test_the_mean_of_the_ranks_shares_is_the_term_of_the_whole_batch(term, ranks):
+    """Also for ranks with different numbers of usable pairs; one rank has none."""
     whole = embeddings(6, [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 0, 1])
     weights = {term: WEIGHTS[term], "hard_negative": WEIGHTS["hard_negative"]}
     scale = torch.tensor(6.0, dtype=torch.float64, requires_grad=True)
@@ -165,8 +165,8 @@ def test_terms_with_weight_zero_are_not_computed():
     assert list(values) == ["global"]
 
 
-def test_whole_and_local_pairs_never_mix():
-    """Unlike the released code: crops and sentences must not be among the negatives of wholes."""
+def test_global_and_local_pairs_never_mix():
+    """In the released code, crops and sentences can be negatives of whole images and captions."""
     whole, local = torch.zeros(4, 8, dtype=torch.float64), torch.eye(4, 8, dtype=torch.float64)
     whole[:, 7] = 1
     everything = torch.ones(4, dtype=torch.bool)
@@ -177,13 +177,13 @@ def test_whole_and_local_pairs_never_mix():
         own, torch.tensor(9.0, dtype=torch.float64), WEIGHTS | {"short_caption": 0.0, "hard_negative": 0.0}
     )
     assert values["global"].item() == pytest.approx(math.log(4), rel=1e-12)
-    # A whole among the local candidates would add a fifth negative.
+    # A whole image or caption among the local candidates would add a fourth negative.
     assert values["local"].item() == pytest.approx(math.log(1 + 3 * math.exp(-9.0)), rel=1e-9)
     assert values["tsl_image"].item() == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.skipif(not PARITY.exists(), reason="the parity cases are not beside this checkout")
-def test_parity_with_independent_numbers():
+def test_parity_with_an_independent_implementation():
     case = load_file(PARITY)
     image, text = case["image_embeds"], case["text_embeds"]
     scale = torch.tensor(math.exp(2.5889), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Metrics against naive references, the parity case, and inputs that try to game them."""
+"""Metrics against naive references, the parity case, and inputs that could inflate them."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def cosines(first: Tensor, second: Tensor) -> np.ndarray:
 
 
 def naive_ranks(scores: np.ndarray, relevant: list[list[int]]) -> list[int]:
-    """Rank of the best relevant item; wrong items of the same score stand before it."""
+    """Rank of the best relevant item; wrong items with the same score rank before it."""
     ranks = []
     for row, items in zip(scores, relevant, strict=True):
         best = max(row[items], default=np.nan)
@@ -30,7 +30,7 @@ def naive_ranks(scores: np.ndarray, relevant: list[list[int]]) -> list[int]:
 
 
 def naive_average_precision(scores: np.ndarray, relevant: list[list[int]], k: int) -> list[float]:
-    """The release's manner: sort everything, walk down the list."""
+    """As in the release: sort everything and walk down the list."""
     result = []
     for row, items in zip(scores, relevant, strict=True):
         order = sorted(range(len(row)), key=lambda item, row=row, items=items: (-row[item], item in items))
@@ -51,7 +51,7 @@ def random_case(seed: int, pictures: int, texts: int) -> tuple[Tensor, Tensor, T
     return image, text, text_to_image
 
 
-def test_parity_with_independent_numbers() -> None:
+def test_parity_with_an_independent_implementation() -> None:
     case = load_file(FIXTURES / "retrieval.safetensors")
     expected = json.loads((FIXTURES / "retrieval.json").read_text())
     image, text = case["image"], case["text"]
@@ -70,7 +70,7 @@ def test_parity_with_independent_numbers() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_ranks_equal_the_naive_ones_with_many_texts_a_picture(seed: int, chunk: int) -> None:
+def test_ranks_equal_the_naive_ones_with_several_texts_per_picture(seed: int, chunk: int) -> None:
     image, text, text_to_image = random_case(seed, pictures=23, texts=61)
     scores = cosines(image, text)
     texts_of = [torch.nonzero(text_to_image == i).flatten().tolist() for i in range(23)]
@@ -79,7 +79,7 @@ def test_ranks_equal_the_naive_ones_with_many_texts_a_picture(seed: int, chunk: 
     assert found.text_to_image.tolist() == naive_ranks(scores.T, [[int(i)] for i in text_to_image])
 
 
-def test_a_picture_without_text_is_a_distractor_and_no_query() -> None:
+def test_a_picture_without_text_is_a_distractor_but_no_query() -> None:
     image = torch.eye(3)
     found = metrics.ranks(image, image[:2], torch.tensor([0, 1]))
     assert found.image_to_text.tolist() == [1, 1, 0]
@@ -111,7 +111,7 @@ def test_constant_embeddings_find_nothing(value: float, pictures: int) -> None:
     assert not twins.text_to_image.any()
 
 
-def test_two_pictures_with_the_same_text_stand_in_each_others_way() -> None:
+def test_two_pictures_with_the_same_text_tie_and_lower_each_others_rank() -> None:
     image = torch.eye(3)
     text = torch.stack([image[0] + image[1], image[0] + image[1], image[2]])
     found = metrics.ranks(image, text, torch.arange(3))
@@ -119,7 +119,7 @@ def test_two_pictures_with_the_same_text_stand_in_each_others_way() -> None:
     assert found.text_to_image.tolist() == [2, 2, 1]
 
 
-def test_texts_of_one_picture_that_tie_do_not_stand_in_each_others_way() -> None:
+def test_tied_texts_of_one_picture_do_not_lower_its_rank() -> None:
     image = torch.eye(2)
     text = image[[0, 0, 0, 1]]
     found = metrics.ranks(image, text, torch.tensor([0, 0, 0, 1]))
@@ -158,7 +158,7 @@ def test_twins_by_hand() -> None:
     image, twin = torch.eye(2)[:1], torch.eye(2)[1:]
     confused = torch.tensor([[0.9, 1.0]])
     found = metrics.twins(image, confused, twin, twin)
-    # The picture sees its own text at 0.67 and the twin's at 0; the confused text prefers the twin's picture.
+    # The picture scores its own text at 0.67 and the twin's at 0; its text prefers the twin's picture.
     assert found.image_to_text.tolist() == [[True, True]]
     assert found.text_to_image.tolist() == [[False, True]]
 
@@ -173,8 +173,8 @@ def test_embeddings_that_are_not_finite_are_refused(bad: float) -> None:
         metrics.map_at_k(torch.eye(3), image, [[0], [1], [2]], 1)
 
 
-def test_questions_without_answers_are_refused() -> None:
-    with pytest.raises(ValueError, match="none"):
+def test_empty_inputs_and_unknown_items_are_refused() -> None:
+    with pytest.raises(ValueError, match="are empty"):
         metrics.ranks(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
     with pytest.raises(ValueError, match="text_to_image"):
         metrics.ranks(torch.eye(3), torch.eye(3), torch.tensor([0, 1, 3]))

@@ -1,4 +1,4 @@
-"""The whole step against numbers of an independent implementation (fixtures goal_step, hf_clip_tiny)."""
+"""The whole step against an independent implementation (fixtures goal_step and hf_clip_tiny)."""
 
 from pathlib import Path
 
@@ -28,12 +28,12 @@ def trimmed(ids: torch.Tensor) -> list[torch.Tensor]:
 
 
 def padded_texts(model: GoalClip) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings of all texts and the mean tokens of the spans, every text padded to 248."""
+    """Embeddings of all texts and the mean tokens of the spans, with every text padded to 248 tokens."""
     return _read(model.text_features(IDS))
 
 
 def trimmed_texts(model: GoalClip) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, every text padded to the longest."""
+    """The same, with every text padded to the longest."""
     return _read(model.text_features(text.pad(trimmed(IDS))))
 
 
@@ -52,7 +52,7 @@ def test_the_step(model: GoalClip, read) -> None:
     shares = touched / touched.sum(1, keepdim=True)
     patches = model.project_patches((shares[:, None] @ seen.tokens[:PAIRS])[:, 0])
     tokens = model.project_tokens(means)
-    # The file's embeddings are normalised, other than its description says.
+    # The embeddings in the file are normalised, although its description says they are not.
     for ours, name in (
         (seen.pooled, "image_embeds"),
         (texts, "text_embeds"),

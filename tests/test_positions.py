@@ -1,4 +1,4 @@
-"""The stretch of the position table: the parity case, Long-CLIP's recipe row by row, and other lengths."""
+"""Stretching the position table: the parity case, Long-CLIP's recipe row by row, and other lengths."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ PARITY = load_file(Path(__file__).parent / "fixtures" / "positions.safetensors")
 
 
 def by_recipe(table: torch.Tensor) -> torch.Tensor:
-    """Long-CLIP's stretch, row by row: keep 20, divide each interval in 4, carry the last difference on."""
+    """Long-CLIP's stretch, row by row: keep 20, divide each interval in 4, continue the last difference."""
     rows = [table[row] for row in range(20)]
     for row in range(20, 76):
         rows += [table[row] + quarter / 4 * (table[row + 1] - table[row]) for quarter in range(4)]
@@ -27,7 +27,7 @@ def test_parity() -> None:
     torch.testing.assert_close(stretch(PARITY["source"], 248), PARITY["stretched"], atol=1e-6, rtol=0)
 
 
-def test_the_recipe() -> None:
+def test_248_rows_equal_long_clips_recipe() -> None:
     table = torch.randn(77, 5)
     torch.testing.assert_close(stretch(table, 248), by_recipe(table), atol=1e-6, rtol=0)
 
@@ -37,7 +37,7 @@ def test_kept_rows_are_the_same_bits() -> None:
 
 
 @given(length=st.integers(78, 248), keep=st.integers(0, 20))
-def test_a_straight_line_stays_one(length: int, keep: int) -> None:
+def test_a_straight_line_stays_straight(length: int, keep: int) -> None:
     line = torch.arange(77.0)[:, None]
     stretched = stretch(line, length, keep)[:, 0]
     assert stretched.shape == (length,)
@@ -49,11 +49,11 @@ def test_a_straight_line_stays_one(length: int, keep: int) -> None:
 
 
 @pytest.mark.parametrize("length", [2, 10, 76, 77])
-def test_no_longer_than_the_table_is_its_first_rows(length: int) -> None:
+def test_a_length_up_to_the_tables_gives_its_first_rows(length: int) -> None:
     assert torch.equal(stretch(PARITY["source"], length), PARITY["source"][:length])
 
 
-def test_the_result_is_its_own_memory_and_type() -> None:
+def test_the_result_is_a_copy_of_the_same_dtype() -> None:
     table = torch.randn(77, 4, dtype=torch.float16)
     for length in (30, 100):
         stretched = stretch(table, length)
@@ -68,12 +68,12 @@ def test_the_longest_for_keep_20_is_248() -> None:
 
 
 @pytest.mark.parametrize("length", [-1, 0, 1, 249, 10_000])
-def test_lengths_that_it_cannot_give(length: int) -> None:
+def test_lengths_out_of_range_are_refused(length: int) -> None:
     with pytest.raises(UserError, match=rf"context_length {length}: must be 2 to 248 tokens"):
         stretch(PARITY["source"], length)
 
 
 @pytest.mark.parametrize("keep", [-1, 76, 77])
-def test_keeping_so_much_that_nothing_is_left_to_stretch(keep: int) -> None:
+def test_a_keep_out_of_range_is_refused(keep: int) -> None:
     with pytest.raises(UserError, match=f"keep_positions {keep}"):
         stretch(PARITY["source"], 80, keep)

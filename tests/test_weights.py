@@ -1,4 +1,4 @@
-"""The project's own weights files, and what other programs read of them."""
+"""The project's own weights files, and that open_clip reads them."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_save_and_load_keep_every_bit_and_the_network(model: GoalClip, tmp_path:
     assert sorted(os.listdir(tmp_path)) == ["a", "b.safetensors"]
 
 
-def test_a_published_model_has_a_card_that_names_its_file(model: GoalClip, tmp_path: Path) -> None:
+def test_a_published_model_has_a_card_with_the_digest_of_its_weights(model: GoalClip, tmp_path: Path) -> None:
     weights.publish(model, tmp_path / "m", {"name": "stage1"})
     card = json.loads((tmp_path / "m" / paths.CARD).read_text())
     assert card["name"] == "stage1"
@@ -79,7 +79,7 @@ def test_plain_open_clip_reads_the_folder(view: str, model: GoalClip, tmp_path: 
     assert again.spec == model.spec
 
 
-def test_a_disk_that_refuses_leaves_nothing(model: GoalClip, tmp_path: Path) -> None:
+def test_a_failed_write_leaves_no_file(model: GoalClip, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         weights.save(model, tmp_path / "file" / "model")
@@ -90,7 +90,7 @@ def test_a_disk_that_refuses_leaves_nothing(model: GoalClip, tmp_path: Path) -> 
 
 
 def test_the_description_survives_odd_hidden_sizes() -> None:
-    # int(width * ratio) must give the hidden units back, also for ratios like ViT-g's 4.3637.
+    # int(width * ratio) must equal the hidden units, also for ratios such as ViT-g's 4.3637.
     for hidden in range(1, 300):
         spec: Spec = replace(SPEC, vision_mlp=hidden, text_mlp=hidden)
         assert int(spec.vision_width * spec.config["vision_cfg"]["mlp_ratio"]) == hidden

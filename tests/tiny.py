@@ -1,4 +1,4 @@
-"""A project folder with six test pictures and random networks, small enough to build in every test."""
+"""A project folder with six test pictures and random networks, small enough to make in every test."""
 
 from pathlib import Path
 

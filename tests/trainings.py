@@ -1,4 +1,4 @@
-"""A tiny project to train in: a few drawn pictures, captions of three sentences, pairs, a random CLIP."""
+"""A tiny project for training tests: a few drawn pictures with long captions, pairs, a random CLIP."""
 
 import functools
 import glob
@@ -51,7 +51,7 @@ def model(seed: int = 0) -> GoalClip:
 
 
 def params(**changes: Any) -> Params:
-    """params.yaml of the project made small; `changes` by dotted name, dots written as two underscores."""
+    """The project's params.yaml with small values; `changes`: by dotted name, with __ for each dot."""
     values = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
     values["data"]["name"] = "tiny"
     values["tracking"]["enabled"] = False
@@ -68,7 +68,7 @@ def params(**changes: Any) -> Params:
 
 
 def rows(count: int, folder: Path, seed: int = 0) -> list[Row]:
-    """Pictures of one coloured block on noise, of uneven sizes, and captions of three sentences."""
+    """Pictures of one coloured block on noise, of different sizes, and captions of three sentences."""
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     made = []
@@ -87,7 +87,7 @@ def rows(count: int, folder: Path, seed: int = 0) -> list[Row]:
 
 
 def pairs(pictures: list[Row], without: set[int] = frozenset()) -> list[dict[str, Any]]:
-    """A pair a sentence, with drawn boxes and similarities; pictures in `without` have dropped ones."""
+    """One pair per sentence, with random box and similarity; `without`: pictures whose pairs are dropped."""
     random = np.random.default_rng(7)
     mined = []
     for number, row in enumerate(pictures):
@@ -105,7 +105,7 @@ def pairs(pictures: list[Row], without: set[int] = frozenset()) -> list[dict[str
 
 
 def project(train: int = 10, val: int = 4, without: set[int] = frozenset()) -> None:
-    """Write a whole tiny project into the current folder: manifests, pairs, models/base and models/stage1."""
+    """Write a tiny project into the current folder: manifests, pairs, models/base and models/stage1."""
     pictures = rows(train, paths.data_dir("tiny") / "images")
     manifest.write(pictures, paths.manifest("tiny", "train"))
     manifest.write(rows(val, paths.data_dir("tiny") / "images", seed=1), paths.manifest("tiny", "val"))
@@ -130,22 +130,22 @@ OUTPUTS = (
 
 @functools.cache
 def forks() -> ForkServerContext:
-    """Where children come from: a process without threads that has the slow imports behind it."""
+    """A fork server for child processes: it has no threads and has already done the slow imports."""
     context = multiprocessing.get_context("forkserver")
-    # The server reads it when it starts; tests run in folders from which the package is not seen.
+    # The server reads PYTHONPATH when it starts; from the tests' folders the package is not importable.
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
     context.set_forkserver_preload(["goal.stages.train", "tests.trainings"])
-    # One that an earlier test started has other modules in it: each child would import for seconds.
+    # A server from an earlier test has not preloaded these modules, and each child would import for seconds.
     forkserver._forkserver._stop()
     return context
 
 
 def last_saved() -> int:
-    """The step of the newest checkpoint here, -1 without one; asked while a training saves and removes."""
-    # glob.glob passes over a folder that goes while it looks, Path.glob and Path.rglob raise.
+    """The step of the newest checkpoint here, -1 without one; safe while a training changes them."""
+    # Where a folder is removed meanwhile, glob.glob skips it, and Path.glob and Path.rglob raise.
     return max((int(path[-8:]) for path in glob.glob("work/train-*/*/step-*")), default=-1)
 
 
 def outputs(name: str) -> dict[str, bytes]:
-    """The bytes of all that a training leaves."""
+    """The bytes of all files that a training writes."""
     return {path: Path(path.format(name)).read_bytes() for path in OUTPUTS}

@@ -1,1 +1,1 @@
-"""The command line: `goal <verb>`. Imports are inside the verbs, so that `goal --help` answers at once."""
+"""The command line: `goal <verb>`. The verbs import what they need, so that `goal --help` is fast."""

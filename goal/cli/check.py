@@ -1,4 +1,4 @@
-"""What a parameter file asks for, told before anything is downloaded, and whether it can work here."""
+"""What a parameter file asks for and whether it can work here, before anything is downloaded."""
 
 import os
 import shutil
@@ -9,30 +9,30 @@ from pathlib import Path
 import torch
 
 from goal import clip, positions
-from goal.config import Params, Stage, paths
+from goal.config import Params, paths
 from goal.datasets import captions_file, manifest
 from goal.errors import UserError
 from goal.model import architectures
 from goal.model.network import GoalClip, Spec
-from goal.training import batches, recipe
-from goal.training.recipe import Recipe
+from goal.training import batches
+from goal.training.plan import Plan
 
-# Pictures to train on, GB to download and to unpack (the sets' own pages; DCI as GOAL splits it).
+# Training pictures, GB to download, GB unpacked (from the sets' own pages; DCI in GOAL's split).
 SETS = {"docci": (9647, 7.6, 15.2), "dci": (5445, 8.1, 16.2)}
-# Tokens of a caption and of a sentence, means of DOCCI's 5,100 captions under CLIP's tokeniser.
+# Mean tokens of a caption and of a sentence in DOCCI's 5,100 captions, by CLIP's tokenizer.
 CAPTION_TOKENS, SENTENCE_TOKENS = 144, 22
-# Terms that need crops and sentences in the towers.
+# Terms of the loss for which the towers also encode crops and sentences.
 LOCAL_TERMS = ("local", "tsl_image", "tsl_text")
 # fp32 weights, gradients and AdamW's two moments.
-BYTES_A_PARAMETER = 16
-# What a block keeps of one token for the backward pass, in units of its width: layer norms, q, k, v,
-# attention's output, the MLP's hidden units twice and two residual sums.
+BYTES_PER_PARAMETER = 16
+# Activations that a block keeps per token for the backward pass, in units of its width: layer norms, q, k,
+# v, attention's output, the MLP's hidden units twice and two residual sums.
 KEPT_WIDTHS = 18
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One line of the answer; `fault` where it cannot work as it stands."""
+    """One line of the report; `fault` if this cannot work."""
 
     topic: str
     text: str
@@ -40,7 +40,7 @@ class Fact:
 
 
 def facts(params: Params) -> list[Fact]:
-    """All that can be said offline. Nothing is downloaded, trained or written."""
+    """Everything that can be checked offline; downloads, trains and writes nothing."""
     try:
         spec = architectures.spec_of(params.model.name)
     except UserError as error:
@@ -56,7 +56,7 @@ def facts(params: Params) -> list[Fact]:
 
 
 def parameters(spec: Spec) -> int:
-    """Trained numbers of the network, its positions stretched; no memory is taken for them."""
+    """The number of parameters of the network with stretched positions; allocates no memory."""
     with torch.device("meta"):
         return sum(p.numel() for p in GoalClip(spec).parameters())
 
@@ -73,11 +73,9 @@ def _model(params: Params, spec: Spec) -> Iterator[Fact]:
     if model.pretrained == clip.EMBEDDED:
         yield Fact("weights", "embedded, nothing to download")
     elif (model.name, model.pretrained) in architectures.supported():
-        yield Fact(
-            "weights", f"open_clip downloads {model.name}/{model.pretrained}, unless it is in its cache"
-        )
+        yield Fact("weights", f"open_clip downloads {model.name}/{model.pretrained} unless its cache has it")
     elif Path(model.pretrained).exists():
-        yield Fact("weights", f"{model.pretrained}, a file here")
+        yield Fact("weights", f"the file {model.pretrained}")
     else:
         tags = sorted(tag for name, tag in architectures.supported() if name == model.name)
         known = f"neither a file nor a tag of {model.name} ({', '.join(tags) or 'it has none'})"
@@ -85,7 +83,7 @@ def _model(params: Params, spec: Spec) -> Iterator[Fact]:
 
 
 def _pictures(params: Params) -> int | None:
-    """Pictures to train on, if that is known yet."""
+    """The number of training pictures; None if it is not known yet."""
     made = paths.manifest(params.data.name, "train")
     if made.exists():
         return len(manifest.read(made))
@@ -113,7 +111,7 @@ def _data(params: Params, pictures: int | None) -> Iterator[Fact]:
     elif data.download.root and not Path(data.download.root).exists():
         yield Fact("data", f"data.download.root {data.download.root} does not exist", fault=True)
     known = "known after `goal data`" if pictures is None else f"{pictures:,}"
-    yield Fact("data", f"{data.source}: pictures to train on: {known}")
+    yield Fact("data", f"{data.source}: training pictures: {known}")
 
 
 def _mining(params: Params) -> Iterator[Fact]:
@@ -128,37 +126,34 @@ def _mining(params: Params) -> Iterator[Fact]:
 
 def _training(params: Params, spec: Spec, pictures: int | None) -> Iterator[Fact]:
     for name in paths.TRAINED:
-        stage: Stage = params.stage1 if name == "stage1" else params.stage2
         try:
-            plan = recipe.plan(params, name)
+            yield Fact(name, _cost(params, spec, pictures, name))
         except UserError as error:
             yield Fact(name, str(error), fault=True)
-            continue
-        if stage.epochs == 0:
-            yield Fact(name, "0 epochs: passes its weights on")
-            continue
-        if pictures is None:
-            yield Fact(name, f"{stage.epochs} epochs of batches of {stage.batch_size}")
-            continue
-        try:
-            batches.check(plan.section, stage.batch_size, pictures, params.train.processes, params.data.name)
-        except UserError as error:
-            yield Fact(name, str(error), fault=True)
-            continue
-        steps = stage.epochs * batches.steps_per_epoch(pictures, stage.batch_size)
-        patches = (spec.image_size // spec.patch_size) ** 2 + 1
-        local = any(plan.weights.get(term) for term in LOCAL_TERMS)
-        views, texts = (2, CAPTION_TOKENS + SENTENCE_TOKENS) if local else (1, CAPTION_TOKENS)
-        tokens = steps * stage.batch_size * (views * patches + texts)
-        yield Fact(
-            name,
-            f"{steps:,} steps, {steps * stage.batch_size:,} samples, about {tokens / 1e6:,.0f} M tokens, "
-            f"about {_memory(params, spec, plan, views * patches, texts) / 2**30:.1f} GiB on the device",
-        )
 
 
-def _memory(params: Params, spec: Spec, plan: Recipe, image_tokens: int, text_tokens: int) -> float:
-    """Bytes: an estimate."""
+def _cost(params: Params, spec: Spec, pictures: int | None, name: str) -> str:
+    """What a training needs, as text; raises UserError if it cannot start."""
+    plan = Plan.of(params, name)
+    stage = plan.stage
+    if stage.epochs == 0:
+        return "0 epochs: passes its weights on"
+    if pictures is None:
+        return f"{stage.epochs} epochs of batches of {stage.batch_size}"
+    batches.check(plan.section, stage.batch_size, pictures, params.train.processes, params.data.name)
+    samples = stage.epochs * batches.steps_per_epoch(pictures, stage.batch_size) * stage.batch_size
+    patches = (spec.image_size // spec.patch_size) ** 2 + 1
+    local = any(plan.loss_weights.get(term) for term in LOCAL_TERMS)
+    views, texts = (2, CAPTION_TOKENS + SENTENCE_TOKENS) if local else (1, CAPTION_TOKENS)
+    memory = _memory(params, spec, plan, views * patches, texts) / 2**30
+    return (
+        f"{samples // stage.batch_size:,} steps, {samples:,} samples, about "
+        f"{samples * (views * patches + texts) / 1e6:,.0f} M tokens, about {memory:.1f} GiB on the device"
+    )
+
+
+def _memory(params: Params, spec: Spec, plan: Plan, image_tokens: int, text_tokens: int) -> float:
+    """An estimate, in bytes, of what one process needs on its device."""
     size = 2 if plan.bf16 else 4
     pairs = params.train.chunk_size or -(-plan.stage.batch_size // params.train.processes)
     kept = (
@@ -167,12 +162,12 @@ def _memory(params: Params, spec: Spec, plan: Recipe, image_tokens: int, text_to
     )
     if params.train.checkpoint_activations:
         kept /= KEPT_WIDTHS / 2
-    return parameters(spec) * BYTES_A_PARAMETER + pairs * kept * KEPT_WIDTHS * size
+    return parameters(spec) * BYTES_PER_PARAMETER + pairs * kept * KEPT_WIDTHS * size
 
 
 def _disk(params: Params, spec: Spec, pictures: int | None) -> Iterator[Fact]:
     weights = 4 * parameters(spec) / 1e9
-    # Five models, each also in DVC's cache, and the checkpoints of one training: weights and two moments.
+    # Five models, each also in DVC's cache, and one training's checkpoints: weights and two moments each.
     need = weights * (5 * 2 + 3 * params.train.keep_checkpoints)
     data = SETS[params.data.source][2] if params.data.source in SETS else (pictures or 0) * 2e-5
     free = shutil.disk_usage(".").free / 1e9

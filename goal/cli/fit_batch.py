@@ -1,4 +1,4 @@
-"""The largest batch that a training's device holds, found with made-up pairs as large as real ones can be."""
+"""Find the largest batch that fits the training device, on random pairs of the largest possible size."""
 
 import logging
 from collections.abc import Callable
@@ -15,17 +15,18 @@ from goal.datasets import manifest
 from goal.errors import UserError
 from goal.model.network import Spec
 from goal.runtime import devices
-from goal.training import recipe, step
+from goal.training import step
 from goal.training.batches import Collate
 from goal.training.distributed import Group
 from goal.training.examples import Needs, Sample
 from goal.training.learner import Learner
+from goal.training.plan import Plan
 
 log = logging.getLogger(__name__)
 
-# What stays free: fragments, other batches' text lengths, the loader's processes.
+# The share of the memory to use; the rest is for fragmentation and for the loader's processes.
 USED = 0.9
-# Where memory cannot be refused (a CPU) sizes double until so many bytes tell what a pair takes.
+# On a CPU, which refuses no memory, sizes double until so many bytes show what a pair takes.
 FEWEST, TELLING = 2, 256 * 2**20
 STEPS = 1_000_000  # of a training long enough for any warm-up
 CGROUP = Path("/sys/fs/cgroup/memory.max")
@@ -33,7 +34,7 @@ CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 @dataclass(frozen=True)
 class Fit:
-    """The largest batch of one process, the memory it takes and the memory there is, in bytes."""
+    """The largest batch of one process, the memory that it takes and the limit, in bytes."""
 
     batch_size: int
     memory: int
@@ -41,49 +42,49 @@ class Fit:
 
 
 def run(params: Params, name: str) -> Fit:
-    """Find the largest batch a process can train `name` with, with params.yaml's precision, chunks and so on.
+    """Find the largest batch per process for the training `name`, with its settings in params.yaml.
 
-    Takes whole steps, optimizer included, on random pictures and on texts that fill the context; writes
-    nothing. Raises UserError where not even a pair fits.
+    Runs full training steps, optimizer included, on random pictures and on texts that fill the context;
+    writes nothing. Raises UserError if not even one pair fits.
     """
-    plan = recipe.plan(params, name)
+    plan = Plan.of(params, name)
     most = _most(params)
     model = weights.load(plan.start).to(plan.device).train()
     model.set_grad_checkpointing(params.train.checkpoint_activations)
     group = Group(0, 1, plan.device)
     wrapped = step.wrapped(model, params.train.compile, group)
-    taught = Learner(model, plan.stage, plan.weights, STEPS, group)
+    learner = Learner(model, plan.stage, plan.loss_weights, STEPS, group)
     collate = Collate(model.spec, params.train.chunk_size)
-    needs = Needs.of(plan.weights)
+    needs = Needs.of(plan.loss_weights)
 
     def memory_of(size: int) -> int:
-        # A step that was refused leaves gradients.
+        # A step that ran out of memory leaves gradients.
         model.zero_grad()
         devices.forget_peak(plan.device)
         if params.train.processes > 1:
-            # The buckets of step.wrapped: they stay from step to step, and gradients are views of them.
+            # DDP (step.wrapped) keeps its gradient buckets between steps; the gradients are views of them.
             for value in model.parameters():
                 value.grad = torch.zeros_like(value)
         chunks = collate([_sample(model.spec, needs)] * size).to(plan.device).chunks()
-        taught.update(step.backward(wrapped, chunks, plan.weights, group, plan.autocast))
+        learner.update(step.backward(wrapped, chunks, plan.loss_weights, group, plan.autocast))
         return devices.peak(plan.device)
 
     limit = int(_limit(plan.device) * USED)
-    # The first step also makes the optimizer's state.
+    # The first step also allocates the optimizer's state.
     memory_of(1)
     search = _on_gpu if plan.device.type == "cuda" else _on_cpu
     found = search(memory_of, limit, most)
     if found.batch_size < 1:
         raise UserError(
-            f"{name}: not even one pair fits {limit / 2**30:.1f} GiB; set train.checkpoint_activations"
+            f"{name}: not even one pair fits {limit / 2**30:.1f} GiB; set train.checkpoint_activations: true"
         )
     if found.batch_size == most:
-        log.info("%s: there is room for all training pictures in one batch", name)
+        log.info("%s: all training pictures fit in one batch", name)
     return found
 
 
 def _most(params: Params) -> int:
-    """The pairs of a process where all training pictures are one batch."""
+    """Pairs per process if all training pictures are in one batch."""
     file = paths.manifest(params.data.name, "train")
     most = len(manifest.read(file)) // params.train.processes
     if most < 1:
@@ -92,7 +93,7 @@ def _most(params: Params) -> int:
 
 
 def _on_gpu(memory_of: Callable[[int], int], limit: int, most: int) -> Fit:
-    """Double until the device refuses, then halve the gap to an eighth of the size; never past `most`."""
+    """Double the size until memory runs out, then bisect to within an eighth; never above `most`."""
     fits, taken, refused = 0, 0, most + 1
     size = 1
     while fits < most and (refused > most or refused - fits > max(1, fits // 8)):
@@ -109,15 +110,15 @@ def _on_gpu(memory_of: Callable[[int], int], limit: int, most: int) -> Fit:
 
 
 def _on_cpu(memory_of: Callable[[int], int], limit: int, most: int) -> Fit:
-    """Reckon from small batches: a process that takes too much is killed, not refused."""
+    """Estimate from small batches: a process that takes too much is killed, not refused."""
     first = last = memory_of(FEWEST)
     size = FEWEST
     while last - first < TELLING and size < most:
         size = min(size * 2, most)
         last = memory_of(size)
-    a_pair = max(1, (last - first) // max(1, size - FEWEST))
-    fits = min(size + (limit - last) // a_pair, most)
-    return Fit(fits, last + (fits - size) * a_pair, limit)
+    per_pair = max(1, (last - first) // max(1, size - FEWEST))
+    fits = min(size + (limit - last) // per_pair, most)
+    return Fit(fits, last + (fits - size) * per_pair, limit)
 
 
 def _limit(device: torch.device) -> int:
@@ -126,9 +127,9 @@ def _limit(device: torch.device) -> int:
         return free + torch.cuda.memory_reserved()
     own = psutil.Process().memory_info().rss
     free = psutil.virtual_memory().available + own
-    # A container may be given less than the machine has.
-    given = CGROUP.read_text().strip() if CGROUP.exists() else "max"
-    return free if given == "max" else min(free, int(given))
+    # A container may have less memory than the machine.
+    own_limit = CGROUP.read_text().strip() if CGROUP.exists() else "max"
+    return free if own_limit == "max" else min(free, int(own_limit))
 
 
 def _sample(spec: Spec, needs: Needs) -> Sample:
@@ -147,7 +148,7 @@ def _sample(spec: Spec, needs: Needs) -> Sample:
 
 
 def _text(spec: Spec) -> Tensor:
-    """A text that fills the context; CLIP's last two ids are BOS and EOS."""
+    """A text that fills the context; the last two ids of CLIP's vocabulary are BOS and EOS."""
     ids = torch.ones(spec.context_length, dtype=torch.long)
     ids[0], ids[-1] = spec.vocab_size - 2, spec.vocab_size - 1
     return ids

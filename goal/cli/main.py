@@ -1,10 +1,11 @@
-"""The command line: one verb a stage of the pipeline, and a few for daily use."""
+"""The command line: one verb per stage of the pipeline, and a few for daily use."""
 
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,48 +38,27 @@ def code() -> None:
     stage.run()
 
 
-@app.command(rich_help_panel=PIPELINE)
-def data() -> None:
-    """Draw, read or download the pictures and captions; write one manifest a split."""
-    params = config.load()
-    from goal.stages import data as stage
+def _stage(name: str, text: str) -> None:
+    """A verb that runs goal.stages.<name> with params.yaml."""
 
-    stage.run(params)
-
-
-@app.command(rich_help_panel=PIPELINE)
-def base() -> None:
-    """Load the pretrained CLIP and stretch its text positions."""
-    params = config.load()
-    from goal.stages import base as stage
-
-    stage.run(params)
+    @app.command(name, help=text, rich_help_panel=PIPELINE)
+    def verb() -> None:
+        params = config.load()
+        import_module(f"goal.stages.{name}").run(params)
 
 
-@app.command(rich_help_panel=PIPELINE)
-def regions() -> None:
-    """Propose regions in every picture (LISM, first half)."""
-    params = config.load()
-    from goal.stages import regions as stage
-
-    stage.run(params)
-
-
-@app.command(rich_help_panel=PIPELINE)
-def pairs() -> None:
-    """Match every sentence with its region (LISM, second half)."""
-    params = config.load()
-    from goal.stages import pairs as stage
-
-    stage.run(params)
+_stage("data", "Draw, read or download the pictures and captions; write one manifest per split.")
+_stage("base", "Load the pretrained CLIP and stretch its text positions.")
+_stage("regions", "Propose regions in every picture (LISM, first half).")
+_stage("pairs", "Match every sentence with its region (LISM, second half).")
 
 
 @app.command(rich_help_panel=PIPELINE)
 def train(name: Annotated[str, typer.Argument(help="stage1, stage2, global or global+local")]) -> None:
-    """Fine-tune one model; started again after a kill, it goes on where it was."""
+    """Fine-tune one model; after a kill, the same command resumes it."""
     params = config.load()
     from goal.stages import train as stage
-    from goal.tracking import mlflow_runs
+    from goal.tracking import runs
     from goal.training import distributed
     from goal.training.progress import Silent
 
@@ -86,63 +66,58 @@ def train(name: Annotated[str, typer.Argument(help="stage1, stage2, global or gl
         stage.check(params, name)
         distributed.launch(["train", name], params.train.processes)
         return
-    with mlflow_runs.training(params, name) if distributed.is_first() else nullcontext(Silent()) as tracker:
+    with runs.training(params, name) if distributed.is_first() else nullcontext(Silent()) as tracker:
         stage.run(params, name, tracker)
 
 
 @app.command(rich_help_panel=PIPELINE)
 def evaluate(
-    names: Annotated[list[str], typer.Argument(help="zero-shot or trained models")],
-    on: Annotated[str, typer.Option(help="Another data set, made before by `goal data`.")] = "",
+    names: Annotated[
+        list[str] | None, typer.Argument(help="zero-shot or trained models [default: all]")
+    ] = None,
+    on: Annotated[str, typer.Option(help="Another data set; make it first with `goal data`.")] = "",
 ) -> None:
     """Measure models on every benchmark of the data set, or of another one."""
     params = config.load()
     from goal.stages import evaluate as stage
-    from goal.tracking import mlflow_runs
+    from goal.tracking import runs
 
-    for name, headline in stage.run_many(params, names, on).items():
-        mlflow_runs.evaluation(params, name, headline)
+    for name, headline in stage.run(params, names or config.paths.MODELS, on).items():
+        runs.evaluation(params, name, headline)
 
 
 @app.command(rich_help_panel=PIPELINE)
 def report() -> None:
-    """Gather all results into tables, pictures and one page."""
+    """Write all results as tables, figures and one page."""
     params = config.load()
-    from goal.cli import runs
     from goal.stages import report as stage
-    from goal.tracking import mlflow_runs
+    from goal.tracking import runs
 
-    mlflow_runs.report(params, stage.run(params, runs.experiment(params)))
+    runs.report(params, stage.run(params, runs.experiment(params)))
 
 
-@app.command(rich_help_panel=PIPELINE)
-def register() -> None:
-    """Make a version of the registered model, with the alias `challenger`."""
-    params = config.load()
-    from goal.stages import register as stage
-
-    stage.run(params)
+_stage("register", "Make a version of the registered model, with the alias `challenger`.")
 
 
 @app.command(rich_help_panel=DAILY)
 def use(preset: Annotated[str, typer.Argument(help="a file of presets/, without .yaml")]) -> None:
-    """Write a preset over params.yaml, after checking it."""
+    """Write params.yaml from a preset, comments included; keeps your data, register and tracking settings."""
     from goal.config import presets
 
-    params = presets.use(preset)
-    typer.echo(
-        f"params.yaml is now {preset}; data.path is {params.data.path}; next: goal check, then dvc repro"
-    )
+    kept = presets.use(preset)
+    typer.echo(f"params.yaml is now {preset}; next: goal check, then dvc repro")
+    for field, value in kept.items():
+        typer.echo(f"kept, as you set it: {field}: {value}")
 
 
 @app.command(rich_help_panel=DAILY)
 def check(
-    preset: Annotated[str, typer.Argument(help="a file of presets/; without: params.yaml")] = "",
+    preset: Annotated[str, typer.Argument(help="a file of presets/; default: params.yaml")] = "",
 ) -> None:
-    """Say what a preset downloads, trains and needs, and whether that can work here; changes nothing."""
+    """Report what a preset downloads, trains and needs, and whether it can work here; changes nothing."""
     from goal.config import presets
 
-    params = config.load(presets.path_of(preset) if preset else config.PARAMS_FILE)
+    params = presets.load(preset) if preset else config.load()
     from goal.cli import check as checks
 
     facts = checks.facts(params)
@@ -150,19 +125,19 @@ def check(
         typer.echo(f"{fact.topic:<13} {'FAULT: ' if fact.fault else ''}{fact.text}")
     faults = sum(fact.fault for fact in facts)
     if faults:
-        raise UserError(f"{faults} of these cannot work as it stands")
+        raise UserError(f"{faults} of these cannot work; fix the lines marked FAULT")
 
 
 @app.command(rich_help_panel=DAILY)
 def fit_batch(name: Annotated[str, typer.Argument(help="stage1, stage2, global or global+local")]) -> None:
-    """Find the largest batch that a training's device holds."""
+    """Find the largest batch that fits the training device."""
     params = config.load()
     from goal.cli import fit_batch as search
 
     found = search.run(params, name)
     processes = params.train.processes
     room = f"{found.memory / 2**30:.1f} of {found.limit / 2**30:.1f} GiB"
-    typer.echo(f"{name}: {found.batch_size} pairs a process, {room}")
+    typer.echo(f"{name}: {found.batch_size} pairs per process, {room}")
     typer.echo(f"largest batch_size with train.processes {processes}: {found.batch_size * processes}")
 
 
@@ -183,7 +158,7 @@ def compare(
     first: Annotated[str, typer.Argument(help="an evaluated model, for example stage2")],
     second: Annotated[str, typer.Argument(help="another one, for example global")],
 ) -> None:
-    """Say whether one model is better than another, query by query, with intervals and p."""
+    """Compare two models query by query: differences with intervals and p-values."""
     params = config.load()
     from goal.evaluation import compare as comparison
     from goal.evaluation import results
@@ -202,7 +177,7 @@ for verb in (models.embed, models.export, search.index, search.search, search.ap
 def pretrain_scenes(
     output: Annotated[Path | None, typer.Option(help="the weights file; default: the package's own")] = None,
 ) -> None:
-    """Make the embedded small CLIP anew, from a seed: short captions of drawn scenes."""
+    """Pretrain the embedded small CLIP again from its seed, on short captions of drawn scenes."""
     from goal.model import embedded
     from goal.training import pretrain
 
@@ -210,28 +185,30 @@ def pretrain_scenes(
 
 
 @app.command(rich_help_panel=DAILY)
+def sync() -> None:
+    """Send to MLflow what stages logged while its server was away."""
+    from goal.tracking import mlflow_store, sync
+
+    typer.echo(f"{sync.run()} records sent to {mlflow_store.address()}")
+
+
+@app.command(rich_help_panel=DAILY)
 def promote(
-    version: Annotated[int | None, typer.Argument(help="a version's number; without: the challenger")] = None,
+    version: Annotated[int | None, typer.Argument(help="a version's number; default: the challenger")] = None,
     alias: Annotated[
-        str, typer.Option(help="The target; another one is served beside `champion`.")
+        str, typer.Option(help="The alias to set: `champion`, or another one that you serve beside it.")
     ] = "champion",
     reason: Annotated[str, typer.Option(help="Recorded on the version.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the gates, change nothing.")] = False,
     new_data: Annotated[
         bool,
-        typer.Option("--new-data", help="The benchmark was changed on purpose: compare with no champion."),
-    ] = False,
-    unlock: Annotated[
-        bool, typer.Option("--unlock", help="Only remove the lock of a promotion that was killed.")
+        typer.Option("--new-data", help="The benchmark was changed on purpose: ignore the champion."),
     ] = False,
 ) -> None:
-    """Hold a registered version to the gates of params.yaml; if all pass, give it the alias."""
+    """Check a registered version against the gates of params.yaml; if all pass, give it the alias."""
     params = config.load()
     from goal.tracking import promotion
 
-    if unlock:
-        promotion.unlock(params)
-        return
     decision = promotion.judge(params, version, new_data, alias)
     _print(decision.rich())
     if not dry_run:
@@ -245,9 +222,9 @@ def promote(
 @app.command(rich_help_panel=DAILY)
 def rollback(
     reason: Annotated[str, typer.Option(help="Recorded on both versions.")],
-    alias: Annotated[str, typer.Option(help="Whose champion goes.")] = "champion",
+    alias: Annotated[str, typer.Option(help="The alias to move back.")] = "champion",
 ) -> None:
-    """Make the champion before this one the champion again."""
+    """Give the alias back to the version that had it before."""
     params = config.load()
     from goal.tracking import promotion
 
@@ -257,7 +234,7 @@ def rollback(
 def _print(table: "Table", notes: Sequence[str] = ()) -> None:
     from rich.console import Console
 
-    # Where the output is no terminal, rich would squeeze the table into 80 columns.
+    # If the output is not a terminal, rich would squeeze the table into 80 columns.
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(table)
     for note in notes:
@@ -265,7 +242,7 @@ def _print(table: "Table", notes: Sequence[str] = ()) -> None:
 
 
 def main() -> None:
-    """Run the command line; a fault that the user can mend is one line and exit code 2."""
+    """Run the command line; a fault that the user can fix is one line and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if not sys.stderr.isatty():
         # In a log, a bar drawn ten times a second is noise; tqdm reads this when it is first imported.

@@ -1,4 +1,4 @@
-"""Verbs that use a finished model: embed, export."""
+"""Verbs that use a trained model: embed, export."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -9,12 +9,12 @@ import typer
 from goal import config
 from goal.cli.extras import needed
 
-# What `goal.cli.named` finds.
+# The names that `goal.cli.named` accepts.
 MODEL = "champion or challenger of the registry, a model of the pipeline, or a path"
 
 
-class Reader(StrEnum):
-    """Programs that `goal export` writes for."""
+class Library(StrEnum):
+    """Libraries that `goal export` writes for."""
 
     open_clip = "open_clip"
     transformers = "transformers"
@@ -27,7 +27,7 @@ def embed(
     image: Annotated[list[Path] | None, typer.Option(help="a picture, or a folder of pictures")] = None,
     text: Annotated[list[str] | None, typer.Option(help="a text of any length")] = None,
 ) -> None:
-    """Embed pictures and texts with a model; rows are L2-normalised, so that their product is the cosine."""
+    """Embed pictures and texts with a model; rows are L2-normalised, so that dot products are cosines."""
     params = config.load()
     from goal.cli import named
     from goal.exports import predict
@@ -37,15 +37,17 @@ def embed(
 
 def export(
     model: Annotated[str, typer.Argument(help=MODEL)],
-    folder: Annotated[Path, typer.Argument(help="where to; made if need be")],
-    reader: Annotated[Reader, typer.Option("--for", help="what is to read it")] = Reader.open_clip,
+    folder: Annotated[Path, typer.Argument(help="a new or empty folder")],
+    library: Annotated[
+        Library, typer.Option("--for", help="the library to load it with")
+    ] = Library.open_clip,
 ) -> None:
-    """Write a model as open_clip, Hugging Face transformers or ONNX programs load it, with a model card."""
+    """Write a model for open_clip, Hugging Face transformers or ONNX, with a model card."""
     from goal import exports
     from goal.cli import named
 
-    if reader is Reader.onnx:
+    if library is Library.onnx:
         with needed("export"):
             import onnxruntime  # noqa: F401
             import onnxscript  # noqa: F401
-    exports.run(named.find(model), folder, reader.value)
+    exports.run(named.find(model), folder, library.value)

@@ -1,4 +1,4 @@
-"""The model that a command line names: a path, one of the pipeline, or an alias of the registry."""
+"""Find the weights that a command names: a path, a model of the pipeline, or an alias of the registry."""
 
 import os
 import tempfile
@@ -14,9 +14,9 @@ ALIASES = ("champion", "challenger")
 
 
 def find(name: str) -> Path:
-    """Where the weights of the model called `name` lie; those of an alias are fetched once and kept.
+    """The path of the weights of the model `name`; those of an alias are fetched once and kept.
 
-    Raises UserError where there is no such model, Unavailable where the registry does not answer.
+    Raises UserError if there is no such model, Unavailable if the registry does not answer.
     """
     if name in ALIASES:
         return _registered(name)
@@ -28,27 +28,29 @@ def find(name: str) -> Path:
 
 
 def _registered(alias: str) -> Path:
-    # Only now: it brings all of the record with it.
-    from goal.tracking import registry
+    # Imported here: it imports MLflow, which takes seconds.
+    from goal.tracking import mlflow_store, registry
 
     registered = config.load().register_.name
-    with registry.answering():
-        client = registry.connect()
+    with mlflow_store.answering():
+        client = mlflow_store.connect()
         version = registry.by_alias(client, registered, alias)
         if version is None:
-            raise UserError(f"{registered}: no {alias} yet; `goal register`, then `goal promote`, make one")
+            raise UserError(f"{registered}: no {alias} yet; run `goal register`, then `goal promote`")
         digest = version.tags["goal.model"]
         file = paths.registered_dir(digest) / paths.WEIGHTS
         files.make_folder(file.parent)
         with tempfile.TemporaryDirectory(dir=file.parent) as draft:
-            # Each time: the same weights may have been measured again.
-            said = registry.fetch(client, version, Path(draft))
-            if (said / paths.CARD).exists():
-                os.replace(said / paths.CARD, file.with_name(paths.CARD))
-            files.replace_folder(said, file.with_name(results.FETCHED))
+            # Fetched every time: the same weights may have been evaluated again.
+            evaluation = registry.fetch(client, version, Path(draft))
+            if (evaluation / paths.CARD).exists():
+                os.replace(evaluation / paths.CARD, file.with_name(paths.CARD))
+            files.replace_folder(evaluation, file.with_name(results.FETCHED))
             if not file.exists():
                 fetched = registry.fetch(client, version, Path(draft), f"artifacts/{paths.WEIGHTS}")
                 if weights.digest(fetched) != digest:
-                    raise UserError(f"{registered} version {version.version}: its weights are not its own")
+                    raise UserError(
+                        f"{registered} version {version.version}: the sha256 of its weights is wrong"
+                    )
                 os.replace(fetched, file)
     return file

@@ -1,4 +1,4 @@
-"""Verbs for search over one's own pictures: index, search, app."""
+"""Verbs that search a folder of pictures: index, search, app."""
 
 import logging
 import os
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 PLACE = Path("work/index")
 PAGE = Path("work/search.html")
 Index = Annotated[Path, typer.Option(help="the index's folder")]
-IndexModel = Annotated[str, typer.Option(help=f"{MODEL}; default: the one that the index names")]
+IndexModel = Annotated[str, typer.Option(help=f"{MODEL}; default: the one of the index")]
 
 
 def index(
-    folder: Annotated[Path, typer.Argument(help="a folder of pictures, read with all below it")],
+    folder: Annotated[Path, typer.Argument(help="a folder of pictures, with its subfolders")],
     index: Index = PLACE,
     model: Annotated[str, typer.Option(help=MODEL)] = "stage2",
 ) -> None:
-    """Embed a folder of pictures for `goal search`; again, only what is new or changed."""
+    """Embed a folder of pictures for `goal search`; run again, it embeds only new and changed ones."""
     params = config.load()
     from goal.cli import named
 
@@ -65,15 +65,15 @@ def search(
     else:
         reading = engine.reading(text)
         if reading.read < reading.tokens:
-            end = text[: reading.end][-40:]
-            typer.echo(f"{reading.tokens} tokens, of which {reading.read} are read: up to {end!r}", err=True)
+            read = f"of which {reading.read} are read: up to {reading.head[-40:]!r}"
+            typer.echo(f"{reading.tokens} tokens, {read}", err=True)
         hits = engine.by_text(text, count)
     for hit in hits:
         typer.echo(f"{hit.score:.3f}  {store.shown(hit.path)}")
     if show:
         from goal.search import answer
 
-        asked = answer.text(text, reading) if image is None else answer.picture(image, most)
+        asked = answer.text(reading) if image is None else answer.picture(image, most)
         answer.write(PAGE, asked, hits, most)
         opened = webbrowser.open(PAGE.resolve().as_uri())
         typer.echo(f"{PAGE}{'' if opened else ': open it in a browser'}", err=True)
@@ -87,9 +87,9 @@ def app(
     """Open a page to search with long texts, and to see which sentence matches which region."""
     params = config.load()
     _quieten()
-    # However the page is ended, what was uploaded goes.
+    # Uploaded files are deleted however the page ends.
     with tempfile.TemporaryDirectory(prefix="goal-app-") as folder:
-        # Read when gradio is imported.
+        # gradio reads these when it is imported.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
         with needed("search"):
             from goal.search import app as page
@@ -98,7 +98,7 @@ def app(
 
 
 def _quieten() -> None:
-    """Libraries that tell of every file they load and every request they make."""
+    """Silence libraries that log every file they load and every request they make."""
     for name in ("faiss", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -115,6 +115,6 @@ def _search(params: config.Params, index: Path, model: str) -> "Search":
     card = store.opened(index).card
     name = model or card.model
     kept = paths.registered_dir(card.digest) / paths.WEIGHTS
-    # The champion may be another one by now; the index goes with the one that made it.
+    # An alias may name another version by now; an index needs the model that made it.
     path = kept if not model and kept.exists() else named.find(name)
     return Search(params, index, path, name)

@@ -1,6 +1,6 @@
 """params.yaml as typed sections (schema), the presets, and where each artefact lies (paths)."""
 
-from goal.config.schema import (
+from goal.config.schema import (  # noqa: F401
     DATA_SOURCES,
     PARAMS_FILE,
     Detector,
@@ -17,21 +17,3 @@ from goal.config.schema import (
     load,
     parse,
 )
-
-__all__ = [
-    "DATA_SOURCES",
-    "PARAMS_FILE",
-    "Detector",
-    "Felzenszwalb",
-    "Folder",
-    "Gate",
-    "PairChoice",
-    "Pairs",
-    "Params",
-    "Regions",
-    "Sam",
-    "Stage",
-    "Stage2",
-    "load",
-    "parse",
-]

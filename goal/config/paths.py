@@ -8,9 +8,10 @@ MODELS = ("zero-shot", *TRAINED)
 # A model's folder: its weights, and what made them.
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
-# What a training says of itself, in the folder of the model's numbers.
+# What a training writes into the model's folder of metrics: a summary, the loss curve, recall in validation.
 NUMBERS = "train.json"
 CURVE = "loss.csv"
+VALIDATION = "val.json"
 
 
 def data_dir(data_set: str) -> Path:

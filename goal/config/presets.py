@@ -1,12 +1,22 @@
-"""Complete parameter files to start from: list them, read one, write one over params.yaml."""
+"""Presets: scenes.yaml is the whole default with its comments, the others hold only what differs from it."""
 
-import os
+import io
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
-from goal import config
+import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from goal.config import schema
 from goal.errors import UserError
+from goal.runtime import files
 
 FOLDER = Path("presets")
+DEFAULT = "scenes"
+# What belongs to the user: `use` keeps a value that no preset has.
+OWN = {"data": ("name", "path"), "register": ("name", "model"), "tracking": ("enabled", "experiment")}
 
 
 def names() -> list[str]:
@@ -24,11 +34,69 @@ def path_of(name: str) -> Path:
     return FOLDER / f"{name}.yaml"
 
 
-def use(name: str) -> config.Params:
-    """Validate a preset and write it over params.yaml, wholly or not at all."""
-    source = path_of(name)
-    params = config.load(source)
-    draft = config.PARAMS_FILE.with_suffix(".yaml.tmp")
-    draft.write_bytes(source.read_bytes())
-    os.replace(draft, config.PARAMS_FILE)
-    return params
+def load(name: str) -> schema.Params:
+    """All parameters of a preset; raises UserError as `config.load` does, and for an unknown name."""
+    return schema.parse(_values(name), str(path_of(name)))
+
+
+def use(name: str) -> dict[str, Any]:
+    """Write params.yaml from a preset, wholly or not at all.
+
+    Returns what it kept of the user's settings: values by field, such as data.path.
+    """
+    load(name)
+    kept = _own() if schema.PARAMS_FILE.exists() else {}
+    text = complete(*(path_of(one).read_text(encoding="utf-8") for one in (DEFAULT, name)), kept)
+    schema.parse(yaml.safe_load(text), str(schema.PARAMS_FILE))
+    files.write_text(schema.PARAMS_FILE, text)
+    return {f"{section}.{field}": value for section, own in kept.items() for field, value in own.items()}
+
+
+def complete(default: str, overlay: str, own: dict[str, dict[str, Any]] | None = None) -> str:
+    """The text of a parameter file: `default` with its comments, and the values of `overlay`, then `own`.
+
+    It opens with the overlay's opening comment. Raises UserError where one of the texts is not YAML.
+    """
+    editor = YAML()
+    editor.preserve_quotes, editor.width = True, 4096
+    editor.indent(mapping=2, sequence=4, offset=2)
+    try:
+        values = _merge(_merge(editor.load(default), editor.load(overlay)), own or {})
+    except YAMLError as error:
+        raise UserError(f"{FOLDER}: not YAML: {' '.join(str(error).split())}") from error
+    text = io.StringIO()
+    if overlay != default:
+        text.writelines(takewhile(lambda line: line.startswith("#"), overlay.splitlines(keepends=True)))
+        text.write("#\n")
+    editor.dump(values, text)
+    return text.getvalue()
+
+
+def _values(name: str) -> Any:
+    return _merge(schema.read(path_of(DEFAULT)), schema.read(path_of(name)))
+
+
+def _merge(values: Any, changes: Any) -> Any:
+    """Put `changes` into `values`, section by section; a list is replaced as a whole."""
+    if not isinstance(values, dict) or not isinstance(changes, dict):
+        return changes
+    for key, value in changes.items():
+        values[key] = _merge(values.get(key), value)
+    return values
+
+
+def _own() -> dict[str, dict[str, Any]]:
+    """The values of OWN in params.yaml that no preset has."""
+    current, presets = schema.read(schema.PARAMS_FILE), [_values(name) for name in names()]
+    own: dict[str, dict[str, Any]] = {}
+    for section, fields in OWN.items():
+        for field in fields:
+            value = _at(current, section, field)
+            if value not in (None, *(_at(values, section, field) for values in presets)):
+                own.setdefault(section, {})[field] = value
+    return own
+
+
+def _at(values: Any, section: str, field: str) -> Any:
+    found = values.get(section) if isinstance(values, dict) else None
+    return found.get(field) if isinstance(found, dict) else None

@@ -84,18 +84,8 @@ class Sam(Section):
     pred_iou_threshold: Share
     stability_threshold: Share
     box_nms_threshold: Share
-    fast: bool
-    batch_size: Count
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     prune_points: bool
-
-    @model_validator(mode="after")
-    def _check(self) -> "Sam":
-        if not self.fast and (self.prune_points or self.batch_size > 1 or self.precision in ("bf16", "fp16")):
-            raise ValueError(
-                "prune_points, a batch_size above 1 and half precision need fast: true; the package has none"
-            )
-        return self
 
 
 class Detector(Section):
@@ -256,19 +246,21 @@ class Params(Section):
 def load(path: Path = PARAMS_FILE) -> Params:
     """Read and validate a parameter file.
 
-    Raises UserError with one line a fault, naming the file, the field and what was expected.
+    Raises UserError with one line per fault, which names the file, the field and what was expected.
     """
+    return parse(read(path), str(path))
+
+
+def read(path: Path) -> Any:
+    """The values of a YAML file; raises UserError where it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; run in the project's root, or `goal use <preset>`") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
-    try:
-        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    return parse(values, str(path))
 
 
 def parse(values: Any, source: str) -> Params:

@@ -11,11 +11,12 @@ from typing import Any
 from goal.errors import UserError
 
 NAME = "captions"
+_KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row as it stands; `row` is its place for messages; where `fault` says why, it could not be read."""
+    """One row as read; `row` is its place for messages, `fault` says why it could not be read, if so."""
 
     row: str
     values: dict[str, Any]
@@ -27,47 +28,42 @@ def find(path: Path) -> Path:
 
     Raises UserError where there is none, or more than one.
     """
-    if path.is_dir():
-        found = [file for suffix in READERS if (file := path / f"{NAME}{suffix}").is_file()]
-        if len(found) == 1:
-            return found[0]
-        wanted = " or ".join(f"{NAME}{suffix}" for suffix in READERS)
-        if not found:
-            raise UserError(
-                f"{path}: no {wanted} in it; set data.path to the folder that holds one, or to the file"
-            )
-        raise UserError(
-            f"{path}: both {found[0].name} and {found[1].name}; set data.path to the one that counts"
-        )
-    if not path.is_file():
+    names = [f"{NAME}{suffix}" for suffix in READERS]
+    found = [path / name for name in names if (path / name).is_file()] if path.is_dir() else [path]
+    if not found:
+        fix = "set data.path to the folder that holds one, or to the file"
+        raise UserError(f"{path}: no {' or '.join(names)} in it; {fix}")
+    if len(found) > 1:
+        both = f"both {found[0].name} and {found[1].name}"
+        raise UserError(f"{path}: {both}; set data.path to the file to use")
+    if not found[0].is_file():
         raise UserError(f"{path}: not found; set data.path to a folder of pictures with its captions file")
-    if path.suffix not in READERS:
+    if found[0].suffix not in READERS:
         raise UserError(f"{path}: a captions file ends in {', '.join(READERS)}")
-    return path
+    return found[0]
 
 
 def read(file: Path) -> Iterator[Line]:
-    """All rows of a captions file, the unreadable ones with their fault; blank lines are no rows.
+    """All rows of a captions file, the unreadable ones with their fault; blank lines are skipped.
 
     Raises UserError, naming the line, where the rest of the file cannot be understood either.
     """
     return READERS[file.suffix](file)
 
 
-def _read_jsonl(file: Path) -> Iterator[Line]:
+def read_jsonl(file: Path) -> Iterator[Line]:
+    """The rows of a file of JSON Lines, whatever its name ends in, as `read` gives them."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             row = f"{file.name}:{number}"
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                values = json.loads(text) if text else None
+                if text:
+                    yield _line(row, json.loads(text))
             except UnicodeDecodeError as error:
                 yield Line(row, {}, f"not UTF-8: {error.reason} at byte {error.start} of the line")
             except (json.JSONDecodeError, RecursionError) as error:
                 yield Line(row, {}, f"not JSON: {error}")
-            else:
-                if text:
-                    yield _line(row, values)
 
 
 def _read_csv(file: Path) -> Iterator[Line]:
@@ -80,9 +76,8 @@ def _read_csv(file: Path) -> Iterator[Line]:
         for values in rows:
             row = f"{file.name}:{rows.line_num}"
             if None in values:
-                yield Line(
-                    row, {}, f"{len(values[None])} cells more than the header has; quote cells with commas"
-                )
+                more = f"{len(values[None])} cells more than the header has"
+                yield Line(row, {}, f"{more}; quote cells with commas")
             else:
                 yield Line(row, {name: value for name, value in values.items() if value is not None})
     except csv.Error as error:
@@ -93,7 +88,7 @@ def _read_json(file: Path) -> Iterator[Line]:
     try:
         entries = json.loads(_text(file))
     except json.JSONDecodeError as error:
-        hint = "; one object a line is named .jsonl" if error.msg == "Extra data" else ""
+        hint = "; name a file with one object per line .jsonl" if error.msg == "Extra data" else ""
         raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg}{hint}") from error
     except RecursionError as error:
         raise UserError(f"{file}: not JSON that can be read: nested too deeply") from error
@@ -102,7 +97,7 @@ def _read_json(file: Path) -> Iterator[Line]:
     return (_line(f"{file.name}[{number}]", values) for number, values in enumerate(entries))
 
 
-READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".json": _read_json}
+READERS = {".jsonl": read_jsonl, ".csv": _read_csv, ".json": _read_json}
 
 
 def _line(row: str, values: Any) -> Line:
@@ -121,5 +116,4 @@ def _text(file: Path) -> str:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    return _KINDS.get(type(value), "a number")

@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from goal.datasets import captions_file, manifest
 from goal.datasets.folder_rows import CAPTION_FIELDS, IMAGE_FIELDS, Gathering
-from goal.datasets.images import ImageError, probe_all
 from goal.datasets.manifest import Collected, Row
 from goal.errors import UserError
 
@@ -19,24 +18,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def collect(params: "Params", folder: Path) -> Collected:
-    """Read the rows and probe the pictures of params.data.path; nothing is written to `folder`.
+def collect(params: "Params", target: Path) -> Collected:
+    """Read the rows and probe the pictures of params.data.path; nothing is written to `target`.
 
     Raises UserError where no row can be used, or train or test stays empty.
     """
-    del folder
     settings = params.data.folder
     file = captions_file.find(Path(params.data.path))
     gathering = Gathering(file.parent, settings.split_column)
     for line in tqdm(captions_file.read(file), file.name, unit=" rows"):
         gathering.add(line)
     _check_fields(file, gathering)
-    rows = probe(file.parent, gathering, params.data.max_megapixels, "folder")
-    splits: dict[str, list[Row]] = {split: [] for split in manifest.SPLITS}
-    for row, split in rows:
-        splits[split or share(row.id, params.seed, settings)].append(row)
-    _check_splits(file, gathering, splits, settings)
-    return Collected(splits, rejected=gathering.rejected)
+    rows = gathering.probe(params.data.max_megapixels, "folder")
+    if not rows:
+        first = gathering.rejected[0]
+        raise UserError(
+            f"{file}: none of {gathering.rows} rows can be used; the first, {first.row}: {first.image}: "
+            f"{first.reason}: {first.detail}"
+        )
+    splits = manifest.by_split((row, split or share(row.id, params.seed, settings)) for row, split in rows)
+    _check_splits(file, splits, settings)
+    return Collected(splits, rejected=gathering.rejected, cleaned=gathering.cleaned)
 
 
 def share(name: str, seed: int, settings: "Folder") -> str:
@@ -46,21 +48,6 @@ def share(name: str, seed: int, settings: "Folder") -> str:
     if drawn < settings.test_share:
         return "test"
     return "val" if drawn < settings.test_share + settings.val_share else "train"
-
-
-def probe(folder: Path, gathering: Gathering, max_megapixels: float, source: str) -> list[tuple[Row, str]]:
-    """The pictures below `folder` that have captions and decode, each with its split; others are rejected."""
-    named = {path: one for path, one in gathering.pictures.items() if one.captions}
-    files = [(folder / path).as_posix() for path in named]
-    rows = []
-    for (path, picture), file, size in zip(
-        named.items(), files, probe_all(files, max_megapixels, folder.name), strict=True
-    ):
-        if isinstance(size, ImageError):
-            gathering.reject(picture.row, picture.id, path, size)
-        else:
-            rows.append((Row(picture.id, file, *size, tuple(picture.captions), source), picture.split))
-    return rows
 
 
 def _check_fields(file: Path, gathering: Gathering) -> None:
@@ -75,23 +62,13 @@ def _check_fields(file: Path, gathering: Gathering) -> None:
         raise UserError(f"{file}: no row has data.folder.split_column {column!r}; fields found: {found}")
 
 
-def _check_splits(file: Path, gathering: Gathering, splits: dict[str, list[Row]], settings: "Folder") -> None:
-    usable = sum(map(len, splits.values()))
-    if not usable:
-        first = gathering.rejected[0]
-        raise UserError(
-            f"{file}: none of {gathering.rows} rows can be used; the first, {first.row}: {first.image}: "
-            f"{first.reason}: {first.detail}"
-        )
-    for split in manifest.SPLITS:
-        if splits[split]:
-            continue
-        if split == "val":
-            log.warning("%s: no picture for val: training goes without validation", file)
-            continue
-        mend = (
-            f"mark some with {split} in {settings.split_column}"
-            if settings.split_column
-            else "add pictures, or change data.folder.val_share and test_share"
-        )
-        raise UserError(f"{file}: {usable} usable pictures and none for {split}: {mend}")
+def _check_splits(file: Path, splits: dict[str, list[Row]], settings: "Folder") -> None:
+    if not splits["val"]:
+        log.warning("%s: no picture for val: training goes without validation", file)
+    for split in ("train", "test"):
+        if not splits[split]:
+            fix = "add pictures, or change data.folder.val_share and test_share"
+            if settings.split_column:
+                fix = f"mark some with {split} in {settings.split_column}"
+            usable = sum(map(len, splits.values()))
+            raise UserError(f"{file}: {usable} usable pictures and none for {split}: {fix}")

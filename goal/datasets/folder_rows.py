@@ -1,19 +1,20 @@
-"""Rows of the user's own captions file, taken in one by one or listed with what is wrong.
+"""Rows of a captions file or a published set, gathered by picture, or listed with what is wrong.
 
-A row names a picture (field image, filename, file_name or path, relative to the captions file) and its
+A row names a picture (field image, filename, file_name or path, relative to the folder of pictures) and its
 caption or captions (field caption, captions or text; the first that is there), perhaps an `id` and a split.
-Rows of the same picture are joined.
+Rows of the same picture are joined. Captions are cleaned here, once for all stages.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from goal.datasets import manifest
 from goal.datasets.captions_file import Line
-from goal.datasets.images import ImageError
-from goal.datasets.manifest import Rejected
+from goal.datasets.images import ImageError, probe_all
+from goal.datasets.manifest import Rejected, Row
+from goal.text.cleaning import clean
 
 IMAGE_FIELDS = ("image", "filename", "file_name", "path")
 CAPTION_FIELDS = ("caption", "captions", "text")
@@ -22,24 +23,26 @@ CAPTION_FIELDS = ("caption", "captions", "text")
 class Fault(Exception):
     """Why a row, or one of its captions, is not used: a reason that can be counted, and what exactly."""
 
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
 
 @dataclass
 class Picture:
-    """What the rows say of one picture: each caption with the row it came from; split "": by the shares."""
+    """What the rows say of one picture: each caption with the row it came from; split "": by the shares.
+
+    cleaned: how many of its captions the cleaning changed.
+    """
 
     row: str
     id: str
     split: str
-    captions: dict[str, str]
+    captions: dict[str, str] = field(default_factory=dict)
+    cleaned: int = 0
 
 
 class Gathering:
-    """The pictures of a folder, row by row, and the rows that cannot be used."""
+    """The pictures below a folder, row by row, and the rows that cannot be used.
+
+    cleaned: captions that the cleaning changed, of the pictures that `probe` found usable.
+    """
 
     def __init__(self, folder: Path, split_column: str) -> None:
         self.folder = folder
@@ -47,6 +50,7 @@ class Gathering:
         self.pictures: dict[str, Picture] = {}
         self.rejected: list[Rejected] = []
         self.rows = 0
+        self.cleaned = 0
         self.fields: set[str] = set()
         self._ids: dict[str, str] = {}
 
@@ -62,21 +66,37 @@ class Gathering:
             captions = _captions(line.values)
             picture = self._picture(line, path)
         except Fault as fault:
-            self.reject(line.row, line.values.get("id"), name, fault)
+            self.reject(line.row, line.values.get("id"), name, *fault.args)
             return
         for caption in captions:
             try:
                 text = _text(caption)
                 if text in picture.captions:
                     raise Fault("same picture and caption again", f"first in {picture.captions[text]}")
-                picture.captions[text] = line.row
             except Fault as fault:
-                self.reject(line.row, picture.id, path, fault)
+                self.reject(line.row, picture.id, path, *fault.args)
+            else:
+                picture.captions[text] = line.row
+                picture.cleaned += text != caption.strip()
 
-    def reject(self, row: str, name: Any, image: Any, fault: Fault | ImageError) -> None:
+    def probe(self, max_megapixels: float, source: str) -> list[tuple[Row, str]]:
+        """The pictures that have captions and decode, each with its split; others are rejected."""
+        named = {path: one for path, one in self.pictures.items() if one.captions}
+        files = [(self.folder / path).as_posix() for path in named]
+        sizes = probe_all(files, max_megapixels, self.folder.name)
+        rows = []
+        for (path, one), file, size in zip(named.items(), files, sizes, strict=True):
+            if isinstance(size, ImageError):
+                self.reject(one.row, one.id, path, size.reason, size.detail)
+            else:
+                self.cleaned += one.cleaned
+                rows.append((Row(one.id, file, *size, tuple(one.captions), source), one.split))
+        return rows
+
+    def reject(self, row: str, name: Any, image: Any, reason: str, detail: str) -> None:
         """List a row as not used."""
         shown = ("" if value is None else _storable(str(value)) for value in (name, image))
-        self.rejected.append(Rejected(row, *shown, fault.reason, _storable(fault.detail)))
+        self.rejected.append(Rejected(row, *shown, reason, _storable(detail)))
 
     def _picture(self, line: Line, path: str) -> Picture:
         split = self._split(line.values)
@@ -86,19 +106,16 @@ class Gathering:
             other = self._ids.setdefault(name, path)
             if other != path:
                 raise Fault("id of another picture", f"id {name!r} is that of {other}")
-            known = self.pictures[path] = Picture(line.row, name, split, {})
+            known = self.pictures[path] = Picture(line.row, name, split)
         elif known.split != split:
             raise Fault("picture in two splits", f"{split} here, {known.split} in {known.row}")
         return known
 
     def _split(self, values: dict[str, Any]) -> str:
-        if not self.split_column:
-            return ""
-        split = values.get(self.split_column)
-        if split not in manifest.SPLITS:
-            raise Fault(
-                "unknown split", f"{self.split_column} is {split!r}, not one of {', '.join(manifest.SPLITS)}"
-            )
+        split = values.get(self.split_column) if self.split_column else ""
+        if self.split_column and split not in manifest.SPLITS:
+            known = ", ".join(manifest.SPLITS)
+            raise Fault("unknown split", f"{self.split_column} is {split!r}, not one of {known}")
         return split
 
 
@@ -121,21 +138,22 @@ def _inside(folder: Path, name: Any) -> str:
 
 def _captions(values: dict[str, Any]) -> list[Any]:
     captions = _first(values, CAPTION_FIELDS)
-    if captions is None:
-        raise Fault("no caption", f"no field {' or '.join(CAPTION_FIELDS)}")
-    if captions == []:
-        raise Fault("no caption", "an empty list")
+    if captions is None or captions == []:
+        none = "an empty list" if captions == [] else f"no field {' or '.join(CAPTION_FIELDS)}"
+        raise Fault("no caption", none)
     return captions if isinstance(captions, list) else [captions]
 
 
 def _text(caption: Any) -> str:
+    """The caption as the manifest holds it: cleaned."""
     if not isinstance(caption, str):
         raise Fault("caption is not text", f"found {caption!r}"[:80])
-    if not caption.strip():
-        raise Fault("empty caption", "nothing but blanks" if caption else "no character")
     if _storable(caption) != caption:
         raise Fault("caption is not text", "half a surrogate pair, which no text holds")
-    return caption.strip()
+    text = clean(caption)
+    if not text:
+        raise Fault("empty caption", "nothing but blanks" if caption else "no character")
+    return text
 
 
 def _id(values: dict[str, Any], path: str) -> str:

@@ -19,19 +19,8 @@ from goal.errors import UserError
 # Named one by one: Pillow would also hand PostScript to an interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 # What Pillow's decoders raise on damaged files.
-DAMAGE = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
+DAMAGE = (OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError)
+DAMAGE += (RuntimeError, struct.error, zlib.error)
 QUARTER_TURNS = (5, 6, 7, 8)
 
 

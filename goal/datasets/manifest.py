@@ -1,7 +1,8 @@
-"""Tables of a data set: the manifest (one row a picture) and its companions, byte-identical every run."""
+"""Tables of a data set: the manifest (one row per picture) and its companions, byte-identical every run."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,8 @@ ROW_GROUP = 4096
 
 _BOX = [(side, pa.float32()) for side in ("x1", "y1", "x2", "y2")]
 
-# id: unique in the file; image: path, relative to the project's root or absolute; width, height: image frame.
+# id: unique in the file; image: path, relative to the project's root or absolute; width, height: image frame;
+# captions: cleaned (goal.text.cleaning), so that character offsets in them hold in what CLIP reads.
 MANIFEST = pa.schema(
     [
         ("id", pa.string()),
@@ -68,10 +70,26 @@ class Rejected:
     detail: str
 
 
+@contextmanager
+def opened(path: Path, stage: str = "data") -> Iterator[pq.ParquetFile]:
+    """A Parquet file that `stage` wrote; raises UserError where it is missing or damaged."""
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found; `dvc repro {stage}` writes it") from error
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+
+
 def read(path: Path) -> list[Row]:
     """The rows of a manifest, sorted by id; raises UserError where the file is missing or not a manifest."""
-    rows = read_table(path, MANIFEST).to_pylist()
-    return [Row(**{**row, "captions": tuple(row["captions"])}) for row in rows]
+    return rows(read_table(path, MANIFEST))
+
+
+def rows(found: pa.Table) -> list[Row]:
+    """The rows of a table with a manifest's columns."""
+    return [Row(**{**row, "captions": tuple(row["captions"])}) for row in found.to_pylist()]
 
 
 def write(rows: Iterable[Row], path: Path) -> None:
@@ -84,12 +102,8 @@ def read_table(path: Path, schema: pa.Schema, stage: str = "data") -> pa.Table:
 
     Raises UserError where the file or a column is missing.
     """
-    try:
-        found = pq.read_table(path, partitioning=None)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; `dvc repro {stage}` writes it") from error
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    with opened(path, stage) as file:
+        found = file.read()
     missing = [name for name in schema.names if name not in found.column_names]
     if missing:
         raise UserError(f"{path}: no column {', '.join(missing)}; `dvc repro --force {stage}` writes it anew")
@@ -116,11 +130,23 @@ def write_table(rows: pa.Table, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Collected:
-    """What a source found: rows a split (none: empty), further tables by file name, rejected rows."""
+    """What a source found: rows by split, further tables by file name, rejected rows.
+
+    cleaned: how many of the captions the cleaning changed.
+    """
 
     splits: dict[str, list[Row]]
     tables: dict[str, pa.Table] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
+    cleaned: int = 0
+
+
+def by_split(rows: Iterable[tuple[Row, str]]) -> dict[str, list[Row]]:
+    """Rows with their split, sorted into SPLITS."""
+    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    for row, split in rows:
+        splits[split].append(row)
+    return splits
 
 
 # Reads params; pictures that it makes go below the folder, which becomes data/<name>/, and rows name them by

@@ -1,21 +1,22 @@
-"""What all published data sets share: terms, the folder of their files, counts that must hold, the manifest.
+"""Published data sets: their terms, the folder of their files, the counts that must hold, their rows.
 
-A set's own file says where it comes from and turns its layout into rows; see docs/data.md.
+Each set's own file turns its layout into rows; see docs/data.md.
 """
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goal.config import paths
-from goal.datasets import folder, manifest
+from goal.datasets import manifest
 from goal.datasets.captions_file import Line
 from goal.datasets.folder_rows import Gathering
-from goal.datasets.manifest import Collected, Row
+from goal.datasets.manifest import Collected
+from goal.datasets.unpack import unpack
 from goal.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,44 +25,107 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPLIT = "split"
+GOAL_LISTS = "https://github.com/PerceptualAI-Lab/GOAL/tree/main/datasets"
+_SA_1B = "accept the SA-1B licence at https://ai.meta.com/datasets/segment-anything-downloads"
+
+# Finds a set's rows and the folder of their pictures, in the folder of its files and for a gallery of so many
+# test pictures.
+Read = Callable[[Path, int], tuple[Iterable[Line], Path]]
 
 
 @dataclass(frozen=True)
 class Release:
-    """A published set: its name in params, its page, and the licence of its pictures and captions.
+    """A published set: its page, and the licence of its pictures and captions.
 
-    by_hand: what a user must fetch in person, and where to put it; empty: nothing.
+    galleries: how many test pictures it can have, the usual number first. by_hand: what a user must fetch in
+    person, and where to put it; empty: nothing.
     """
 
-    name: str
     page: str
     licence: str
+    galleries: tuple[int, ...] = ()
     by_hand: str = ""
 
 
-def root(params: "Params", release: Release) -> Path:
+RELEASES = {
+    "docci": Release(
+        page="https://google.github.io/docci",
+        licence="CC BY 4.0, pictures and descriptions: name the authors (Onoe et al., 2024)",
+        # The paper's own test, and that of GOAL's list, which has the pictures for qualitative tests in it.
+        galleries=(5000, 5100),
+    ),
+    "dci": Release(
+        page="https://github.com/facebookresearch/DCI",
+        licence="CC BY-NC 4.0, not commercial; pictures under the SA-1B research licence",
+        galleries=(1999, 7444, 7602, 7805),
+        by_hand=f"{_SA_1B}, download sa_000138.tar (11 GB) there, put it, or its .jpg files in a folder"
+        " photos/, into data.download.root; beside it, for the usual gallery of 1999 pictures, DCI_test.json"
+        f" of {GOAL_LISTS}",
+    ),
+    "sharegpt4v": Release(
+        page="https://huggingface.co/datasets/Lin-Chen/ShareGPT4V",
+        licence="captions CC BY-NC 4.0 and the terms of OpenAI; pictures under the SA-1B research licence",
+        galleries=(1000,),
+        by_hand=f"{_SA_1B} and put the pictures that the list names into data.download.root as"
+        " sam/images/sa_<n>.jpg (the page of ShareGPT4V links an archive of just the SA-1B pictures it uses)",
+    ),
+    "urban1k": Release(
+        page="https://huggingface.co/datasets/BeichenZhang/Urban1k",
+        licence="the page states none: pictures of Visual Genome (CC BY 4.0), captions made with GPT-4V",
+        galleries=(1000,),
+    ),
+    "coco": Release(
+        page="https://cocodataset.org/#termsofuse",
+        licence="captions CC BY 4.0; the pictures are under the terms of Flickr, each under its own licence",
+        galleries=(5000,),
+    ),
+    "flickr30k": Release(
+        page="https://shannon.cs.illinois.edu/DenotationGraph",
+        licence="research and education only, not commercial; the pictures are under the terms of Flickr",
+        galleries=(1000,),
+        by_hand="fill in the form on that page; put what it gives you into data.download.root as"
+        " flickr30k-images.tar.gz, or unpacked as flickr30k-images/",
+    ),
+    "goal_lists": Release(
+        page="https://github.com/PerceptualAI-Lab/GOAL",
+        licence="that of the set behind each list: DOCCI CC BY 4.0, DCI CC BY-NC 4.0",
+        by_hand=f"put lists of {GOAL_LISTS} into data.path and the pictures they name, in any folders, into"
+        " data.download.root",
+    ),
+}
+
+
+def collect(read: Read, params: "Params", target: Path) -> Collected:
+    """The set params.data.source, whose layout `read` knows; nothing is written to `target`."""
+    root = folder(params)
+    return rows(params, *read(root, gallery(params)))
+
+
+def folder(params: "Params") -> Path:
     """The folder that holds the set's files, or will: absolute, so that it holds from any working folder.
 
     Raises UserError, after showing the terms, until data.download.accept_terms names this set.
     """
-    settings = params.data.download
-    if settings.accept_terms != release.name:
-        log.warning("%s (%s)\n  licence: %s", release.name, release.page, release.licence)
+    name, settings = params.data.source, params.data.download
+    release = RELEASES[name]
+    if settings.accept_terms != name:
+        log.warning("%s (%s)\n  licence: %s", name, release.page, release.licence)
         if release.by_hand:
             log.warning("  by hand: %s", release.by_hand)
         raise UserError(
-            f"{release.name}: its terms are yours to accept: read them at {release.page}, then set"
-            f" data.download.accept_terms: {release.name}"
+            f"{name}: its terms are yours to accept: read them at {release.page}, then set"
+            f" data.download.accept_terms: {name}"
         )
-    return Path(settings.root).resolve() if settings.root else paths.downloads(release.name)
+    return Path(settings.root).resolve() if settings.root else paths.downloads(name)
 
 
-def gallery(params: "Params", release: Release, known: tuple[int, ...]) -> int:
-    """The number of test pictures that params ask for, one of `known`, whose first is the usual one."""
+def gallery(params: "Params") -> int:
+    """The number of test pictures that params ask for; raises UserError where the set has no such gallery."""
+    known = RELEASES[params.data.source].galleries
     wanted = params.data.download.gallery or known[0]
     if wanted not in known:
         raise UserError(
-            f"params.yaml: data.download.gallery: {release.name} has none of {wanted}, but"
+            f"params.yaml: data.download.gallery: {params.data.source} has none of {wanted}, but"
             f" {' or '.join(map(str, known))}"
         )
     return wanted
@@ -72,29 +136,28 @@ def line(row: str, name: str, image: str, captions: list[Any], split: str) -> Li
     return Line(row, {"id": name, "image": image, "captions": captions, SPLIT: split})
 
 
-def collect(params: "Params", release: Release, lines: Iterable[Line], pictures: Path) -> Collected:
+def rows(params: "Params", lines: Iterable[Line], pictures: Path) -> Collected:
     """The rows whose pictures, below `pictures`, decode; the others are rejected with reasons.
 
     Raises UserError, with what is to be done by hand, where there is no picture at all.
     """
+    name = params.data.source
     gathering = Gathering(pictures, SPLIT)
     for one in lines:
         gathering.add(one)
-    splits: dict[str, list[Row]] = {split: [] for split in manifest.SPLITS}
-    for row, split in folder.probe(pictures, gathering, params.data.max_megapixels, release.name):
-        splits[split].append(row)
+    splits = manifest.by_split(gathering.probe(params.data.max_megapixels, name))
     reasons = Counter(rejected.reason for rejected in gathering.rejected)
     if not any(splits.values()):
         reason = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-        raise UserError(f"{pictures}: no usable picture ({reason}). {release.by_hand}".strip())
-    if reasons["not found"]:
+        raise UserError(f"{pictures}: no usable picture ({reason}). {RELEASES[name].by_hand}".strip())
+    if missing := reasons["not found"]:
         log.warning(
             "%s: %d pictures are missing in %s: numbers on this set are not comparable with others'",
-            release.name,
-            reasons["not found"],
+            name,
+            missing,
             pictures,
         )
-    return Collected(splits, rejected=gathering.rejected)
+    return Collected(splits, rejected=gathering.rejected, cleaned=gathering.cleaned)
 
 
 def expect(source: Path, what: str, found: int, expected: int) -> None:
@@ -116,6 +179,20 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not JSON: {error}") from error
 
 
-def first_folder(*candidates: Path) -> Path | None:
-    """The first of the folders that is there and holds something."""
-    return next((path for path in candidates if path.is_dir() and any(path.iterdir())), None)
+def first_folder(root: Path, *places: str) -> Path | None:
+    """The first of the folders `places` below `root` that is there and holds something."""
+    return next((path for place in places if (path := root / place).is_dir() and any(path.iterdir())), None)
+
+
+def by_hand(name: str, root: Path, *places: str, archive: str = "") -> Path:
+    """The set's folder of pictures, which a user has put below `root`: one of `places`, or in an archive.
+
+    The archive is unpacked to the folder `pictures`. Raises UserError, with what is to be done, where neither
+    is there.
+    """
+    found = first_folder(root, *places)
+    if not found and archive and (root / archive).exists():
+        found = first_folder(unpack(root / archive, root / "pictures").parent, *places)
+    if not found:
+        raise UserError(f"{root}: no pictures of {name}: {RELEASES[name].by_hand}")
+    return found

@@ -17,7 +17,7 @@ GRID = 3
 ATTRIBUTES = ("colour", "shape", "size", "pattern", "place")
 BACKGROUNDS = ("white", "grey", "blue", "green", "beige", "lilac")
 FADES = ("even", "down", "right")
-# One random stream a split and purpose, so that the sizes of the splits and the wording change no picture.
+# One random stream per split and purpose, so that the sizes of the splits and the wording change no picture.
 SPLIT_STREAMS = {"train": 0, "val": 1, "test": 2, "pretrain": 3}
 PURPOSES = {"layout": 0, "words": 1, "short": 2, "twin": 3, "crop": 4}
 
@@ -79,13 +79,7 @@ def change(scene: Scene, rng: np.random.Generator) -> tuple[Scene, str]:
     thing = scene.things[index]
     others = [other for other in scene.things if other is not thing]
     names, places = {other.name for other in others}, {other.place for other in others}
-    values = {
-        "colour": COLOURS,
-        "shape": SHAPES,
-        "size": SIZES,
-        "pattern": PATTERNS,
-        "place": range(GRID * GRID),
-    }
+    values = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "pattern": PATTERNS, "place": range(GRID**2)}
     candidates = [replace(thing, **{attribute: value}) for value in values[attribute]]
     free = [one for one in candidates if one != thing and one.name not in names and one.place not in places]
     changed = pick(rng, free)

@@ -30,7 +30,7 @@ RADIUS_JITTER = 0.06
 CELL_MARGIN = 0.008  # of the picture's side, kept free inside each cell
 FADE = 0.12  # how much darker a fading background ends
 PATTERN_TINT = 0.30  # how far a pattern goes from the thing's colour to white
-OVERSAMPLE = 3  # samples a pixel and side
+OVERSAMPLE = 3  # samples per pixel and side
 
 
 def render(scene: Scene, size: int) -> tuple[np.ndarray, list[tuple[float, float, float, float]]]:

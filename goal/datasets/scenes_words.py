@@ -1,4 +1,4 @@
-"""Captions of a scene: long ones (a sentence a thing, offsets known, then relations) and short ones."""
+"""Captions of a scene: long ones (one sentence per thing, offsets known, then relations) and short ones."""
 
 import numpy as np
 
@@ -45,7 +45,7 @@ CLOSINGS = (
     "Of all the objects {alike} {are} {colour}, and nothing else is drawn on the {tone} ground.",
     "Counting the colours, {alike} of the objects {are} {colour}; the rest of the {tone} ground is empty.",
 )
-# Of a whole scene: always several things, as of a photograph one tells what makes it this one.
+# Of a whole scene: always several things, as a photograph's caption names what distinguishes it.
 SHORTS = (
     "{a_one} and {a_other}",
     "{a_one} {relation} {a_other}",
@@ -54,7 +54,7 @@ SHORTS = (
     "{a_one} and {a_other} on a {tone} background",
     "{a_one}, {a_other} and {a_third}",
 )
-# Of one thing from near; size and place are told as they are in the scene, as with pictures cropped later.
+# Of one thing in close-up; size and place are those in the scene, since pictures are cropped later.
 CLOSE_UPS = (
     "{a_name}",
     "{a_pattern} {name}",
@@ -70,7 +70,7 @@ CLOSE_UPS = (
 def long_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, list[tuple[int, int]]]:
     """The caption and, for each thing, the offsets (start, end) of its sentence.
 
-    The same stream words scenes of as many things alike, so that twins differ only in what was changed.
+    The same stream gives scenes of as many things the same wording: twins differ only in what was changed.
     """
     tone, count = TONE_OF[scene.background], NUMBERS[len(scene.things)]
     fade = pick(rng, FADE_WORDS[scene.fade])
@@ -105,18 +105,8 @@ def short_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 def close_caption(thing: Thing, rng: np.random.Generator) -> str:
     """A short caption of one thing."""
-    pattern, clause = PATTERN_WORDS[thing.pattern]
-    return pick(rng, CLOSE_UPS).format(
-        name=thing.name,
-        a_name=article(thing.name),
-        colour=thing.colour,
-        shape=thing.shape,
-        a_size=article(pick(rng, SIZE_WORDS[thing.size])),
-        pattern=pattern,
-        a_pattern=article(pattern),
-        pattern_clause=clause,
-        place=PLACES[thing.place],
-    )
+    template = pick(rng, CLOSE_UPS)
+    return template.format(**_words(thing, rng))
 
 
 def direction(one: Thing, other: Thing) -> tuple[str, str]:
@@ -137,16 +127,24 @@ def article(words: str) -> str:
 
 
 def _sentence(thing: Thing, rng: np.random.Generator) -> str:
-    size = pick(rng, SIZE_WORDS[thing.size])
-    text = pick(rng, SENTENCES).format(
-        a_size=article(size),
-        colour=thing.colour,
-        shape=thing.shape,
-        pattern=PATTERN_WORDS[thing.pattern][0],
-        pattern_clause=PATTERN_WORDS[thing.pattern][1],
-        place=PLACES[thing.place],
-    )
+    words = _words(thing, rng)
+    text = pick(rng, SENTENCES).format(**words)
     return text[0].upper() + text[1:]
+
+
+def _words(thing: Thing, rng: np.random.Generator) -> dict[str, str]:
+    pattern, clause = PATTERN_WORDS[thing.pattern]
+    return {
+        "name": thing.name,
+        "a_name": article(thing.name),
+        "colour": thing.colour,
+        "shape": thing.shape,
+        "a_size": article(pick(rng, SIZE_WORDS[thing.size])),
+        "pattern": pattern,
+        "a_pattern": article(pattern),
+        "pattern_clause": clause,
+        "place": PLACES[thing.place],
+    }
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> str:

@@ -34,8 +34,8 @@ def unpack(archive: Path, folder: Path) -> Path:
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        files.check_space(draft, _size(archive))
-        for _ in tqdm(_members(archive, draft), archive.name, unit=" files"):
+        members = _zip_members if zipfile.is_zipfile(archive) else _tar_members
+        for _ in tqdm(members(archive, draft), archive.name, unit=" files"):
             pass
         os.replace(draft, folder)
     except (*DAMAGE, OSError) as error:
@@ -50,23 +50,10 @@ def unpack(archive: Path, folder: Path) -> Path:
     return folder
 
 
-def _size(archive: Path) -> int:
-    """Bytes that the archive takes unpacked, at least: only a zip says; compressed pictures stay as large."""
-    if not zipfile.is_zipfile(archive):
-        return archive.stat().st_size
-    with zipfile.ZipFile(archive) as box:
-        return sum(member.file_size for member in box.infolist())
-
-
-def _members(archive: Path, draft: Path) -> Iterator[None]:
-    """Unpack one member after the other."""
-    if zipfile.is_zipfile(archive):
-        yield from _zip_members(archive, draft)
-    else:
-        yield from _tar_members(archive, draft)
-
-
 def _tar_members(archive: Path, draft: Path) -> Iterator[None]:
+    """Unpack one member after the other."""
+    # At least as much as the archive: a tar does not say how large it will be; pictures hardly compress.
+    files.check_space(draft, archive.stat().st_size)
     with tarfile.open(archive) as tar:
         for member in tar:
             _check(archive, member.name, member.isreg() or member.isdir())
@@ -86,6 +73,7 @@ def _tar_members(archive: Path, draft: Path) -> Iterator[None]:
 
 def _zip_members(archive: Path, draft: Path) -> Iterator[None]:
     with zipfile.ZipFile(archive) as box:
+        files.check_space(draft, sum(member.file_size for member in box.infolist()))
         for member in box.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)
             _check(archive, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))

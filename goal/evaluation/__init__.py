@@ -1,1 +1,1 @@
-"""What measuring stands on: embeddings, galleries, intervals, tables and pictures."""
+"""Measure models: embeddings, benchmarks, per-query results, intervals, comparisons and tables."""

@@ -1,4 +1,4 @@
-"""Two models on the same queries: the difference, its interval and how likely chance alone is."""
+"""Two models on the same queries: the difference of each metric, its interval and its p-value."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from goal.errors import UserError
-from goal.evaluation import answers, results, statistics
+from goal.evaluation import query_metrics, results, statistics
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Line:
 
 
 def compare(first: str, second: str, ks: Sequence[int], resamples: int, seed: int) -> list[Line]:
-    """Every metric of the benchmarks that both models were measured on, paired by query.
+    """Every metric of the benchmarks on which both models were measured, paired by query.
 
-    Raises UserError where a model has no results, or the two were not asked the same.
+    Raises UserError for a model without results and for two that were measured on different queries.
     """
     measured = results.load([first, second])
     lines = []
@@ -34,31 +34,30 @@ def compare(first: str, second: str, ks: Sequence[int], resamples: int, seed: in
         if not (measured.of(first, benchmark) and measured.of(second, benchmark)):
             continue
         left, right = read(first, benchmark), read(second, benchmark)
-        if left.select(answers.KEY) != right.select(answers.KEY):
+        if left.select(query_metrics.KEY) != right.select(query_metrics.KEY):
             raise UserError(
-                f"{results.ranks(second, benchmark)}: not the queries of {first}; "
-                f"{results.command(benchmark, second)} makes it anew"
+                f"{results.ranks(second, benchmark)}: its queries differ from those of {first}; "
+                f"run {results.command(benchmark, first, second)}"
             )
-        sides = zip(answers.by_direction(left), answers.by_direction(right), strict=True)
+        sides = zip(query_metrics.by_direction(left), query_metrics.by_direction(right), strict=True)
         for (direction, one), (_, two) in sides:
-            names, values = answers.columns(one, ks)
-            _, others = answers.columns(two, ks)
+            names, values = query_metrics.metric_values(one, ks)
+            _, others = query_metrics.metric_values(two, ks)
             found = statistics.differences(values, others, one["id"].to_numpy(), resamples, seed)
-            means = zip(names, values.mean(0), others.mean(0), found, strict=True)
             lines += [
                 Line(benchmark, f"{direction}_{name}", float(a), float(b), difference, len(values))
-                for name, a, b, difference in means
+                for name, a, b, difference in zip(names, values.mean(0), others.mean(0), found, strict=True)
             ]
     return lines
 
 
 def read(model: str, benchmark: str) -> pa.Table:
-    """The per-query answers of a model; raises UserError where there are none."""
+    """The per-query results of a model; raises UserError if they cannot be read."""
     path = results.ranks(model, benchmark)
     try:
         return pq.read_table(path, partitioning=None)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read; {results.command(benchmark, model)} makes it") from error
+        raise UserError(f"{path}: cannot be read; run {results.command(benchmark, model)}") from error
 
 
 def rich(first: str, second: str, lines: Sequence[Line]) -> Table:

@@ -1,11 +1,13 @@
-"""What each benchmark of a data set retrieves: pictures, texts, and which belong together.
+"""The benchmarks of a data set: their pictures, their texts, and which text describes which picture.
 
-| benchmark | pictures | texts | comes from |
+| benchmark | pictures | texts | source |
 |---|---|---|---|
 | test | the test pictures | all their captions | test.parquet |
 | short | the same | their short captions | short.parquet |
 | twins | n test pictures, then their n twins | one caption each | twins.parquet |
-| joint | n test pictures, then a crop of each | n captions, then a sentence a crop | joint.parquet or pairs |
+| joint | n test pictures, then a crop of each | n captions, then a sentence per crop | joint.parquet, pairs |
+
+A picture and its twin are a minimal pair: the same scene with one attribute changed.
 """
 
 from collections import Counter
@@ -36,8 +38,8 @@ class Picture:
 class Gallery:
     """One benchmark: text j describes picture `text_to_picture[j]`.
 
-    `ids` names the test picture behind each picture: whole and crop, or picture and twin, have the same.
-    `attributes` holds for twins what differs in each pair, else nothing.
+    `ids` holds the test picture of each picture: a whole and its crop, or a picture and its twin, share one.
+    `attributes` holds what differs in each minimal pair of `twins`; other benchmarks have none.
     """
 
     benchmark: str
@@ -49,15 +51,15 @@ class Gallery:
 
     @property
     def repeated_texts(self) -> int:
-        """Texts that another picture has too: they count as not found (ties count against the model)."""
+        """How many texts another picture has too: they count as not found, since ties count as errors."""
         owners = Counter(text for text, _ in set(zip(self.texts, self.text_to_picture, strict=True)))
         return sum(owners[text] > 1 for text in self.texts)
 
 
 def load(data_set: str, mined: bool = True) -> tuple[list[Gallery], dict[str, str]]:
-    """The benchmarks of a data set, and for each that it lacks the reason.
+    """The benchmarks of a data set, and for each benchmark that it lacks the reason.
 
-    mined: pairs/test belongs to this set, so its best pairs serve where it has no joint.parquet.
+    mined: pairs/test was mined from this set, so without joint.parquet its best pairs give the crops.
     Raises UserError for a manifest that cannot be read or names test pictures that do not exist.
     """
     test = manifest.read(paths.manifest(data_set, "test"))
@@ -108,14 +110,13 @@ def _twins(data_set: str, test: list[Row]) -> Gallery | str:
 
 def _joint(data_set: str, test: list[Row], mined: bool) -> Gallery | str:
     path = paths.manifest(data_set, "joint")
-    crops = list(_own_crops(path, test) if path.exists() else _mined_crops(test) if mined else [])
-    if not crops:
+    found = list(_own_crops(path, test) if path.exists() else _mined_crops(test) if mined else [])
+    if not found:
         return f"{data_set} has no crops of test pictures: neither joint.parquet nor usable pairs of test"
-    rows, captions, parts, sentences = zip(*crops, strict=True)
-    wholes = [Picture(row.image) for row in rows]
+    rows, captions, crops, sentences = zip(*found, strict=True)
     return Gallery(
         benchmark="joint",
-        pictures=(*wholes, *parts),
+        pictures=(*(Picture(row.image) for row in rows), *crops),
         ids=tuple(row.id for row in rows) * 2,
         texts=(*captions, *sentences),
         text_to_picture=tuple(range(2 * len(rows))),
@@ -134,7 +135,7 @@ def _retrieval(benchmark: str, rows: list[Row]) -> Gallery | str:
     )
 
 
-# A test picture and its caption, a part of that picture and the sentence that describes the part.
+# A test picture, its caption, a crop of that picture and the sentence that describes the crop.
 Crop = tuple[Row, str, Picture, str]
 
 
@@ -146,12 +147,12 @@ def _own_crops(path: Path, test: list[Row]) -> Iterator[Crop]:
 
 
 def _mined_crops(test: list[Row]) -> Iterator[Crop]:
-    """The best pair of each picture; of equal ones the first sentence's."""
+    """The best usable pair of each picture, of equal ones the pair of the first sentence."""
     folder = paths.pairs_dir("test")
     best: dict[str, dict] = {}
     for shard in sorted(folder.glob("shard-*.parquet")):
         for pair in manifest.read_table(shard, PAIRS, "pairs").to_pylist():
-            if not pair["dropped"] and (pair["id"] not in best or _rank(pair) < _rank(best[pair["id"]])):
+            if not pair["dropped"] and (pair["id"] not in best or _order(pair) < _order(best[pair["id"]])):
                 best[pair["id"]] = pair
     rows = _rows(test, sorted(best), folder)
     for row in rows:
@@ -161,15 +162,15 @@ def _mined_crops(test: list[Row]) -> Iterator[Crop]:
 
 
 def _rows(test: list[Row], ids: list[str], source: Path) -> list[Row]:
-    """The test pictures of these ids; `source` names them and is blamed for one that does not exist."""
+    """The test pictures with these ids, which are from the file or folder `source`."""
     known = {row.id: row for row in test}
     for name in ids:
         if name not in known:
-            raise UserError(f"{source}: {name!r} is no test picture; `dvc repro` makes it anew")
+            raise UserError(f"{source}: {name!r} is not a test picture; run `dvc repro`")
     return [known[name] for name in ids]
 
 
-def _rank(pair: dict) -> tuple[float, int, int]:
+def _order(pair: dict) -> tuple[float, int, int]:
     return -pair["similarity"], pair["caption"], pair["sentence"]
 
 

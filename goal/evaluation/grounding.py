@@ -1,4 +1,4 @@
-"""Which part of a picture each sentence of its caption means to a model: heat maps over the patches.
+"""Heat maps over the patches of a picture: where a model finds each sentence of the caption.
 
 Letters: S sentences, G rows and columns of the patch grid, N = G * G patches, T tokens, W text width, X side
 of the view in pixels.
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from goal import clip, text
 from goal.model.network import Features, GoalClip
+from goal.text.cleaning import clean
 from goal.text.sentences import Sentence
 
 
@@ -22,10 +23,10 @@ class Grounding:
     """The sentences of a caption on a picture; maps lie in the grid frame, row by row from the top.
 
     maps: cosine of each patch with each sentence; NaN for a sentence beyond the context.
-    scores: cosine of each sentence with the whole picture, NaN likewise.
+    scores: cosine of each sentence with the whole picture; NaN for a sentence beyond the context.
     attention: what each patch receives from the others in the last layer, mean over heads and patches (the
-    release's attention map); the sum is 1 less what goes to the CLS token.
-    tokens: of the caption before any cut; read: how many of them the context holds.
+    attention map of GOAL's release); its sum is 1 minus the attention to the CLS token.
+    tokens: of the caption before truncation; read: how many of them the context holds.
     """
 
     sentences: list[Sentence]
@@ -38,27 +39,28 @@ class Grounding:
 
 @torch.inference_mode()
 def ground(model: GoalClip, image: Image.Image, caption: str) -> Grounding:
-    """Ground every sentence of a caption, read in its context, on a picture (RGB, image frame).
+    """Compare every sentence, encoded within its caption, with every patch of a picture (RGB, image frame).
 
-    A sentence is the mean of its tokens and a patch is itself, both before the final layer norm, then through
-    the model's own norm and projection: the vectors that TSL brings together (paper, section 3.3).
+    A sentence is the mean of its tokens. Sentences and patches are taken before the final layer norm and pass
+    through the model's own norm and projection: TSL compares the same vectors (paper, section 3.3).
     """
     device = model.positional_embedding.device
     views = clip.preprocess(model.spec)(image)[None].to(device)
+    caption = clean(caption)
     sentences = text.split_sentences(caption)
     uncut = text.tokenize(caption, [], None).ids
     tokens = text.tokenize(caption, sentences, model.spec.context_length)
-    seen, received = _image(model, views)
-    told = model.text_features(tokens.ids[None].to(device))
-    means = [_mean(told.tokens[0], span) for span in tokens.spans]
-    vectors = F.normalize(model.project_tokens(torch.stack(means)), dim=1) if means else told.pooled[:0]
-    patches = F.normalize(model.project_patches(seen.tokens[0]), dim=1)
+    visual, attention = _image(model, views)
+    textual = model.text_features(tokens.ids[None].to(device))
+    means = [_mean(textual.tokens[0], span) for span in tokens.spans]
+    vectors = F.normalize(model.project_tokens(torch.stack(means)), dim=1) if means else textual.pooled[:0]
+    patches = F.normalize(model.project_patches(visual.tokens[0]), dim=1)
     grid = model.spec.image_size // model.spec.patch_size
     return Grounding(
         sentences=sentences,
         maps=(vectors @ patches.T).reshape(len(sentences), grid, grid).float().cpu(),
-        scores=(vectors @ F.normalize(seen.pooled, dim=1)[0]).float().cpu(),
-        attention=received.reshape(grid, grid).float().cpu(),
+        scores=(vectors @ F.normalize(visual.pooled, dim=1)[0]).float().cpu(),
+        attention=attention.reshape(grid, grid).float().cpu(),
         tokens=len(uncut),
         read=len(tokens.ids),
     )

@@ -1,7 +1,7 @@
 """Bootstrap intervals of means, and the paired comparison of two models on the same queries.
 
-Whole groups of queries are resampled, never single ones: the five captions of a picture succeed and fail
-together, and an interval that took them for independent would be too narrow.
+The bootstrap resamples groups of queries, not single queries: the results of a picture's five captions are
+correlated, and an interval that took them as independent would be too narrow.
 Letters: Q queries, G groups, K metrics.
 """
 
@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 LEVEL = 0.95
-# Means of percentages that differ by less are equal: sums of many numbers are rounded.
+# Means of percentages that differ by less than this differ by rounding alone.
 ROUNDING = 1e-9
-# Resampled groups held at once: 4M draws are 32 MB.
+# Draws held in memory at a time: 4M of them are 32 MB.
 DRAWS = 1 << 22
 
 
@@ -29,7 +29,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of `first - second`, its 95 % interval, and the two-sided p of no difference."""
+    """Mean of `first - second`, its 95 % interval, and the two-sided p-value of no difference."""
 
     mean: float
     low: float
@@ -40,7 +40,7 @@ class Difference:
 def intervals(
     values: Float[np.ndarray, "Q K"], groups: Shaped[np.ndarray, " Q"], resamples: int, seed: int
 ) -> list[Interval]:
-    """The interval of each column's mean; `groups` says which queries are resampled together."""
+    """The interval of each column's mean; queries of the same group are resampled together."""
     means = _resampled(values, groups, resamples, seed)
     low, high = _ends(means)
     return [Interval(*map(float, row)) for row in zip(values.mean(0), low, high, strict=True)]
@@ -53,10 +53,10 @@ def differences(
     resamples: int,
     seed: int,
 ) -> list[Difference]:
-    """Paired bootstrap: each column's difference between two models that answered the same queries.
+    """Paired bootstrap: each column's difference between two models on the same queries.
 
-    p is twice the smaller share of resamples on either side of 0, counting the observation itself, so that it
-    is never below 2 / (resamples + 1); models that answer alike have p = 1.
+    p is twice the share of resamples on the smaller side of 0, with the observation itself counted, so that
+    it is at least 2 / (resamples + 1); models with equal results have p = 1.
     """
     delta = first - second
     means = _resampled(delta, groups, resamples, seed)
@@ -74,7 +74,7 @@ def _resampled(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int
     """Means (resamples, K) over the queries of groups drawn with replacement."""
     if len(values) == 0 or len(values) != len(groups):
         raise ValueError(
-            f"a bootstrap needs a group for every query: {len(values)} values, {len(groups)} groups"
+            f"a bootstrap needs one group for every query: {len(values)} values, {len(groups)} groups"
         )
     names, group = np.unique(groups, return_inverse=True)
     sums = np.stack([np.bincount(group, column, len(names)) for column in values.T], 1)
@@ -84,7 +84,7 @@ def _resampled(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int
 
 
 def _draws(groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks of rows that say how often each group was drawn, as floats for the matrix product."""
+    """Blocks of (resamples, G): how often each group was drawn, as floats for the matrix product."""
     generator = np.random.default_rng(seed)
     rows = max(1, DRAWS // groups)
     for start in range(0, resamples, rows):

@@ -1,4 +1,4 @@
-"""The benchmark table: a row a model, a column a headline metric; as Markdown, CSV and in the terminal."""
+"""The benchmark table, one row per model, one column per headline metric: Markdown, CSV and terminal."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ CSV_COLUMNS = ("model", "benchmark", "metric", "mean", "low", "high", "queries",
 
 
 def columns(results: Results) -> list[tuple[str, str, str]]:
-    """(benchmark, metric of the result file, title) of every column."""
+    """(label of the benchmark, metric of the result file, title) of every column."""
     return [
         (label, f"{direction}_{headline(label)}", f"{label} {ARROWS[direction]} {METRICS[headline(label)]}")
         for label in results.benchmarks
@@ -25,24 +25,17 @@ def columns(results: Results) -> list[tuple[str, str, str]]:
     ]
 
 
-def cell(result: Result, metric: str) -> str:
-    """Mean, 95 % interval, and a mark where the protocol is another than the first model's."""
-    found = result.metrics[metric]
-    mark = MARK if result.differs else ""
-    return f"{found['mean']:.1f} [{found['low']:.1f}, {found['high']:.1f}]{mark}"
-
-
-def cells(results: Results, model: str) -> list[str]:
-    """The row of a model; a dash where it has no result."""
+def cells(results: Results, model: str, half: bool = False) -> list[str]:
+    """The row of a model, with the ends of each interval or half its width; a dash where it has no result."""
     row = []
     for benchmark, metric, _ in columns(results):
-        own = results.of(model, benchmark)
-        row.append(cell(own, metric) if own else "-")
+        result = results.of(model, benchmark)
+        row.append(_cell(result, metric, half) if result else "-")
     return row
 
 
 def notes(results: Results) -> list[str]:
-    """What a reader of the numbers must know: galleries, marks, what was not measured."""
+    """What a reader of the table must know: protocols, what the marks mean, what was not measured."""
     lines = ["Percent, with the 95 % bootstrap interval. Ties count against the model."]
     for benchmark, found in results.benchmarks.items():
         of = found[0].protocol
@@ -52,37 +45,37 @@ def notes(results: Results) -> list[str]:
             f"{of['precision']}, no prompt; split {str(of['split'])[:12]}."
         )
         lines += [
-            f"{MARK} {result.model} on {benchmark} was measured otherwise: {result.difference}."
+            f"{MARK} {result.model} on {benchmark} is not comparable with the others: {result.differing}."
             for result in found
             if result.differs
         ]
         absent = [model for model in results.models if results.of(model, benchmark) is None]
         if absent:
-            lines.append(f"{benchmark}: not measured of {', '.join(absent)}: {command(benchmark, *absent)}.")
+            lines.append(f"{benchmark}: not measured for {', '.join(absent)}: {command(benchmark, *absent)}.")
     lines += [f"{benchmark}: not measured: {why}." for benchmark, why in results.missing.items()]
     return lines
 
 
 def peers(results: Results) -> tuple[list[tuple[str, Published]], list[Published]]:
-    """Published numbers of our protocols, each with the label it belongs to; and those of other protocols."""
+    """Published numbers with one of our protocols, each with its label; and those with other protocols."""
     same, others = [], []
     for label, found in results.benchmarks.items():
         if label.rpartition("/")[2] == "test":
             of = found[0].protocol
-            alike, unlike = published.of(str(of["data_set"]), found[0].network, int(of["images"]))
+            alike, rest = published.of(str(of["data_set"]), found[0].network, int(of["images"]))
             same += [(label, row) for row in alike]
-            others += unlike
+            others += rest
     return same, others
 
 
 def peer_cells(results: Results, label: str, row: Published) -> list[str]:
-    """The row of a published setting: its two numbers in the columns of its benchmark."""
+    """The row of a published setting: its two numbers in the columns of their benchmark."""
     numbers = {f"{way}_r1": f"{getattr(row, way):.1f}" for way in DIRECTIONS}
     return [numbers.get(metric, "-") if column == label else "-" for column, metric, _ in columns(results)]
 
 
 def markdown(results: Results) -> str:
-    """The table, published numbers of the same protocol below ours, and the notes."""
+    """The table with published numbers of the same protocol below ours, then the notes."""
     titles = ["model", *(title for *_, title in columns(results))]
     same, others = peers(results)
     rows = [[model, *cells(results, model)] for model in results.models]
@@ -97,18 +90,14 @@ def markdown(results: Results) -> str:
 
 
 def as_csv(results: Results) -> str:
-    """Every metric of every benchmark and model, one a line, with the protocol."""
+    """Every metric of every benchmark and model, one per line, with protocol and weights."""
     found = [(label, result) for label, group in results.benchmarks.items() for result in group]
     fields = list(found[0][1].protocol) if found else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*CSV_COLUMNS, *fields])
     for label, result in found:
-        protocol = [
-            " ".join(result.differs),
-            result.digest,
-            *(result.protocol.get(field) for field in fields),
-        ]
+        protocol = [" ".join(result.differs), result.digest, *map(result.protocol.get, fields)]
         for metric, value in result.metrics.items():
             numbers = [value[key] for key in ("mean", "low", "high", "queries")]
             writer.writerow([result.model, label, metric, *numbers, *protocol])
@@ -116,7 +105,7 @@ def as_csv(results: Results) -> str:
 
 
 def recall_csv(results: Results) -> str:
-    """Recall@k of the `test` benchmark, for plots: model, direction, k, recall."""
+    """Recall@k of the benchmark `test`, for plots: model, direction, k, recall."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "direction", "k", "recall"])
@@ -128,21 +117,17 @@ def recall_csv(results: Results) -> str:
 
 
 def rich(results: Results) -> Table:
-    """The table for a terminal: the half width of the interval instead of its ends."""
+    """The table for a terminal, with half the width of the interval instead of its ends."""
     table = Table(title="Benchmarks, percent ± half the 95 % interval", title_justify="left")
     table.add_column("model", no_wrap=True)
     for *_, title in columns(results):
         table.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True)
     for model in results.models:
-        row = []
-        for benchmark, metric, _ in columns(results):
-            own = results.of(model, benchmark)
-            row.append(_short(own, metric) if own else "-")
-        table.add_row(model, *row)
+        table.add_row(model, *cells(results, model, half=True))
     return table
 
 
-def _short(result: Result, metric: str) -> str:
-    found = result.metrics[metric]
-    half = (found["high"] - found["low"]) / 2
-    return f"{found['mean']:.1f} ± {half:.1f}{MARK if result.differs else ''}"
+def _cell(result: Result, metric: str, half: bool) -> str:
+    mean, low, high = (result.metrics[metric][key] for key in ("mean", "low", "high"))
+    interval = f"± {(high - low) / 2:.1f}" if half else f"[{low:.1f}, {high:.1f}]"
+    return f"{mean:.1f} {interval}{MARK if result.differs else ''}"

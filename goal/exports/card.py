@@ -1,12 +1,12 @@
-"""The model card of an export: what the model is for, what it was made from, and what was measured."""
+"""The model card of an export: use, limits, data and licence, measured metrics, lineage."""
 
-import importlib
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from goal import config, weights
+from goal import weights
 from goal.config import paths
+from goal.datasets import released
 from goal.errors import UserError
 from goal.evaluation import results
 from goal.evaluation.galleries import DIRECTIONS
@@ -18,14 +18,14 @@ from goal.runtime import files
 from goal.tracking import provenance
 
 FILE = "README.md"
-# The data that the project draws, and the weights that it ships (data.source, model.pretrained).
+# The data.source that the project draws, and the model.pretrained that it ships.
 DRAWN, SHIPPED = "scenes", "embedded"
-# Most by which a coordinate of an exported tower's unit vectors may differ from the network's.
+# The largest difference allowed between an exported tower's unit vectors and the network's, per coordinate.
 TOLERANCE = 1e-4
 
 
 def write(path: Path, spec: Spec, library: str, folder: Path) -> None:
-    """Write the README.md of an export; `path` is where its weights come from."""
+    """Write the README.md of an export of the weights at `path`."""
     file, digest = weights.file_of(path), weights.digest(path)
     made = _made(file.with_name(paths.CARD), digest)
     content = templates.render(
@@ -37,7 +37,7 @@ def write(path: Path, spec: Spec, library: str, folder: Path) -> None:
         small=spec.name == architectures.SCENES,
         free=made.get("pretrained") == SHIPPED and made.get("source", DRAWN) == DRAWN,
         data=_data(made),
-        metrics=[line for one in _measured(file, digest) for line in _lines(one)],
+        metrics=[row for one in _measured(file, digest) for row in _rows(one)],
         lineage=_lineage(made, digest),
         tolerance=f"{TOLERANCE:g}",
     )
@@ -45,22 +45,22 @@ def write(path: Path, spec: Spec, library: str, folder: Path) -> None:
 
 
 def _made(path: Path, digest: str) -> dict[str, Any]:
-    """What the maker of these weights wrote of them; empty for weights from elsewhere."""
+    """The card.json at `path`, how the weights were made; empty if there is none for these weights."""
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
         return made if made["sha256"] == digest else {}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; mend or remove it") from error
+        raise UserError(f"{path}: cannot be read: {error}; fix or remove it") from error
 
 
 def _data(made: dict[str, Any]) -> list[str]:
     if not made:
-        return ["Training data: not known here; these weights came without a card.json."]
+        return ["Training data: not known here; these weights have no card.json."]
     pretrained = made.get("pretrained") or "not known here"
-    start = "those that the project ships, Apache-2.0" if pretrained == SHIPPED else "under their own licence"
-    lines = [f"Pretrained weights: {pretrained}, {start}."]
+    terms = "shipped with this project, Apache-2.0" if pretrained == SHIPPED else "under their own licence"
+    lines = [f"Pretrained weights: {pretrained}, {terms}."]
     if "data" in made:
         lines.append(f"Training data: {made['data']}, {_licence(made.get('source', ''))}.")
     return lines
@@ -69,15 +69,13 @@ def _data(made: dict[str, Any]) -> list[str]:
 def _licence(source: str) -> str:
     if source == DRAWN:
         return "drawn by the project itself, Apache-2.0"
-    if source in get_args(config.DATA_SOURCES):
-        module = importlib.import_module(f"goal.datasets.{source}")
-        if hasattr(module, "RELEASE"):
-            return module.RELEASE.licence
-    return "the licence of whoever owns its pictures and captions"
+    if source in released.RELEASES:
+        return released.RELEASES[source].licence
+    return "under the licence of the owners of its pictures and captions"
 
 
 def _measured(file: Path, digest: str) -> list[Result]:
-    """The results of these very weights: this project's, and what a registered version brings along."""
+    """The results of exactly these weights: in metrics/, or fetched with a registered version."""
     folders = [*map(paths.metrics_dir, paths.MODELS), file.with_name(results.FETCHED)]
     found = {}
     for one in (one for folder in folders for one in results.in_folder(folder)):
@@ -86,7 +84,7 @@ def _measured(file: Path, digest: str) -> list[Result]:
     return list(found.values())
 
 
-def _lines(result: Result) -> list[dict[str, Any]]:
+def _rows(result: Result) -> list[dict[str, Any]]:
     protocol = result.protocol
     where = {
         "benchmark": f"{protocol['data_set']}/{result.benchmark}",
@@ -98,7 +96,7 @@ def _lines(result: Result) -> list[dict[str, Any]]:
 
 
 def _lineage(made: dict[str, Any], digest: str) -> dict[str, Any]:
-    """Digests and settings, in words."""
+    """Where the weights come from, with a label for each fact that is known."""
     parent = made.get("parent", {})
     params = provenance.flatten(made.get("params", {}))
     code = provenance.code()

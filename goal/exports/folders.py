@@ -1,4 +1,4 @@
-"""Folders that plain open_clip and Hugging Face transformers load as they are."""
+"""Folders that open_clip and Hugging Face transformers load unchanged."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from goal.runtime import files, tensorfiles
 def open_clip(model: GoalClip, folder: Path) -> None:
     """Write a folder for `open_clip.create_model_and_transforms("local-dir:<folder>")`.
 
-    The weights file alone also loads, see goal.weights.save. Raises UserError where the disk refuses.
+    The weights file alone also loads, see goal.weights.save. Raises UserError if the disk refuses.
     """
     spec = model.spec
     preprocessing = {
@@ -32,9 +32,9 @@ def open_clip(model: GoalClip, folder: Path) -> None:
 def transformers(model: GoalClip, folder: Path) -> None:
     """Write a folder for transformers' `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained`.
 
-    Texts: transformers does not mend broken characters and HTML entities, as open_clip and this project do.
-    Pictures: its resizing rounds otherwise, and its centre crop may lie one pixel beside ours.
-    Raises UserError where the disk refuses.
+    Texts: open_clip and this project repair broken characters and HTML entities, transformers does not.
+    Pictures: its resizing rounds differently, and its centre crop may be one pixel off ours.
+    Raises UserError if the disk refuses.
     """
     files.write_json(_huggingface_config(model.spec), folder / "config.json", sort=True)
     preprocessor(model.spec, folder)
@@ -80,7 +80,7 @@ def _huggingface_config(spec: Spec) -> dict[str, Any]:
 
 
 def preprocessor(spec: Spec, folder: Path) -> None:
-    """Write preprocessor_config.json: how a picture becomes a view, in the words of transformers."""
+    """Write preprocessor_config.json: how transformers turns a picture into a view."""
     side = spec.image_size
     square = {"height": side, "width": side}
     bicubic = 3
@@ -101,13 +101,13 @@ def preprocessor(spec: Spec, folder: Path) -> None:
 
 
 def _tokenizer(spec: Spec, folder: Path) -> None:
-    """CLIP's byte pairs in the files of transformers."""
+    """Write CLIP's byte-pair vocabulary in the file formats of transformers."""
     pairs = SimpleTokenizer()
-    # Padding comes after the end and is not looked at; transformers' CLIP pads with the end itself.
+    # Tokens after the end do not change the embedding; transformers' CLIP pads with the end token.
     start, end = "<|startoftext|>", "<|endoftext|>"
     special = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": spec.context_length, **special}
-    # open_clip calls them otherwise.
+    # open_clip has other names for them.
     names = {pairs.decoder[pairs.sot_token_id]: start, pairs.decoder[pairs.eot_token_id]: end}
     vocabulary = {names.get(token, token): number for token, number in pairs.encoder.items()}
     files.write_text(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""Both towers as ONNX programs, checked against the network before they count as written.
+"""Both towers as ONNX files, each compared with the network before it is kept.
 
 images.onnx: views (B, 3, S, S), as preprocessor_config.json says, to L2-normalised embeddings (B, D).
 texts.onnx: ids (B, context) of CLIP's tokenizer, zero padded, to the same.
@@ -23,38 +23,32 @@ from goal.runtime import files
 log = logging.getLogger(__name__)
 
 IMAGES, TEXTS = "images.onnx", "texts.onnx"
-# Protocol buffers hold no larger file.
-MOST_BYTES = 2**31 - 1
-# They tell of every node.
+# The limit of the protocol buffer format.
+MAX_BYTES = 2**31 - 1
+# Libraries that log every node.
 NOISY = ("onnx_ir", "onnxscript")
 
 
-class _Images(nn.Module):
-    def __init__(self, model: GoalClip) -> None:
+class _Tower(nn.Module):
+    """The image tower (`views`) or the text tower (`ids`)."""
+
+    def __init__(self, model: GoalClip, input_name: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.input_name = model, input_name
 
-    def forward(self, views: Tensor) -> Tensor:
-        return self.model.encode_images(views, normalize=True)
-
-
-class _Texts(nn.Module):
-    def __init__(self, model: GoalClip) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.model.encode_texts(ids, normalize=True)
+    def forward(self, inputs: Tensor) -> Tensor:
+        encode = self.model.encode_images if self.input_name == "views" else self.model.encode_texts
+        return encode(inputs, normalize=True)
 
 
 def write(model: GoalClip, folder: Path) -> None:
-    """Write images.onnx, texts.onnx and preprocessor_config.json; any batch size.
+    """Write images.onnx, texts.onnx and preprocessor_config.json, for any batch size.
 
-    Raises UserError where the disk refuses, for a tower of 2 GiB or more, and where onnxruntime's answer
-    differs from the network's by more than TOLERANCE: nothing wrong is left behind.
+    Raises UserError if the disk refuses, for a tower of 2 GiB or more, and if onnxruntime's embeddings differ
+    from the network's by more than TOLERANCE; such a file is not kept.
     """
-    for noisy in NOISY:
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     folders.preprocessor(model.spec, folder)
     draw = torch.Generator().manual_seed(0)
     side, context = model.spec.image_size, model.spec.context_length
@@ -64,24 +58,27 @@ def write(model: GoalClip, folder: Path) -> None:
     for row, length in zip(ids, (2, (context + 2) // 2, context), strict=True):
         row[: length - 1] = torch.randint(1, model.spec.vocab_size - 2, (length - 1,), generator=draw)
         row[0], row[length - 1] = model.spec.vocab_size - 2, model.spec.vocab_size - 1
-    _tower(_Images(model).eval(), "views", views, folder / IMAGES)
-    _tower(_Texts(model).eval(), "ids", ids, folder / TEXTS)
+    _export(_Tower(model, "views").eval(), views, folder / IMAGES)
+    _export(_Tower(model, "ids").eval(), ids, folder / TEXTS)
 
 
 @torch.inference_mode()
-def _tower(tower: nn.Module, name: str, inputs: Tensor, path: Path) -> None:
-    parts = tower.model.visual if name == "views" else tower.model
-    size = sum(value.nbytes for value in parts.parameters())
-    if size > MOST_BYTES:
-        raise UserError(f"{path}: {size / 2**30:.1f} GiB; an ONNX file holds less than 2")
+def _export(tower: _Tower, inputs: Tensor, path: Path) -> None:
+    own = tower.model.visual if tower.input_name == "views" else tower.model
+    size = sum(value.nbytes for value in own.parameters())
+    if size > MAX_BYTES:
+        raise UserError(
+            f"{path}: the tower has {size / 2**30:.1f} GiB, and an ONNX file holds less than 2; "
+            "use `--for open_clip` or `--for transformers`"
+        )
     with files.atomic(path) as draft:
-        # The exporter talks on stdout.
+        # The exporter prints to stdout.
         with contextlib.redirect_stdout(io.StringIO()):
             torch.onnx.export(
                 tower,
                 (inputs[:2],),
                 str(draft),
-                input_names=[name],
+                input_names=[tower.input_name],
                 output_names=["embeddings"],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 dynamo=True,
@@ -89,11 +86,11 @@ def _tower(tower: nn.Module, name: str, inputs: Tensor, path: Path) -> None:
                 verbose=False,
             )
         session = onnxruntime.InferenceSession(str(draft), providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {name: inputs.numpy()})
+        (found,) = session.run(None, {tower.input_name: inputs.numpy()})
         difference = (torch.from_numpy(found) - tower(inputs)).abs().max().item()
-        # Not a number differs too.
+        # `not <=` so that NaN fails too.
         if not difference <= TOLERANCE:
             raise UserError(
                 f"{path}: not written: its embeddings differ from the network's by {difference:.1e}"
             )
-    log.info("%s: differs from the network by %.1e at most", path, difference)
+    log.info("%s: differs from the network by at most %.1e", path, difference)

@@ -28,8 +28,8 @@ SCHEMA = pa.schema(
 def run(params: Params, model: Path, given: Sequence[Path], texts: Sequence[str], output: Path) -> None:
     """Write one row per picture and text: input, kind (image | text), embedding (D,), L2-normalised.
 
-    A folder stands for the pictures in it. Pictures that cannot be read are logged and left out. Raises
-    UserError where nothing is left to embed.
+    A folder stands for the pictures in it. Pictures that cannot be read are logged and left out.
+    Raises UserError if nothing is left to embed.
     """
     pictures = []
     for path in _files(given):

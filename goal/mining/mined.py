@@ -1,4 +1,4 @@
-"""The tables that mining writes: a row a region in regions/<split>/, a row a sentence in pairs/<split>/."""
+"""The tables that mining writes: a row per region in regions/<split>/, per sentence in pairs/<split>/."""
 
 import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""A manifest's rows worked on in shards that survive a kill: a finished shard is a whole file, made once.
+"""Work on a manifest's rows in shards that survive a kill: a finished shard is a whole file, made once.
 
 The work on a shard is a pure function of its rows, so any engine may run it anywhere
 (goal.runtime.tasks), and the files are the same bytes whoever made them.
@@ -8,18 +8,19 @@ import hashlib
 import json
 import logging
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from goal.config import paths
-from goal.runtime import code, files, tasks
+from goal.runtime import code, files, locks, tasks
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class Work(Protocol):
     """What makes one shard; picklable by reference, the same rows give the same table on any machine."""
 
     def __call__(self, start: int, stop: int) -> pa.Table:
-        """The table of manifest rows start..stop; tells progress.advance of each that is done."""
+        """The table of manifest rows start..stop; calls task_progress.advance for each one that is done."""
         ...
 
 
@@ -51,16 +52,9 @@ class Task:
 
 @contextmanager
 def held(folder: Path, label: str) -> Iterator[None]:
-    """Hold a run's working folder; an equal run, say of another experiment, waits, then finds all made."""
-    to_tell = iter([label])
-
-    def wait() -> None:
-        for name in to_tell:
-            log.info("%s: another process makes the same; waiting until it ends", name)
-        time.sleep(0.5)
-
-    files.make_folder(folder.parent)
-    with files.alone(_lock(folder), wait):
+    """Lock a run's working folder; an equal run, such as another experiment's, waits and finds its shards."""
+    say = partial(log.info, "%s: another process makes the same; waiting until it ends", label)
+    with locks.held(_lock(folder), say):
         yield
 
 
@@ -112,7 +106,7 @@ def name(number: int) -> str:
 
 
 def with_notes(table: pa.Table, notes: dict) -> pa.Table:
-    """The table carrying counts that its rows cannot tell (see `read_notes`)."""
+    """The table with counts that its rows do not show, in its metadata (see `read_notes`)."""
     return table.replace_schema_metadata({NOTES: json.dumps(notes, sort_keys=True)})
 
 
@@ -146,7 +140,8 @@ def forget_others(folder: Path) -> None:
     split = folder.name.partition("-")[0]
     for other in folder.parent.glob(f"{split}-*"):
         if other != folder and (other / PUBLISHED).exists():
-            with suppress(BlockingIOError), files.alone(_lock(other), _give_way):
+            # Timeout, an OSError: another process holds it.
+            with suppress(OSError), FileLock(_lock(other), blocking=False):
                 shutil.rmtree(other, ignore_errors=True)
 
 
@@ -158,10 +153,6 @@ def working_folder(stage: str, split: str, *inputs: str) -> Path:
 
 def _lock(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.lock")
-
-
-def _give_way() -> None:
-    raise BlockingIOError
 
 
 def _is_whole(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What mining came to, counted over the shards of pairs; and, where the truth is known, how right it is."""
+"""Counts over the shards of pairs and, where the true boxes are known, how many sentences mining matched."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -56,11 +56,11 @@ def of(files: Sequence[Path], data_set: str) -> dict[str, Any]:
             "counts": histogram.tolist(),
         },
     }
-    return summary | ({"truth": truth.score()} if truth.known else {})
+    return summary | ({"truth": truth.score()} if truth.boxes else {})
 
 
 def line(summary: dict[str, Any]) -> str:
-    """The summary in a line for the terminal."""
+    """The summary as one line for the terminal."""
     parts = [
         f"{summary['pairs']} pairs of {summary['sentences']} sentences in {summary['pictures']} pictures"
     ]
@@ -81,35 +81,32 @@ class _Truth:
     def __init__(self, data_set: str) -> None:
         path = paths.data_dir(data_set) / "truth.parquet"
         lines = manifest.read_table(path, manifest.TRUTH).to_pylist() if path.exists() else []
-        self.known: dict[str, dict[tuple[int, int, int], tuple[float, ...]]] = {}
-        for one in lines:
-            place = one["caption"], one["start"], one["end"]
-            self.known.setdefault(one["id"], {})[place] = tuple(one[side] for side in SIDES)
+        self.boxes = {_place(line): _box(line) for line in lines}
+        self.per_picture = Counter(line["id"] for line in lines)
         self.overlaps: list[float] = []
+        self.sentences = 0
 
     def compare(self, table: pa.Table) -> None:
-        """Take one shard's sentences; a true sentence that was split otherwise overlaps by 0."""
-        if not self.known:
-            return
-        found = {
-            (one["id"], (one["caption"], one["start"], one["end"])): tuple(one[side] for side in SIDES)
-            for one in table.to_pylist()
-        }
-        for name in dict.fromkeys(name for name, _ in found):
-            for place, box in self.known.get(name, {}).items():
-                mined = found.get((name, place))
-                self.overlaps.append(_overlap(mined, box) if mined else 0.0)
+        """Add one shard's sentences; a true sentence that was split otherwise counts as an overlap of 0."""
+        self.sentences += sum(self.per_picture[name] for name in table["id"].unique().to_pylist())
+        for line in table.to_pylist() if self.boxes else ():
+            true = self.boxes.get(_place(line))
+            if true is not None:
+                self.overlaps.append(boxes.iou(_box(line), true).item())
 
     def score(self) -> dict[str, float]:
-        matched = sum(overlap >= RIGHT for overlap in self.overlaps)
-        count = max(len(self.overlaps), 1)
+        matched, count = sum(overlap >= RIGHT for overlap in self.overlaps), max(self.sentences, 1)
         return {
-            "sentences": len(self.overlaps),
+            "sentences": self.sentences,
             "matched": matched,
             "matched_share": round(matched / count, 6),
             "mean_iou": round(sum(self.overlaps) / count, 6),
         }
 
 
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    return boxes.iou(torch.tensor([a]), torch.tensor([b])).item()
+def _place(line: dict[str, Any]) -> tuple[Any, ...]:
+    return line["id"], line["caption"], line["start"], line["end"]
+
+
+def _box(line: dict[str, Any]) -> torch.Tensor:
+    return torch.tensor([[line[side] for side in SIDES]])

@@ -1,18 +1,17 @@
-"""Regions of a picture, whatever proposes them: one small interface, one file a source.
+"""Regions of a picture, whatever proposes them: one small interface, one file per source.
 
 LISM, first half (paper, section 3.1): a source proposes regions, those of a sensible size are kept.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from goal import config
-from goal.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,7 @@ class Region:
     box: x1, y1, x2, y2 in pixels of the image frame, half open.
     area_ratio: area of the mask (of the box, where the source has no mask) over the picture's area.
     score: how sure the source is, 0 to 1; 1 where the source has no opinion.
-    source: a name from `SOURCES`.
+    source: the name of what proposed it, as in `regions.sources`.
     """
 
     box: tuple[float, float, float, float]
@@ -32,51 +31,38 @@ class Region:
 
 
 class Source(Protocol):
-    """What proposes regions; the same picture gives the same regions, whatever else is in the batch."""
+    """What proposes regions; the same picture gives the same regions."""
 
-    def propose(self, images: list[np.ndarray]) -> list[list[Region]]:
-        """Regions of each picture; images: uint8 (H, W, 3) RGB, image frame, sizes may differ."""
+    def propose(self, image: np.ndarray) -> list[Region]:
+        """Regions of a picture; image: uint8 (H, W, 3) RGB, image frame."""
         ...
 
 
-def _fixed(params: config.Regions, worker: int) -> Source:
-    from goal.regions.fixed import Fixed
+def _source(name: str, params: config.Regions, worker: int) -> Source:
+    # Imported only when asked for: sources differ in what they need installed.
+    match name:
+        case "fixed":
+            from goal.regions import fixed
 
-    return Fixed()
+            return fixed.Fixed()
+        case "felzenszwalb":
+            from goal.regions import felzenszwalb
 
+            return felzenszwalb.Felzenszwalb(params.felzenszwalb)
+        case "sam":
+            from goal.regions import sam
 
-def _felzenszwalb(params: config.Regions, worker: int) -> Source:
-    from goal.regions.felzenszwalb import Felzenszwalb
+            return sam.source(params.sam, params.device, worker)
+        case "detector":
+            from goal.regions import detector
 
-    return Felzenszwalb(params.felzenszwalb)
-
-
-@contextmanager
-def _package_of_sam() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name != "segment_anything":
-            raise
-        raise UserError("regions.sources: sam needs a package: pip install -e '.[sam]'") from error
-
-
-def _sam(params: config.Regions, worker: int) -> Source:
-    with _package_of_sam():
-        from goal.regions import sam
-    return sam.source(params.sam, params.device, worker)
+            return detector.Detector(params.detector, params.device, worker)
 
 
 def _sam_weights(params: config.Regions) -> Path:
-    with _package_of_sam():
-        from goal.regions import sam_weights
+    from goal.regions import sam_weights
+
     return sam_weights.file(params.sam)
-
-
-def _detector(params: config.Regions, worker: int) -> Source:
-    from goal.regions.detector import Detector
-
-    return Detector(params.detector, params.device, worker)
 
 
 def _detector_weights(params: config.Regions) -> Path:
@@ -85,14 +71,7 @@ def _detector_weights(params: config.Regions) -> Path:
     return detector.file(params.detector)
 
 
-# Imported only when asked for: sources differ in what they need installed. The number is that of `build`.
-SOURCES: dict[str, Callable[[config.Regions, int], Source]] = {
-    "fixed": _fixed,
-    "felzenszwalb": _felzenszwalb,
-    "sam": _sam,
-    "detector": _detector,
-}
-# Of the sources that are networks: the file of their weights, fetched where params name none.
+# Of the sources that are networks: the file of their weights, downloaded if params name none.
 WEIGHTS: dict[str, Callable[[config.Regions], Path]] = {"sam": _sam_weights, "detector": _detector_weights}
 
 
@@ -104,26 +83,22 @@ class Proposer:
         self.min_area = min_area
         self.max_area = max_area
 
-    def propose(self, images: list[np.ndarray]) -> list[list[Region]]:
-        """Regions of each picture with min_area <= area_ratio <= max_area; of equal boxes the first stays.
+    def propose(self, image: np.ndarray) -> list[Region]:
+        """Regions with min_area <= area_ratio <= max_area; of equal boxes the first stays.
 
-        images: uint8 (H, W, 3) RGB, image frame.
+        image: uint8 (H, W, 3) RGB, image frame.
         """
-        proposals = [source.propose(images) for source in self.sources]
-        return [self._keep([r for regions in each for r in regions]) for each in zip(*proposals, strict=True)]
-
-    def _keep(self, regions: list[Region]) -> list[Region]:
         kept: dict[tuple[float, ...], Region] = {}
-        for region in regions:
+        for region in chain.from_iterable(source.propose(image) for source in self.sources):
             if self.min_area <= region.area_ratio <= self.max_area:
                 kept.setdefault(region.box, region)
         return list(kept.values())
 
 
 def with_weights(params: config.Regions) -> config.Regions:
-    """The same, every checkpoint in use an absolute path: from there any process can build the sources.
+    """The same with the absolute path of every checkpoint in use, so that any process can build the sources.
 
-    Raises UserError where weights cannot be had.
+    Raises UserError if weights cannot be downloaded.
     """
     named = {
         name: getattr(params, name).model_copy(update={"checkpoint": str(file(params).resolve())})
@@ -139,7 +114,7 @@ def checkpoints(params: config.Regions) -> list[Path]:
 
 
 def build(params: config.Regions, worker: int = 0) -> Proposer:
-    """The sources that `regions.sources` names, ready to propose; loads their weights, so once a process.
+    """The sources that `regions.sources` names, their weights loaded.
 
     params: from `with_weights`; worker: as in goal.runtime.devices.resolve.
     """
@@ -148,5 +123,5 @@ def build(params: config.Regions, worker: int = 0) -> Proposer:
 
         # Not the machine's cores: with another number of threads sums come out otherwise in the last bits.
         torch.set_num_threads(params.threads)
-    sources = [SOURCES[name](params, worker) for name in params.sources]
+    sources = [_source(name, params, worker) for name in params.sources]
     return Proposer(sources, params.min_area, params.max_area)

@@ -36,12 +36,8 @@ class Detector:
         self.network = load(params).to(self.device)
 
     @torch.inference_mode()
-    def propose(self, images: list[np.ndarray]) -> list[list[Region]]:
-        """The surest boxes of each picture, surest first; images: uint8 (H, W, 3), image frame."""
-        # One at a time: torchvision would pad a batch to its largest picture, and so change the boxes.
-        return [self._regions(image) for image in images]
-
-    def _regions(self, image: np.ndarray) -> list[Region]:
+    def propose(self, image: np.ndarray) -> list[Region]:
+        """The surest boxes of a picture, surest first; image: uint8 (H, W, 3), image frame."""
         height, width = image.shape[:2]
         # A copy: the picture may be read-only, which torch does not know.
         pixels = torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1).float() / 255

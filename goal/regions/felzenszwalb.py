@@ -21,11 +21,8 @@ class Felzenszwalb:
     def __init__(self, params: config.Felzenszwalb) -> None:
         self.params = params
 
-    def propose(self, images: list[np.ndarray]) -> list[list[Region]]:
-        """Tight boxes of each picture's segments, scale by scale; images: uint8 (H, W, 3), image frame."""
-        return [self._propose(image) for image in images]
-
-    def _propose(self, image: np.ndarray) -> list[Region]:
+    def propose(self, image: np.ndarray) -> list[Region]:
+        """Tight boxes of the segments, scale by scale; image: uint8 (H, W, 3), image frame."""
         height, width = image.shape[:2]
         small = _shrink(image, self.params.max_side)
         high, wide = small.shape[:2]

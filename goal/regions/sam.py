@@ -1,179 +1,143 @@
 """Regions from SAM's automatic masks (paper, section 3.1): a box and an area for each mask.
 
-Frames: `image` as elsewhere; `input` is the picture scaled to SAM's side S and padded right and below to a
-square; `logits` is a quarter of that.
-Letters: K masks; H, W the picture's sides; C width of the embedding.
+The boxes are those of the package's SamAutomaticMaskGenerator, which scales every mask to the picture before
+it filters them; here a mask that fails the quality filter is never scaled, and no mask is kept.
+
+Letters: K masks; H, W the picture's sides; C width of the embedding; S side of SAM's input, which holds the
+picture scaled to a longer side of S and padded right and below.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
-from segment_anything.utils.amg import build_point_grid
+from segment_anything.utils.amg import batched_mask_to_box, build_point_grid, calculate_stability_score
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import nms
 
 from goal import config
 from goal.errors import UserError
-from goal.regions import Region, sam_measure, sam_weights
-from goal.regions.sam_decoder import Masks, Picture
-from goal.regions.sam_encoder import encode
+from goal.regions import Region, sam_encoder, sam_weights
+from goal.regions.sam_decoder import Picture
 from goal.runtime import devices
 
 # A point's patches take 4 MB: more points at once leave a CPU's cache and are no faster.
 CPU_POINTS = 4
+# The package's: a mask is stable if thresholds this far above and below its own change its area little.
+STABILITY_OFFSET = 1.0
+# Pixels of masks scaled to the picture at once.
+FULL_SIZE = 2**24
 # Pruning skips a point that lies in the smallest masks of so many others; fewer lose more boxes.
 EXPLAINED = 3
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def source(params: config.Sam, device: str, worker: int = 0) -> "Fast | Package":
+def source(params: config.Sam, device: str, worker: int = 0) -> "MaskGenerator":
     """The source `sam` with the weights that params name; device, worker: as in goal.runtime.devices.resolve.
 
-    Raises UserError where the weights or the device cannot be had, or the device lacks the precision.
+    Raises UserError if the weights or the device are missing, or the device lacks the precision.
     """
     place = devices.resolve(device, "regions.device", worker)
-    if params.precision == "fp16" and place.type == "cpu":
-        raise UserError("params.yaml: regions.sam.precision: fp16 needs a GPU; set it to auto, fp32 or bf16")
-    if params.precision == "bf16" and not devices.has_bf16(place):
-        other = "auto, fp16 or fp32" if place.type == "cuda" else "auto or fp32"
+    has = {"auto": True, "fp32": True, "bf16": devices.has_bf16(place), "fp16": place.type == "cuda"}
+    if not has[params.precision]:
         raise UserError(
-            f"params.yaml: regions.sam.precision: bf16, which this {place.type} device lacks; set {other}"
+            f"params.yaml: regions.sam.precision: this {place.type} device has no {params.precision};"
+            " set auto or fp32"
         )
-    network = sam_weights.load(params).to(place)
-    return Fast(network, params) if params.fast else Package(network, params)
+    return MaskGenerator(sam_weights.load(params).to(place), params)
 
 
-class Fast:
-    """The package's boxes without its full-size masks."""
+class MaskGenerator:
+    """SAM, asked about a grid of points of each picture."""
 
     def __init__(self, network: Sam, params: config.Sam) -> None:
-        """The network's weights become params.precision."""
         self.network = network
         self.params = params
-        self.on_cpu = network.device.type == "cpu"
-        self.dtype = _dtype(params.precision, network.device)
-        network.image_encoder.to(self.dtype)
-        # A handful of layers whose squares leave fp16's range.
-        network.image_encoder.neck.float()
-        network.mask_decoder.to(self.dtype)
+        self.device = network.device
+        self.dtype = _dtype(params.precision, self.device)
         self.resize = ResizeLongestSide(network.image_encoder.img_size)
         self.grid = build_point_grid(params.points_per_side)
-        self.order = (
-            _coarse_to_fine(params.points_per_side) if params.prune_points else np.arange(len(self.grid))
-        )
+        self.order = np.arange(len(self.grid))
+        if params.prune_points:
+            self.order = _coarse_to_fine(params.points_per_side)
+        sam_encoder.save_memory(network.image_encoder)
 
     @torch.inference_mode()
-    def propose(self, images: list[np.ndarray]) -> list[list[Region]]:
-        """Regions of each picture, surest first; images: uint8 (H, W, 3), image frame.
+    def propose(self, image: np.ndarray) -> list[Region]:
+        """Regions of a picture, surest first; image: uint8 (H, W, 3), image frame.
 
         There are none where SAM finds nothing, nor in a picture so long and thin that SAM's input has no row
         for it.
         """
-        # Several pictures at once do not speed a CPU up, and would leave their traces in the last digits.
-        size = 1 if self.on_cpu else self.params.batch_size
-        usable = [index for index, image in enumerate(images) if _fits(self.resize, image)]
-        regions: list[list[Region]] = [[] for _ in images]
-        for start in range(0, len(usable), size):
-            batch = usable[start : start + size]
-            pixels = torch.stack([self.prepare(images[index]) for index in batch])
-            for index, embedding in zip(batch, encode(self.network.image_encoder, pixels), strict=True):
-                regions[index] = self._regions(images[index].shape[:2], embedding.to(self.dtype))
-        return regions
+        size = image.shape[:2]
+        used = self.resize.get_preprocess_shape(*size, self.resize.target_length)
+        if min(used) == 0:
+            return []
+        pixels = torch.from_numpy(self.resize.apply_image(image)).permute(2, 0, 1).to(self.device)
+        with self._autocast():
+            embedding = self.network.image_encoder(self.network.preprocess(pixels)[None])[0]
+        masks = torch.cat(list(self._masks(embedding, size, used)))
+        kept = nms(masks[:, :4], masks[:, 5], self.params.box_nms_threshold)
+        return [
+            # The package's x2 and y2 are the last column and row.
+            Region((x1, y1, x2 + 1, y2 + 1), area, min(max(quality, 0.0), 1.0), "sam")
+            for x1, y1, x2, y2, area, quality in masks[kept].tolist()
+        ]
 
-    def prepare(self, image: np.ndarray) -> Tensor:
-        """The picture as SAM's input (3, S, S)."""
-        scaled = torch.from_numpy(self.resize.apply_image(image)).permute(2, 0, 1)
-        return self.network.preprocess(scaled.to(self.network.device)).to(self.dtype)
+    def _masks(self, embedding: Tensor, size: tuple[int, int], used: tuple[int, int]) -> Iterator[Tensor]:
+        """Good and stable masks of the grid's points, some points at a time: box, area ratio, quality (K, 6).
 
-    def _regions(self, size: tuple[int, int], embedding: Tensor) -> list[Region]:
-        """Regions of a picture of size (H, W) from its embedding (C, S / 16, S / 16)."""
-        padded = self.resize.target_length
-        frame = sam_measure.frame(
-            size, _input_size(self.resize, size), 4 * embedding.shape[-1], padded, embedding.device
-        )
-        parts = []
-        for masks, area in self._masks(size, embedding, frame):
-            boxes, found = sam_measure.boxes(masks.logits, frame, self.network.mask_threshold)
-            parts.append(torch.column_stack([boxes, area, masks.quality])[found])
-        measured = torch.cat(parts)
-        boxes, quality = measured[:, :4], measured[:, 5]
-        kept = batched_nms(boxes, quality, torch.zeros_like(quality), self.params.box_nms_threshold)
-        return [_region(*row) for row in measured[kept].tolist()]
-
-    def _masks(
-        self, size: tuple[int, int], embedding: Tensor, frame: sam_measure.Frame
-    ) -> Iterator[tuple[Masks, Tensor]]:
-        """Good and stable masks of the grid's points, some points at a time, and their area ratios (K,)."""
-        picture = Picture(self.network, embedding)
-        points = torch.from_numpy(self.resize.apply_coords(self.grid * size[::-1], size)).to(embedding.device)
-        pending = torch.from_numpy(self.order).to(embedding.device)
-        explained = torch.zeros(len(points), dtype=torch.int, device=embedding.device)
-        step = min(self.params.points_per_batch, CPU_POINTS) if self.on_cpu else self.params.points_per_batch
-        threshold = self.network.mask_threshold
+        embedding: (C, S / 16, S / 16) of a picture of size (H, W), which fills `used` pixels of SAM's input.
+        """
+        points = torch.from_numpy(self.resize.apply_coords(self.grid * size[::-1], size)).to(self.device)
+        labels = torch.ones(len(points), 1, device=self.device)
+        # In fp32: half precision moves points by several pixels.
+        encoder = self.network.prompt_encoder
+        prompts, dense = encoder(points=(points[:, None], labels), boxes=None, masks=None)
+        positions = encoder.get_dense_pe()[0]
+        with self._autocast():
+            picture = Picture(self.network.mask_decoder, embedding + dense[0], positions)
+        pending = torch.from_numpy(self.order).to(self.device)
+        explained = torch.zeros(len(points), dtype=torch.int, device=self.device)
+        at_once = self.params.points_per_batch
+        step = min(at_once, CPU_POINTS) if self.device.type == "cpu" else at_once
         while len(pending):
             batch, pending = pending[:step], pending[step:]
-            masks = picture.masks(points[batch], self.params.pred_iou_threshold)
-            stable = sam_measure.stable(masks.logits, frame, threshold, self.params.stability_threshold)
-            masks = Masks(masks.logits[stable], masks.quality[stable], masks.point[stable])
-            area = sam_measure.area_ratio(masks.logits, frame, threshold)
-            yield masks, area
+            with self._autocast():
+                masks = picture.masks(prompts[batch], self.params.pred_iou_threshold)
+            boxes, area, stability = self._measured(masks.logits, size, used)
+            good = stability >= self.params.stability_threshold
+            yield torch.column_stack([boxes, area, masks.quality])[good]
             if self.params.prune_points:
-                inner = masks.logits[_smallest(masks.point, area, len(batch))] > threshold
-                column, row = (points * (inner.shape[-1] / frame.padded)).long().T
-                explained += inner[:, row, column].sum(dim=0)
+                smallest = _smallest(masks.point[good], area[good], len(batch))
+                inside = masks.logits[good][smallest] > self.network.mask_threshold
+                column, row = (points * (inside.shape[-1] / self.resize.target_length)).long().T
+                explained += inside[:, row, column].sum(dim=0)
                 pending = pending[explained[pending] < EXPLAINED]
 
+    def _measured(self, logits: Tensor, size: tuple[int, int], used: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Boxes (K, 4), area ratios (K,) and stability (K,) of masks, as the package measures them.
 
-class Package:
-    """The package's own mask generator: the reference for Fast."""
+        logits (K, S / 4, S / 4). An empty mask has no stability: it is not a number.
+        """
+        threshold = self.network.mask_threshold
+        found = [(logits.new_zeros(0, 4), logits.new_zeros(0), logits.new_zeros(0))]
+        for some in logits.split(max(1, FULL_SIZE // (size[0] * size[1]))) if len(logits) else ():
+            full = self.network.postprocess_masks(some[None], used, size)[0]
+            inside = full > threshold
+            stability = calculate_stability_score(full, threshold, STABILITY_OFFSET)
+            found.append((batched_mask_to_box(inside), inside.float().mean(dim=(1, 2)), stability))
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
-    def __init__(self, network: Sam, params: config.Sam) -> None:
-        self.resize = ResizeLongestSide(network.image_encoder.img_size)
-        self.generator = SamAutomaticMaskGenerator(
-            network,
-            points_per_side=params.points_per_side,
-            points_per_batch=params.points_per_batch,
-            pred_iou_thresh=params.pred_iou_threshold,
-            stability_score_thresh=params.stability_threshold,
-            box_nms_thresh=params.box_nms_threshold,
-            output_mode="uncompressed_rle",
-        )
-
-    def propose(self, images: list[np.ndarray]) -> list[list[Region]]:
-        """As Fast.propose."""
-        return [self._regions(image) if _fits(self.resize, image) else [] for image in images]
-
-    def _regions(self, image: np.ndarray) -> list[Region]:
-        pixels = image.shape[0] * image.shape[1]
-        regions = []
-        for mask in self.generator.generate(image):
-            x, y, width, height = mask["bbox"]
-            regions.append(_region(x, y, x + width, y + height, mask["area"] / pixels, mask["predicted_iou"]))
-        return regions
-
-
-def _region(x1: float, y1: float, x2: float, y2: float, area_ratio: float, quality: float) -> Region:
-    """A region from the package's box, whose x2 and y2 are the last column and row."""
-    return Region((x1, y1, x2 + 1, y2 + 1), area_ratio, min(max(quality, 0.0), 1.0), "sam")
-
-
-def _input_size(resize: ResizeLongestSide, size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width in pixels that a picture of size (H, W) fills in SAM's input."""
-    return resize.get_preprocess_shape(*size, resize.target_length)
-
-
-def _fits(resize: ResizeLongestSide, image: np.ndarray) -> bool:
-    return min(_input_size(resize, image.shape[:2])) > 0
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto" and device.type == "cuda":
         return torch.bfloat16 if devices.has_bf16(device) else torch.float16
-    return PRECISIONS["fp32" if precision == "auto" else precision]
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
 
 
 def _coarse_to_fine(side: int) -> np.ndarray:

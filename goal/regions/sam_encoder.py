@@ -3,18 +3,14 @@
 The package writes out every attention matrix of all heads (2.4 GB for one picture with vit_b); here the
 position bias is made for a few heads at a time and torch's fused attention does the rest.
 
-Letters: B pictures, H and W patches a side, C width, h heads, d width of a head, N = H W tokens.
+Letters: B pictures or windows, H and W patches a side, C width, h heads, d width of a head, N = H W tokens.
 """
+
+from functools import partial
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
-from segment_anything.modeling.image_encoder import (
-    Attention,
-    Block,
-    get_rel_pos,
-    window_partition,
-    window_unpartition,
-)
+from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,32 +18,14 @@ from torch.nn import functional
 BIAS_ELEMENTS = 2**24
 
 
-def encode(encoder: ImageEncoderViT, images: Tensor) -> Tensor:
-    """What `encoder(images)` gives; images (B, 3, S, S), normalised and padded, out (B, E, H, W)."""
-    x = encoder.patch_embed(images)
-    if encoder.pos_embed is not None:
-        x = x + encoder.pos_embed
+def save_memory(encoder: ImageEncoderViT) -> None:
+    """Replace the attention of all blocks; the encoder's results stay the same."""
     for block in encoder.blocks:
-        x = _block(block, x)
-    # The neck may be kept in another precision.
-    return encoder.neck(x.permute(0, 3, 1, 2).to(encoder.neck[0].weight.dtype))
+        block.attn.forward = partial(attend, block.attn)
 
 
-def _block(block: Block, x: Tensor) -> Tensor:
-    """One transformer block; x (B, H, W, C)."""
-    y = block.norm1(x)
-    if block.window_size > 0:
-        size = y.shape[1:3]
-        y, padded = window_partition(y, block.window_size)
-        y = window_unpartition(_attention(block.attn, y), block.window_size, padded, size)
-    else:
-        y = _attention(block.attn, y)
-    x = x + y
-    return x + block.mlp(block.norm2(x))
-
-
-def _attention(attention: Attention, x: Tensor) -> Tensor:
-    """Attention with decomposed relative positions over x (B, H, W, C); B may count windows."""
+def attend(attention: Attention, x: Tensor) -> Tensor:
+    """Attention with decomposed relative positions over x (B, H, W, C)."""
     batch, height, width, channels = x.shape
     heads, tokens = attention.num_heads, height * width
     qkv = attention.qkv(x).view(batch, tokens, 3, heads, -1)
@@ -66,10 +44,8 @@ def _attention(attention: Attention, x: Tensor) -> Tensor:
     return attention.proj(out.reshape(batch, height, width, channels))
 
 
-def _position_bias(attention: Attention, q: Tensor, height: int, width: int) -> Tensor | None:
+def _position_bias(attention: Attention, q: Tensor, height: int, width: int) -> Tensor:
     """What the package adds to the attention's logits: (1, B h, N, N) from q (B h, N, d)."""
-    if not attention.use_rel_pos:
-        return None
     q = q.view(-1, height, width, q.shape[-1])
     rows = torch.einsum("bhwc,hkc->bhwk", q, get_rel_pos(height, height, attention.rel_pos_h))
     columns = torch.einsum("bhwc,wkc->bhwk", q, get_rel_pos(width, width, attention.rel_pos_w))

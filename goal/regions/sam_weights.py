@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from segment_anything import sam_model_registry
-from segment_anything.modeling import Sam
-
 from goal import config
 from goal.config import paths
 from goal.errors import UserError
 from goal.runtime import download, tensorfiles
 from goal.runtime.download import Remote
+
+try:
+    from segment_anything import sam_model_registry
+    from segment_anything.modeling import Sam
+except ModuleNotFoundError as error:
+    raise UserError("regions.sources: sam needs a package: pip install -e '.[sam]'") from error
 
 _META = "https://dl.fbaipublicfiles.com/segment_anything"
 # The hex in a name begins the file's md5.

@@ -1,1 +1,1 @@
-"""What the report stands on: its facts, examples, pictures and page."""
+"""What the report stands on: its facts, examples, figures and page; and all that is drawn."""

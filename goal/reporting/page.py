@@ -8,11 +8,11 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from goal.evaluation import plots, table
+from goal.evaluation import table
 from goal.evaluation.compare import Line
 from goal.evaluation.results import Results
-from goal.reporting import templates
-from goal.reporting.examples import Duel
+from goal.reporting import plots, templates
+from goal.reporting.examples import PairedComparison
 
 SECTIONS = {
     "benchmarks": "Benchmarks",
@@ -44,7 +44,7 @@ class Content:
     data: dict[str, Any]
     mining: dict[str, dict[str, Any]]
     pairs: list[dict[str, Any]]
-    duel: Duel | None
+    queries: PairedComparison | None
     before: str
     after: str
     grounded: list[dict[str, Any]]
@@ -56,11 +56,9 @@ def render(data_set: str, results: Results, charts: Sequence[Chart], content: Co
     figures: dict[str, list[dict[str, str]]] = defaultdict(list)
     for chart in charts:
         figures[chart.section].append({"svg": Markup(plots.svg(chart.figure)), "caption": chart.caption})
-    present = {"benchmarks", "origin", *figures}
-    present |= {"mining"} if content.data or content.mining else set()
-    present |= {"pairs"} if content.pairs else set()
-    present |= {"queries"} if content.duel else set()
-    present |= {"grounding"} if content.grounded else set()
+    optional = {"mining": content.data or content.mining, "pairs": content.pairs}
+    optional |= {"queries": content.queries, "grounding": content.grounded}
+    present = {"benchmarks", "origin", *figures, *(name for name, part in optional.items() if part)}
     return templates.render(
         "report.html",
         data_set=data_set,
@@ -100,7 +98,7 @@ def _rows(results: Results) -> list[dict]:
 
 
 def _paired(results: Results, comparisons: Mapping[str, Sequence[Line]]) -> dict[str, list[Line | None]]:
-    """The differences of each metric, a column a model; None where the two were not measured alike."""
+    """The differences of each metric, one column per model; None where the two were not measured alike."""
     lines = {
         (other, line.benchmark, line.metric): line for other, found in comparisons.items() for line in found
     }

@@ -69,12 +69,13 @@ def _checked(wanted: str, function: Function, task: Any) -> None:
     from distributed import get_worker
 
     worker = get_worker()
-    if code.digest() != wanted:
-        raise UserError(
-            f"{worker.address}: this worker runs other code than the command: install the same and restart it"
-        )
+    # First: Python 3.11 cannot parse code, which the digest does, in two threads at once.
     if worker.state.nthreads != 1:
         raise UserError(
             f"{worker.address}: this worker has {worker.state.nthreads} threads: start it with --nthreads 1"
+        )
+    if code.digest() != wanted:
+        raise UserError(
+            f"{worker.address}: this worker runs other code than the command: install the same and restart it"
         )
     function(task)

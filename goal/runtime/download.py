@@ -1,4 +1,4 @@
-"""Files from the network, as a whole or not at all: resumed after any break, checked, several at once."""
+"""Files from the network: several at once, resumed where the connection broke, checked, then renamed."""
 
 import json
 import logging
@@ -10,6 +10,7 @@ from threading import Event
 from urllib.parse import unquote, urlsplit
 
 import requests
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from goal.errors import Interrupted, Unavailable, UserError
@@ -17,14 +18,15 @@ from goal.runtime import files
 
 log = logging.getLogger(__name__)
 
-CHUNK = 1 << 16  # bytes; of a chunk that breaks nothing is kept
+CHUNK = 1 << 16  # bytes; a chunk that does not arrive whole is lost
 TIMEOUT = (15, 60)  # seconds: to connect, between two bytes
-# A server that says one of these may say otherwise in a moment.
-BUSY = {408, 425, 429, 500, 502, 503, 504}
-# How often a file whose bytes are not the expected ones is fetched anew.
-WRONG_BYTES = 3
-# Files that come at once.
-PARALLEL = 4
+BUSY = {408, 425, 429, 500, 502, 503, 504}  # statuses that are worth a retry
+# Tries in a row without progress of the file before a broken transfer is given up. urllib3's Retry does not
+# resume in the middle of a file, and would sleep on when another file fails or the user stops the command.
+TRIES = 8
+PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a retry: doubled with each one that brings no progress
+WRONG_BYTES = 3  # downloads of a file whose size or checksum is wrong
+PARALLEL = 4  # files at once
 
 
 @dataclass(frozen=True)
@@ -45,33 +47,17 @@ class Remote:
         return self.name or unquote(urlsplit(self.url).path).rsplit("/", 1)[-1]
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long a broken transfer is tried again: `tries` in a row that bring the file no further than before.
-
-    Before each but the first there is a `pause`, in seconds, that doubles up to `longest` while none does.
-    """
-
-    tries: int = 8
-    pause: float = 1.0
-    longest: float = 60.0
+class _Broken(Exception):
+    """The transfer broke; what arrived is kept, or was deleted where it cannot be trusted."""
 
 
-PATIENCE = Patience()
+def fetch(remotes: list[Remote], folder: Path, label: str) -> list[Path]:
+    """Download those of the files that are missing in `folder`; returns the paths of all.
 
-
-class _Again(Exception):
-    """The transfer broke; what came is kept, or was dropped where it cannot be trusted."""
-
-
-def fetch(remotes: list[Remote], folder: Path, label: str, patience: Patience | None = None) -> list[Path]:
-    """The files in `folder`, those that are missing downloaded; `label` stands before the progress bar.
-
-    A file that is there under its name is taken as it is if its size (where that is unknown, its sha256) is
-    right: files had otherwise are put there, and nothing is downloaded twice. Processes that want the same
-    file wait for the one that fetches it. patience: None for PATIENCE. Raises UserError where a file is
-    refused, is not the expected one or does not fit the disk, and Unavailable where the network or a server
-    fails; finished files and begun parts are kept.
+    A file that is there under its name is used if its size (where that is unknown, its sha256) is right, so
+    that users can put files there by hand. Processes that want the same file wait for the one that downloads
+    it. label: of the progress bar. Raises UserError where a file is refused, is not the expected one or does
+    not fit the disk, and Unavailable where the network or a server fails; finished files and parts are kept.
     """
     files.make_folder(folder)
     missing = [remote for remote in remotes if not is_there(remote, folder)]
@@ -81,14 +67,14 @@ def fetch(remotes: list[Remote], folder: Path, label: str, patience: Patience | 
             tqdm(desc=label, total=0, unit="B", unit_scale=True, unit_divisor=1024) as bar,
             ThreadPoolExecutor(PARALLEL) as pool,
         ):
-            transfers = [_Transfer(remote, folder, bar, patience or PATIENCE, stop) for remote in missing]
-            files.check_space(folder, sum(transfer.to_come for transfer in transfers))
+            transfers = [_Transfer(remote, folder, bar, stop) for remote in missing]
+            files.check_space(folder, bar.total - sum(transfer.size for transfer in transfers))
             jobs = [pool.submit(transfer.run) for transfer in transfers]
             try:
                 for job in as_completed(jobs):
                     job.result()
             finally:
-                # After a failure or Ctrl-C the others end where they are: what came is kept.
+                # After a failure or Ctrl-C the other transfers end too; their parts are kept.
                 stop.set()
                 pool.shutdown(cancel_futures=True)
     return [folder / remote.file for remote in remotes]
@@ -108,15 +94,14 @@ def is_there(remote: Remote, folder: Path) -> bool:
 
 
 class _Transfer:
-    """One file on its way: `part` grows, `note` beside it says of which version of the file it is."""
+    """The download of one file: `part` grows; `note` says which version of the file it is a part of."""
 
-    def __init__(self, remote: Remote, folder: Path, bar: tqdm, patience: Patience, stop: Event) -> None:
+    def __init__(self, remote: Remote, folder: Path, bar: tqdm, stop: Event) -> None:
         self.remote = remote
         self.path = folder / remote.file
         self.part = folder / f"{remote.file}.part"
         self.note = folder / f"{remote.file}.part.json"
         self.bar = bar
-        self.patience = patience
         self.stop = stop
         bar.total += remote.size or 0
         bar.update(self.size)
@@ -129,69 +114,62 @@ class _Transfer:
         except FileNotFoundError:  # not begun, or just finished by another process
             return 0
 
-    @property
-    def to_come(self) -> int:
-        """Bytes that are still missing, where the size is known."""
-        return (self.remote.size or 0) - self.size
-
     def run(self) -> None:
-        """Fetch the file, trying again as often as patience says; raises UserError."""
+        """Download the file; raises UserError, and Interrupted once `stop` is set."""
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:
-            with files.alone(self.path.with_name(f".{self.path.name}.lock"), self._wait):
+            with lock.acquire(cancel_check=self.stop.is_set):
                 if not is_there(self.remote, self.path.parent):  # another process may have been faster
                     self._fetch()
+        except Timeout:
+            self._check_stop()
         except OSError as error:
             raise files.unwritable(self.part, error) from error
 
     def _fetch(self) -> None:
-        idle = wrong = 0
-        farthest = self.size
-        while True:
-            try:
-                self._receive()
-            except (requests.RequestException, _Again) as error:
-                # Not the bytes of this try: a server without ranges begins anew each time.
-                idle = 0 if self.size > farthest else idle + 1
-                farthest = max(farthest, self.size)
-                if idle == self.patience.tries:
-                    raise self._gone(error) from error
-                self.stop.wait(min(self.patience.pause * 2**idle, self.patience.longest))
-                continue
+        for _ in range(WRONG_BYTES):
+            self._complete()
             fault = self._fault()
             if not fault:
                 os.replace(self.part, self.path)
                 self.note.unlink(missing_ok=True)
                 return
+            log.warning("%s: %s; deleted", self.remote.url, fault)
             self._drop()
-            wrong += 1
-            if wrong == WRONG_BYTES:
-                why = "the file there has changed, or something on the way alters it"
-                raise UserError(f"{self.remote.url}: {fault}, {wrong} times; {why}")
-            log.warning("%s: %s; fetching it again", self.remote.url, fault)
+        why = "the file there has changed, or something on the way alters it"
+        raise UserError(f"{self.remote.url}: {fault}, {WRONG_BYTES} times; {why}")
 
-    def _wait(self) -> None:
-        self.stop.wait(1)
-        self._go_on()
+    def _complete(self) -> None:
+        """Receive the rest of the part, with retries."""
+        idle, farthest = 0, self.size
+        while True:
+            try:
+                self._receive()
+                return
+            except (requests.RequestException, _Broken) as error:
+                # Progress of the file, not of this try: a server without ranges sends all of it each time.
+                idle = 0 if self.size > farthest else idle + 1
+                farthest = max(farthest, self.size)
+                if idle == TRIES:
+                    reason = " ".join(str(error).split())[:200]
+                    raise Unavailable(
+                        f"{self.remote.url}: cannot be downloaded ({reason}); the same command goes on at "
+                        f"{self.size:,} bytes, or put the file there yourself: {self.path}"
+                    ) from error
+                self.stop.wait(min(PAUSE * 2**idle, LONGEST_PAUSE))
 
-    def _go_on(self) -> None:
+    def _check_stop(self) -> None:
         if self.stop.is_set():
             raise Interrupted(f"{self.remote.url}: stopped at {self.size:,} bytes")
 
-    def _gone(self, error: Exception) -> Unavailable:
-        reason = " ".join(str(error).split())[:200]
-        return Unavailable(
-            f"{self.remote.url}: cannot be downloaded ({reason}); the same command goes on at {self.size:,}"
-            f" bytes, or put the file there yourself: {self.path}"
-        )
-
     def _receive(self) -> None:
-        """Bring the part to its end, from where it stands if that is of the file that the server holds."""
-        self._go_on()
+        """Receive from the end of the part, or from the start where the part may be of another version."""
+        self._check_stop()
         start, validator = self.size, self._validator()
         if start and start == self.remote.size:
             return  # killed between the last byte and the new name
         headers = {"Accept-Encoding": "identity"}
-        # With neither a validator nor a checksum the halves might be of two files.
+        # Without a validator or a checksum the two halves might be of different versions.
         if start and (validator or self.remote.sha256):
             headers["Range"] = f"bytes={start}-"
             if validator:
@@ -201,17 +179,17 @@ class _Transfer:
                 if response.headers.get("Content-Range") == f"bytes */{start}":
                     return  # nothing is missing
                 self._drop()
-                raise _Again("the part here does not fit the file there")
+                raise _Broken("the part here does not fit the file there")
             if response.status_code in BUSY:
-                raise _Again(f"{response.status_code} {response.reason}")
+                raise _Broken(f"{response.status_code} {response.reason}")
             if not response.ok:
                 raise UserError(f"{self.remote.url}: {response.status_code} {response.reason}")
             resumed = response.status_code == requests.codes.partial_content
             if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 self._drop()
-                raise _Again("the server sent another range than the one asked for")
+                raise _Broken("the server sent another range than the one asked for")
             if not resumed:
-                # All of it: the server knows no ranges, or it has another file by now.
+                # The whole file: the server does not support ranges, or its file has changed.
                 self._drop()
             self._write(response)
 
@@ -229,14 +207,14 @@ class _Transfer:
             self.note.write_text(json.dumps({"url": self.remote.url, "validator": validator}))
         with self.part.open("ab") as file:
             for chunk in response.iter_content(CHUNK):
-                self._go_on()
+                self._check_stop()
                 file.write(chunk)
                 self.bar.update(len(chunk))
         if expected is not None and self.size < expected:
-            raise _Again(f"the connection ended at {self.size:,} of {expected:,} bytes")
+            raise _Broken(f"the connection ended at {self.size:,} of {expected:,} bytes")
 
     def _validator(self) -> str:
-        """What the server called this version of the file when the part was begun; empty: it did not say."""
+        """The ETag or date that the server gave with the part's first bytes; empty: none."""
         try:
             note = json.loads(self.note.read_text())
         except (FileNotFoundError, ValueError):

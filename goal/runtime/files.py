@@ -1,16 +1,14 @@
-"""Files written wholly or not at all, under names that others may be reading."""
+"""Files that are replaced whole or not at all: other processes may be reading them."""
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
-from weakref import WeakSet
+from typing import Any
 
 from goal.errors import UserError
 
@@ -63,57 +61,13 @@ def check_space(folder: Path, need: int) -> None:
 
 def replace_folder(draft: Path, target: Path) -> None:
     """Put the folder `draft` in the place of `target`, whose old content goes."""
-    # A folder cannot be replaced in one step: the old one steps aside for the moment between two renames.
+    # A folder cannot be replaced atomically: the old one gets another name first.
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)
     os.replace(draft, target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def alone(path: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock file `path`, made if need be; another process that wants it waits.
-
-    wait: called again and again meanwhile; what it raises ends the waiting.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        while True:
-            try:
-                lock(file, wait=wait is None)
-                break
-            except BlockingIOError:
-                wait()
-        yield
-
-
-def lock(file: IO, wait: bool = False) -> None:
-    """Hold an open file until this process closes it or ends; BlockingIOError where another one holds it.
-
-    wait: wait for the other one instead.
-    """
-    _locked.add(file)
-    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-
-
-def _let_go() -> None:
-    """Take a forked child's share of all locks from it.
-
-    A child holds what it inherits: the data workers of a killed training outlive it by seconds, and would
-    keep out the one that goes on.
-    """
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for file in _locked:
-        if not file.closed:
-            # Not closed, which would write what the parent is just writing.
-            os.dup2(nothing, file.fileno(), inheritable=False)
-    os.close(nothing)
-
-
-_locked: WeakSet[IO] = WeakSet()
-os.register_at_fork(after_in_child=_let_go)
 
 
 def digest(path: Path) -> str:
@@ -128,11 +82,11 @@ def digest(path: Path) -> str:
 def expect(path: Path, known: str) -> None:
     """Raise UserError where a file has another digest than the one that is `known` of it."""
     if digest(path) != known:
-        raise UserError(f"{path}: not the file that the command found there; let all see the same, run again")
+        raise UserError(f"{path}: not the file that the command found there; copy it here and run again")
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
     """The one line for a disk that refuses to hold `path`."""
-    # By its number: Arrow words the reason in its own way.
+    # From the number: Arrow has its own text for the same reason.
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return UserError(f"{path}: cannot be written: {reason}; make room or mend it, and run again")
+    return UserError(f"{path}: cannot be written: {reason}; make room or fix it, and run again")

@@ -1,137 +1,106 @@
-"""Processes of this machine, each with one task at a time.
+"""Worker processes of this machine, one task at a time each.
 
-Not concurrent.futures: there one killed worker breaks the pool, and all shards under way are lost with it.
-Not dask's LocalCluster: the default pipeline does without that extra, and its workers import all of it anew.
+Each worker has a ProcessPoolExecutor of its own: a killed worker breaks its executor only, so that its task
+alone starts again, and the tasks of the other workers go on.
 """
 
-import logging
+import os
 import signal
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from logging import getLogger
+from multiprocessing import active_children, get_context, parent_process
 from typing import Any
 
 from tqdm import tqdm
 
 from goal.errors import UserError
-from goal.runtime import signals, task_progress
+from goal.runtime import task_progress
 
-log = logging.getLogger(__name__)
+log = getLogger(__name__)
 
-# A task that ends its worker so often is at fault itself.
+# A task whose worker was killed so often is the cause itself.
 DEATHS = 3
-
-Function = Callable[[Any], None]
+# Seconds between updates of the progress bar.
+REFRESH = 0.5
 
 _number = 0
 
 
 def number() -> int:
-    """The place of this process among the pool's, from 0; 0 also outside a pool."""
+    """The index of this worker process among the pool's, from 0; 0 also outside a pool."""
     return _number
 
 
-class _Worker:
-    """A process that takes one task at a time."""
-
-    def __init__(self, context: BaseContext, function: Function, number: int) -> None:
-        self.number = number
-        self.connection, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(function, other, number), daemon=True)
-        self.process.start()
-        other.close()
-        self.task: int | None = None  # its number
-        self.rows = 0  # done of its task
-
-    def give(self, task: int, content: Any) -> None:
-        """Hand it a task; one that it dies over, even before it took it, is told by the connection's end."""
-        self.task, self.rows = task, 0
-        with suppress(BrokenPipeError):
-            self.connection.send(content)
-
-    def end(self) -> int:
-        """Kill it, if it lives; returns its exit code."""
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
-        return self.process.exitcode
-
-
-def _serve(function: Function, connection: Connection, number: int) -> None:
-    """A worker's life: tasks in; out go rows done (int) and a task's end (a UserError's line or None)."""
-    global _number
-    _number = number
-    signals.die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with task_progress.told(connection.send):
-        while True:
-            try:
-                task = connection.recv()
-            except EOFError:
-                return
-            try:
-                function(task)
-                connection.send(None)
-            except UserError as error:
-                connection.send(str(error))
-
-
-def run(function: Function, tasks: Sequence[Any], workers: int, modules: Sequence[str], bar: tqdm) -> None:
+def run(
+    function: Callable[[Any], None], tasks: Sequence[Any], workers: int, modules: Sequence[str], bar: tqdm
+) -> None:
     """Call `function` for every task, in `workers` processes; raises as goal.runtime.tasks.run."""
-    # Forks of a server that has imported the work and nothing else: this process may hold threads, a device.
+    # The server has imported the work and nothing else; this process may hold threads and a device.
     context = get_context("forkserver")
     context.set_forkserver_preload([function.__module__, *modules])
-    waiting = deque(range(len(tasks)))
+    # Rows done by each worker. Without a lock, which a killed worker might hold.
+    rows = context.RawArray("q", workers)
+
+    def start(number: int) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, context, _begin, (number, rows))
+
+    others, done_before = set(active_children()), bar.n
+    executors = [start(number) for number in range(workers)]
+    idle, waiting = deque(range(workers)), deque(range(len(tasks)))
+    running: dict[Future, tuple[int, int, int]] = {}  # to worker, task and the worker's rows before it
     deaths: Counter[int] = Counter()
-    crew: dict[Connection, _Worker] = {}
     try:
-        while True:
-            while waiting and len(crew) < workers:
-                free = set(range(workers)) - {worker.number for worker in crew.values()}
-                worker = _Worker(context, function, min(free))
-                crew[worker.connection] = worker
-            for worker in crew.values():
-                if waiting and worker.task is None:
-                    task = waiting.popleft()
-                    worker.give(task, tasks[task])
-            busy = [connection for connection, worker in crew.items() if worker.task is not None]
-            if not busy:
-                return
-            for connection in wait(busy):
-                lost = _hear(crew[connection], bar)
-                if lost is not None:
-                    del crew[connection]
-                    waiting.appendleft(lost)
-                    deaths[lost] += 1
-                    if deaths[lost] == DEATHS:
+        while waiting or running:
+            while waiting and idle:
+                worker, task = idle.popleft(), waiting.popleft()
+                running[executors[worker].submit(_work, function, tasks[task])] = worker, task, rows[worker]
+            for future in wait(running, REFRESH, FIRST_COMPLETED).done:
+                worker, task, before = running.pop(future)
+                idle.append(worker)
+                try:
+                    future.result()
+                except BrokenProcessPool:
+                    deaths[task] += 1
+                    if deaths[task] == DEATHS:
                         raise UserError(
-                            f"{tasks[lost]}: its worker was killed {DEATHS} times; if for want of memory,"
-                            " let fewer work at once, or make shards smaller"
-                        )
+                            f"{tasks[task]}: its worker was killed {DEATHS} times; if memory ran out,"
+                            " set fewer workers or smaller shards"
+                        ) from None
+                    log.warning("%s: its worker was killed; starting it again", tasks[task])
+                    rows[worker] = before
+                    waiting.appendleft(task)
+                    executors[worker] = start(worker)
+            bar.update(done_before + sum(rows) - bar.n)
     finally:
-        for worker in crew.values():
-            worker.end()
+        # Also those in the middle of a task, which an executor would wait for.
+        for process in set(active_children()) - others:
+            process.kill()
+        for executor in executors:
+            executor.shutdown()
 
 
-def _hear(worker: _Worker, bar: tqdm) -> int | None:
-    """Take one message of a worker; returns the number of its task if it was killed over it."""
-    try:
-        message = worker.connection.recv()
-    except (EOFError, ConnectionError):
-        code = worker.end()
-        if code >= 0:
-            raise RuntimeError("a worker failed; what happened stands above") from None
-        log.warning("a worker was killed (%s); its shard is made anew", signal.Signals(-code).name)
-        bar.update(-worker.rows)
-        return worker.task
-    if isinstance(message, str):
-        raise UserError(message)
-    if message is None:
-        worker.task = None
-    else:
-        worker.rows += message
-        bar.update(message)
-    return None
+def _begin(number: int, rows: Any) -> None:
+    """Prepare a worker process."""
+    global _number, _rows
+    _number, _rows = number, rows
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the command, also by kill -9, which an idle worker would outlive."""
+    parent_process().join()
+    os._exit(1)
+
+
+def _work(function: Callable[[Any], None], task: Any) -> None:
+    with task_progress.reporting_to(_count):
+        function(task)
+
+
+def _count(done: int) -> None:
+    _rows[_number] += done

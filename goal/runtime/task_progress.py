@@ -1,4 +1,4 @@
-"""How far the running task is, told to whoever drives it: a progress bar, here or in another process."""
+"""Progress of the running task, reported to a progress bar in this or another process."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,17 +6,17 @@ from typing import Any
 
 
 def advance(rows: int) -> None:
-    """Tell the progress bar, wherever it is, that the running task has done some more rows."""
+    """Report that the running task has finished some more rows."""
     _report(rows)
 
 
 def _report(rows: int) -> None:
-    """What `advance` calls; replaced while an engine listens."""
+    """Where `advance` reports to outside `reporting_to`: nowhere."""
 
 
 @contextmanager
-def told(report: Callable[[int], Any]) -> Iterator[None]:
-    """Within, `report` is called with the rows that tasks of this process have done."""
+def reporting_to(report: Callable[[int], Any]) -> Iterator[None]:
+    """Within, `report` is called with the rows that tasks of this process have finished."""
     global _report
     before, _report = _report, report
     try:

@@ -5,16 +5,12 @@ DASK_SCHEDULER_ADDRESS=tcp://host:8786 (docs/scale.md).
 """
 
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
-from goal.errors import Interrupted
-from goal.runtime import cluster, pool, task_progress
+from goal.runtime import cluster, pool, signals, task_progress
 
 Function = Callable[[Any], None]
 
@@ -39,31 +35,14 @@ def run(
     fails, Interrupted on SIGTERM and SIGINT.
     """
     address = os.environ.get(cluster.SCHEDULER)
-    with tqdm(total=total, initial=done, desc=label, unit=" pictures") as bar, _stoppable(label):
+    stopped = f"{label}: stopped; what is finished is kept, run the command again to go on"
+    with signals.at_once(stopped), tqdm(total=total, initial=done, desc=label, unit=" pictures") as bar:
         if address:
             cluster.run(address, function, tasks, sizes, bar)
         elif min(workers, len(tasks)) == 1:
-            with task_progress.told(bar.update):
+            with task_progress.reporting_to(bar.update):
                 for task in tasks:
                     function(task)
         else:
             pool.run(function, tasks, min(workers, len(tasks)), modules, bar)
         bar.update(total - bar.n)
-
-
-@contextmanager
-def _stoppable(label: str) -> Iterator[None]:
-    """Within, SIGTERM and SIGINT end the work at once; finished files are whole."""
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
-    for number in before:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise Interrupted(
-            f"{label}: stopped; what is finished is kept, run the command again to go on"
-        ) from error
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

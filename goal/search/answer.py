@@ -29,9 +29,9 @@ def write(path: Path, asked: Mapping[str, str], hits: Sequence[Hit], max_megapix
     files.write_text(path, templates.render("answer.html", asked=asked, found=found))
 
 
-def text(words: str, reading: Reading) -> dict[str, str]:
+def text(reading: Reading) -> dict[str, str]:
     """A query text: the part that the model reads, and the rest."""
-    return {"read": words[: reading.end], "unread": words[reading.end :]}
+    return {"read": reading.head, "unread": reading.rest}
 
 
 def picture(path: Path, max_megapixels: float) -> dict[str, str]:

@@ -4,7 +4,6 @@ import functools
 import html
 import logging
 import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from PIL import Image
 
 from goal.datasets import images
 from goal.errors import UserError
+from goal.runtime import signals
 from goal.search import panel, store
 from goal.search.captions import Captions
 from goal.search.query import Hit, Search
@@ -60,10 +60,9 @@ def serve(params: "Params", search: Search, port: int) -> None:
         )
     except OSError as error:
         raise UserError(f"--port {port}: cannot be had on {ADDRESS}: {error}; leave it out") from error
-    # Like Ctrl-C: whoever called goes on.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    log.info("open %s (Ctrl-C ends it)", address)
-    page.block_thread()
+    with signals.at_once("stopped"):
+        log.info("open %s (Ctrl-C ends it)", address)
+        page.block_thread()
 
 
 def theme() -> gr.Theme:

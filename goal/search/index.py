@@ -71,7 +71,7 @@ def run(params: "Params", folder: Path, place: Path, model: Path, name: str) -> 
     read = partial(_read, root, clip.preprocess(spec), params.data.max_megapixels)
     left_out = dict(listing.unseen)
     embedded = 0
-    with signals.taken_down() as asked, tqdm(total=len(todo), unit=" files") as progress:
+    with signals.deferred() as asked, tqdm(total=len(todo), unit=" files") as progress:
         for batch in prefetch.batches_ahead(read, todo, params.evaluate.batch_size):
             refused = {path: why for path, why in batch if isinstance(why, str)}
             views = {path: view for path, view in batch if isinstance(view, Tensor)}

@@ -19,15 +19,14 @@ def reading(words: str, found: Reading, context: int) -> str:
     """The count of tokens, and the part of the text that the context does not hold."""
     if not words.strip():
         return ""
-    start = max(0, found.end - BEFORE)
     return templates.render(
         "reading.html",
         tokens=found.tokens,
         read=found.read,
         context=context,
-        cut=start > 0,
-        before=words[start : found.end],
-        beyond=words[found.end :],
+        cut=len(found.head) > BEFORE,
+        before=found.head[-BEFORE:],
+        beyond=found.rest,
     )
 
 

@@ -16,6 +16,7 @@ from goal.errors import UserError
 from goal.model import embedding
 from goal.runtime import devices
 from goal.search import ann, store
+from goal.text.cleaning import clean
 from goal.text.sentences import Sentence
 
 if TYPE_CHECKING:
@@ -34,11 +35,12 @@ class Hit:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model reads of a text: `read` of its `tokens`, up to the character `end`."""
+    """What a model reads of a text: `read` of its `tokens`, those of `head`; `rest` is beyond its context."""
 
     tokens: int
     read: int
-    end: int
+    head: str
+    rest: str
 
 
 class Search:
@@ -90,8 +92,9 @@ class Search:
 
 
 def reading(words: str, context_length: int) -> Reading:
-    """How much of a text a context holds; a word that is cut counts as read."""
+    """How much of a text, once cleaned, a context holds; a word that is cut counts as read."""
+    words = clean(words)
     found = [Sentence(one.start(), one.end(), one.group()) for one in _WORD.finditer(words)]
     cut = text.tokenize(words, found, context_length)
-    read = [word.end for word, span in zip(found, cut.spans, strict=True) if span]
-    return Reading(len(text.tokenize(words, [], None).ids), len(cut.ids), max(read, default=0))
+    end = max((word.end for word, span in zip(found, cut.spans, strict=True) if span), default=0)
+    return Reading(len(text.tokenize(words, [], None).ids), len(cut.ids), words[:end], words[end:])

@@ -1,1 +1,1 @@
-"""The stages of dvc.yaml, one file each with run(params); imported by the command line alone."""
+"""The stages of dvc.yaml, one file per stage with run(params); only the command line imports them."""

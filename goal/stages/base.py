@@ -1,4 +1,4 @@
-"""The `base` stage: the pretrained network, its position table stretched, as the project's first model."""
+"""The base stage: the pretrained network with a stretched position table, which training starts from."""
 
 import logging
 
@@ -11,9 +11,9 @@ NAME = "zero-shot"
 
 
 def run(params: Params) -> None:
-    """Write models/base: the weights that `model` names, brought to its context length and view.
+    """Write models/base: the weights that params.model names, with its context length and view.
 
-    Raises UserError where they are unknown, cannot be had or do not fit.
+    Raises UserError for weights that are unknown, cannot be downloaded or do not fit.
     """
     model = params.model
     network = clip.load(

@@ -1,4 +1,4 @@
-"""The code stage: for each later stage, a listing of what it can run, by which DVC sees when code changed."""
+"""The code stage: lists the code that each other stage can run, so that DVC sees when it changes."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ FOLDER = Path("code")
 
 
 def run() -> None:
-    """Write code/<stage> for every other stage."""
+    """Write code/<stage>, the listing of goal.runtime.code, for every other stage."""
     for stage in code.stages():
         if stage != Path(__file__).stem:
             files.write_text(FOLDER / stage, code.listing(f"stages/{stage}"))

@@ -3,23 +3,14 @@
 import logging
 import shutil
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goal.config import paths
-from goal.datasets import (
-    coco,
-    dci,
-    docci,
-    flickr30k,
-    folder,
-    goal_lists,
-    manifest,
-    scenes,
-    sharegpt4v,
-    urban1k,
-)
+from goal.datasets import dci, docci, folder, goal_lists, karpathy, manifest, scenes, sharegpt4v, urban1k
 from goal.datasets.manifest import Collected, Row, Source
+from goal.datasets.released import collect
 from goal.errors import UserError
 from goal.runtime.files import replace_folder, write_json
 
@@ -32,12 +23,12 @@ log = logging.getLogger(__name__)
 SOURCES: dict[str, Source] = {
     "scenes": scenes.collect,
     "folder": folder.collect,
-    "docci": docci.collect,
-    "dci": dci.collect,
-    "sharegpt4v": sharegpt4v.collect,
-    "urban1k": urban1k.collect,
-    "coco": coco.collect,
-    "flickr30k": flickr30k.collect,
+    "docci": partial(collect, docci.read),
+    "dci": partial(collect, dci.read),
+    "sharegpt4v": partial(collect, sharegpt4v.read),
+    "urban1k": partial(collect, urban1k.read),
+    "coco": partial(collect, karpathy.coco),
+    "flickr30k": partial(collect, karpathy.flickr30k),
     "goal_lists": goal_lists.collect,
 }
 
@@ -57,12 +48,13 @@ def run(params: "Params") -> None:
         replace_folder(partial, target)
     except OSError as error:
         raise UserError(
-            f"{error.filename or target}: {error.strerror or error}; mend it and run again"
+            f"{error.filename or target}: {error.strerror or error}; fix it and run again"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     counts = ", ".join(f"{split} {summary['splits'][split]['images']}" for split in manifest.SPLITS)
     log.info("%s: pictures: %s; rejected rows: %d", target, counts, len(collected.rejected))
+    log.info("  %d captions changed by the cleaning of encodings and HTML entities", collected.cleaned)
     for reason, count in summary["rejected"].items():
         log.info("  %d x %s (%s)", count, reason, target / "rejected.parquet")
 
@@ -78,6 +70,7 @@ def _write(collected: Collected, target: Path) -> dict:
         "splits": {split: _counts(collected.splits.get(split, [])) for split in manifest.SPLITS},
         "tables": {name: rows.num_rows for name, rows in sorted(collected.tables.items())},
         "rejected": dict(sorted(Counter(row.reason for row in collected.rejected).items())),
+        "captions_cleaned": collected.cleaned,
     }
     write_json(summary, target / "summary.json")
     return summary

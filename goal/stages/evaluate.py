@@ -1,4 +1,4 @@
-"""The evaluate stage: one model on every benchmark of the data set, with intervals and the protocol."""
+"""The evaluate stage: measure models on every benchmark of a data set, with intervals and the protocol."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import pyarrow as pa
 from goal.config import paths
 from goal.datasets import manifest
 from goal.errors import UserError
-from goal.evaluation import answers, embed, galleries
+from goal.evaluation import embed, galleries, query_metrics, ranking
 from goal.evaluation.embed import EmbeddingTable, Settings
 from goal.evaluation.galleries import Gallery
 from goal.runtime import devices, files
@@ -21,65 +21,60 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Recalls that `dvc metrics show` lists; all of evaluate.ks are in details/.
+# The recalls that `dvc metrics show` lists; details/ holds those of all evaluate.ks.
 HEADLINE_KS = (1, 10)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One model on one benchmark, as it is written."""
+    """The results of one model on one benchmark, as they are written to disk."""
 
     benchmark: str
-    answers: pa.Table
+    rows: pa.Table
     details: dict[str, Any]
     headline: dict[str, float]
 
 
-def run(params: "Params", name: str) -> dict[str, float]:
-    """Measure the model `name` (one of paths.MODELS); returns the headline as <benchmark>/<metric>.
+def run(params: "Params", names: Sequence[str], data_set: str = "") -> dict[str, dict[str, float]]:
+    """Measure models of paths.MODELS; returns the headline metrics of each as {<benchmark>/<metric>: value}.
 
-    Writes below metrics/<name>/: <benchmark>.json (the headline, in percent), details/<benchmark>.json (all
-    metrics with intervals, breakdowns and the protocol) and ranks/<benchmark>.parquet (one row a query). A
-    benchmark that the data set lacks has 0 images, and its details say why.
-    Raises UserError for weights, manifests or pictures that cannot be read.
-    """
-    return run_many(params, [name])[name]
-
-
-def run_many(params: "Params", names: Sequence[str], data_set: str = "") -> dict[str, dict[str, float]]:
-    """Measure several models at once, pictures decoded once; the headline of each.
-
-    data_set: another set than data.name, made before by `goal data`; its results lie below
+    Writes below metrics/<name>/: <benchmark>.json (the headline metrics, in percent),
+    details/<benchmark>.json (all metrics with intervals, breakdowns and the protocol) and
+    ranks/<benchmark>.parquet (one row per query). A benchmark that the data set lacks has 0 images, and its
+    details give the reason. Pictures are decoded once for all models.
+    data_set: a set other than data.name, made by an earlier `goal data`; its results lie in
     metrics/<name>/on/<data_set>/ and its benchmarks are called <data_set>/<benchmark>.
-    All is measured before anything is written, so that an evaluation that ends early changes no file.
+    Everything is measured before anything is written, so that a failed evaluation changes no file.
+    Raises UserError for weights, manifests or pictures that cannot be read.
     """
     if data_set and not paths.manifest(data_set, "test").exists():
         raise UserError(
-            f"--on {data_set}: no data/{data_set}; `goal data` makes it, data.name being {data_set}"
+            f"--on {data_set}: data/{data_set} not found; set data.name to {data_set} and run `goal data`"
         )
     found, missing = galleries.load(data_set or params.data.name, mined=not data_set)
     for benchmark, reason in missing.items():
         log.warning("%s: no benchmark %s: %s", ", ".join(names), benchmark, reason)
-    measured: dict[str, list[Measured]] = {name: [] for name in names}
+    results: dict[str, list[Measured]] = {name: [] for name in names}
     if found:
+        device = devices.resolve(params.train.device, "train.device")
         embedded = embed.embed(
             [paths.model_dir(name) for name in names],
             [picture for gallery in found for picture in gallery.pictures],
             [text for gallery in found for text in gallery.texts],
-            _settings(params),
+            Settings(device.type, params.evaluate.batch_size, params.data.max_megapixels),
         )
         for name, embeddings in zip(names, embedded, strict=True):
-            measured[name] = [_measure(params, data_set, name, gallery, embeddings) for gallery in found]
-    prefix = f"{data_set}/" if data_set else ""
+            results[name] = [_measure(params, data_set, name, gallery, embeddings) for gallery in found]
     for name in names:
-        _write(paths.metrics_dir(name, data_set), measured[name], missing)
+        _write(paths.metrics_dir(name, data_set), results[name], missing)
+    prefix = f"{data_set}/" if data_set else ""
     return {
         name: {
-            f"{prefix}{one.benchmark}/{metric}": value
-            for one in measured[name]
-            for metric, value in one.headline.items()
+            f"{prefix}{result.benchmark}/{metric}": value
+            for result in measured
+            for metric, value in result.headline.items()
         }
-        for name in names
+        for name, measured in results.items()
     }
 
 
@@ -87,26 +82,26 @@ def _measure(
     params: "Params", data_set: str, name: str, gallery: Gallery, embeddings: EmbeddingTable
 ) -> Measured:
     ks, resamples = sorted(params.evaluate.ks), params.evaluate.bootstrap
-    answered = answers.answer(gallery, embeddings, params.evaluate.chunk)
-    summary = answers.summarise(answered, ks, resamples, params.seed)
+    rows = ranking.measure(gallery, embeddings, params.evaluate.chunk)
+    summary = query_metrics.summarise(rows, ks, resamples, params.seed)
     details = {
         "benchmark": gallery.benchmark,
         "model": {"name": name, "network": embeddings.spec.name, "digest": embeddings.model},
         "protocol": protocol(data_set or params.data.name, gallery, embeddings),
         "repeated_texts": gallery.repeated_texts,
         "metrics": summary,
-        "by": answers.breakdowns(answered, ks, resamples, params.seed),
+        "by": query_metrics.breakdowns(rows, ks, resamples, params.seed),
     }
     hidden = {f"r{k}" for k in ks if k not in HEADLINE_KS} if set(ks) & set(HEADLINE_KS) else set()
     headline = {key: one["mean"] for key, one in summary.items() if key.rsplit("_", 1)[1] not in hidden}
     log.info("%s: %s: %s", name, gallery.benchmark, ", ".join(f"{k} {v:.2f}" for k, v in headline.items()))
-    return Measured(gallery.benchmark, answered, details, headline)
+    return Measured(gallery.benchmark, rows, details, headline)
 
 
 def _write(folder: Path, measured: Sequence[Measured], missing: Mapping[str, str]) -> None:
     files.make_folder(folder / "ranks")
     for one in measured:
-        manifest.write_table(one.answers, folder / "ranks" / f"{one.benchmark}.parquet")
+        manifest.write_table(one.rows, folder / "ranks" / f"{one.benchmark}.parquet")
         files.write_json(one.details, folder / "details" / f"{one.benchmark}.json")
         counts = {name: one.details["protocol"][name] for name in ("images", "texts")}
         files.write_json(counts | one.headline, folder / f"{one.benchmark}.json")
@@ -118,7 +113,7 @@ def _write(folder: Path, measured: Sequence[Measured], missing: Mapping[str, str
 
 
 def protocol(data_set: str, gallery: Gallery, embeddings: EmbeddingTable) -> dict[str, str | int]:
-    """What a number hangs on besides the model; only numbers of one protocol stand in one table."""
+    """Everything that a metric depends on besides the model; a table shows results of one protocol only."""
     spec = embeddings.spec
     return {
         "data_set": data_set,
@@ -133,8 +128,3 @@ def protocol(data_set: str, gallery: Gallery, embeddings: EmbeddingTable) -> dic
         "context_length": spec.context_length,
         "prompt": "",
     }
-
-
-def _settings(params: "Params") -> Settings:
-    device = devices.resolve(params.train.device, "train.device")
-    return Settings(device.type, params.evaluate.batch_size, params.data.max_megapixels)

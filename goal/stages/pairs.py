@@ -8,9 +8,10 @@ from goal import clip, weights
 from goal.config import Params, paths
 from goal.datasets import slices
 from goal.errors import UserError
-from goal.mining import contact_sheet, shards
+from goal.mining import shards
 from goal.mining import summary as mining_summary
 from goal.mining.matching import Match
+from goal.reporting import contact_sheet
 from goal.runtime import files
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def run(params: Params) -> None:
             if split == SHOWN:
                 sheet = paths.pairs_dir(split).parent / "contact-sheet.png"
                 shown = params.pairs.contact_sheet
-                contact_sheet.write(written, size, manifest, shown, work.max_megapixels, sheet)
+                contact_sheet.write(written, manifest, shown, work.max_megapixels, sheet)
         log.info("%s: %s", paths.pairs_dir(split), mining_summary.line(summary))
 
 

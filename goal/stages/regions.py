@@ -16,7 +16,7 @@ from goal.datasets import prefetch, slices
 from goal.datasets.images import ImageError
 from goal.datasets.manifest import Row
 from goal.mining import reading, shards
-from goal.mining.mined import REGIONS
+from goal.mining.mined import REGIONS, SIDES
 from goal.regions import Proposer, Region, build, checkpoints, with_weights
 from goal.runtime import files, pool, task_progress
 
@@ -80,22 +80,15 @@ class Propose:
     def __call__(self, start: int, stop: int) -> pa.Table:
         params, proposer = _loaded(self.params, self.weights)
         rows = slices.rows(Path(self.manifest), start, stop)
-        images = prefetch.ahead(self._read, rows, params.threads)
         lines, unreadable, without = [], Counter(), 0
-        # The only source that takes several pictures at once.
-        size = params.sam.batch_size if "sam" in params.sources else 1
-        for group in prefetch.batches(rows, size):
-            usable = {}
-            for row, image in zip(group, images, strict=False):
-                if isinstance(image, ImageError):
-                    unreadable[reading.kind(image)] += 1
-                else:
-                    usable[row.id] = image
-            found = proposer.propose(list(usable.values()))
-            for name, regions in zip(usable, found, strict=True):
+        for row, image in zip(rows, prefetch.ahead(self._read, rows, params.threads), strict=True):
+            if isinstance(image, ImageError):
+                unreadable[reading.kind(image)] += 1
+            else:
+                regions = proposer.propose(image)
                 without += not regions
-                lines += [_line(name, region) for region in regions]
-            task_progress.advance(len(group))
+                lines += [_line(row.id, region) for region in regions]
+            task_progress.advance(1)
         notes = {"pictures": len(rows), "without_region": without, "unreadable": unreadable}
         return shards.with_notes(pa.Table.from_pylist(lines, REGIONS), notes)
 
@@ -114,15 +107,8 @@ def _loaded(section: str, weights: tuple[str, ...]) -> tuple[config.Regions, Pro
 
 
 def _line(name: str, region: Region) -> dict[str, object]:
-    x1, y1, x2, y2 = region.box
-    sides = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
-    return {
-        "id": name,
-        "source": region.source,
-        **sides,
-        "area_ratio": region.area_ratio,
-        "score": region.score,
-    }
+    values = {"source": region.source, "area_ratio": region.area_ratio, "score": region.score}
+    return {"id": name, **dict(zip(SIDES, region.box, strict=True)), **values}
 
 
 def _summary(written: list[Path]) -> dict[str, object]:

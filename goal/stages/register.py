@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from goal.config import Params, paths
 from goal.errors import UserError
 from goal.runtime import files
-from goal.tracking import last_registered, lineage, mlflow_runs, provenance, registry
+from goal.tracking import lineage, mlflow_store, provenance, records, registry, sync
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,7 +34,7 @@ OF_RUN = (
     "goal.deps",
     "goal.outs",
 )
-# What a flow tells the stages that it runs; a version keeps the first that registered it.
+# The environment of a stage that a flow runs; a version keeps the first flow that registered it.
 OF_FLOW = {"goal.branch": "GOAL_BRANCH", "goal.flow_run": "GOAL_FLOW_RUN"}
 
 
@@ -50,15 +50,16 @@ def run(params: Params) -> None:
     digest = files.digest(file)
     splits, numbers = measured(name, digest)
     tags = _tags(params, digest, splits, numbers)
-    known = (mlflow_runs.uri(), params.register_.name, tags)
+    noted = paths.work_dir("registered") / "last.json"
     if not params.tracking.enabled:
         log.info("register: tracking is off (tracking.enabled is false): no version is made")
-    elif last_registered.holds(*known):
-        log.info("register: nothing new, and nobody has written to %s since", mlflow_runs.address())
+    elif (state := _state(params, tags)) and noted.exists() and noted.read_text(encoding="utf-8") == state:
+        log.info("register: nothing new, and nobody has written to %s since", mlflow_store.address())
     else:
-        with registry.answering():
+        sync.run()
+        with mlflow_store.answering():
             _register(params, tags)
-        last_registered.note(*known)
+        files.write_text(noted, _state(params, tags))
     facts = {"name": params.register_.name, "model": name, "digest": digest}
     content = {**facts, "registered": params.tracking.enabled, "metrics": numbers}
     path = Path("metrics") / "registered.json"
@@ -91,12 +92,23 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {error}; `goal evaluate` writes it") from error
 
 
+def _state(params: Params, tags: Mapping[str, str]) -> str:
+    """What is registered, and when the store's file was last written; the same again need not load MLflow.
+
+    Empty, which equals no note, for a server, whose state only a question tells, and while records wait.
+    """
+    file = Path(mlflow_store.uri().removeprefix(mlflow_store.SQLITE))
+    if not file.is_file() or records.pending():
+        return ""
+    now = file.stat()
+    return json.dumps([str(file), now.st_ino, now.st_size, now.st_mtime_ns, params.register_.name, tags])
+
+
 def _register(params: Params, tags: dict[str, str]) -> None:
-    client = registry.connect()
+    client = mlflow_store.connect()
     registered = params.register_.name
-    experiment = mlflow_runs.experiment_id(client, params.tracking.experiment)
-    same = {key: tags[key] for key in ("goal.name", "goal.model")}
-    run = mlflow_runs.find(client, experiment, same, lineage.ANY)
+    experiment = mlflow_store.experiment_id(client, params.tracking.experiment)
+    run = mlflow_store.find(client, experiment, {key: tags[key] for key in ("goal.name", "goal.model")})
     if run is None:
         log.warning("register: MLflow has no run that made these weights: the version cannot be promoted")
     else:
@@ -104,7 +116,7 @@ def _register(params: Params, tags: dict[str, str]) -> None:
     version = registry.existing(client, registered, tags["goal.model"])
     if version is None:
         version = _make(client, params, experiment, run, tags)
-        log.info("register: version %s of %s in %s", version.version, registered, mlflow_runs.address())
+        log.info("register: version %s of %s in %s", version.version, registered, mlflow_store.address())
     else:
         _renew(client, version, tags)
         log.info("register: these weights are version %s of %s already", version.version, registered)
@@ -118,7 +130,7 @@ def _tags(
     name = params.register_.model
     stages = lineage.made(name)
     return {
-        **{tag: os.environ[told] for tag, told in OF_FLOW.items() if told in os.environ},
+        **{tag: os.environ[name] for tag, name in OF_FLOW.items() if name in os.environ},
         **({"goal.lock": provenance.fingerprint(stages)} if stages else {}),
         "goal.name": name,
         "goal.model": digest,
@@ -180,7 +192,7 @@ def _evidence(name: str, folder: Path) -> None:
 
 
 def _ensure(client: "MlflowClient", registered: str) -> None:
-    with registry.unless(registry.ALREADY):
+    with mlflow_store.unless(mlflow_store.ALREADY):
         client.create_registered_model(
             registered, description="CLIP fine-tuned on long captions: texts and pictures to embeddings."
         )

@@ -1,4 +1,4 @@
-"""The report stage: every result in tables, pictures and one page that opens offline."""
+"""The report stage: all results as tables, plots and one HTML page that works offline."""
 
 import logging
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from goal.config import paths
-from goal.evaluation import compare, plots, results, table
+from goal.evaluation import compare, results, table
 from goal.evaluation.results import Results
-from goal.reporting import examples, facts
+from goal.reporting import examples, facts, plots
 from goal.reporting.page import Chart, Content, render
 from goal.runtime import files
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The model that the page is about, the fair baseline whose queries it wins and loses, and the start of both.
+# The model that the page is about, the fair baseline it is compared with query by query, the untrained model.
 OURS, BASELINE, BEFORE = "stage2", "global", "zero-shot"
 
 
 def run(params: "Params", experiment: str = "") -> str:
     """Write reports/: table.md, table.csv, recall.csv, pictures/*.png and index.html.
 
-    experiment: MLflow's id of the experiment, where a server answers: the page then leads to the runs.
-    Returns the model that the page is about. Raises UserError where a result is missing, or the models were
-    not measured alike.
+    experiment: the id of the MLflow experiment, where a server answers: the page then links to the runs.
+    Returns the model that the page is about. Raises UserError where a result is missing, or where the models
+    were measured with different protocols.
     """
     found = results.load(results.evaluated())
     folder = paths.reports_dir()
@@ -54,7 +54,7 @@ def _content(params: "Params", found: Results, mined: dict[str, dict[str, Any]],
         data=facts.data(name),
         mining=mined,
         pairs=examples.pairs(name, "train", section.gallery, most),
-        duel=examples.duel(name, OURS, BASELINE, section.examples, most)
+        queries=examples.queries(name, OURS, BASELINE, section.examples, most)
         if found.of(OURS, "test") and found.of(BASELINE, "test")
         else None,
         before=BEFORE,
@@ -67,7 +67,7 @@ def _content(params: "Params", found: Results, mined: dict[str, dict[str, Any]],
 
 
 def _differences(params: "Params", other: str) -> list[compare.Line]:
-    """Ours less the other, headline metrics only."""
+    """The differences between our model and another one, headline metrics only."""
     lines = compare.compare(OURS, other, params.evaluate.ks, params.evaluate.bootstrap, params.seed)
     return [line for line in lines if line.metric.endswith(f"_{results.headline(line.benchmark)}")]
 
@@ -79,7 +79,7 @@ def _benchmarks(found: Results) -> Iterator[Chart]:
         yield Chart("benchmarks", _slug(label), f"{label}: mean and 95 % interval.", figure)
         if "attribute" in measured[0].by:
             figure = plots.by_group(measured, "attribute", metric, table.METRICS[metric])
-            caption = f"{label}: by what differs; chance is 50 %."
+            caption = f"{label}: by the attribute that differs; chance is 50 %."
             yield Chart("benchmarks", f"{_slug(label)}-by-attribute", caption, figure)
 
 
@@ -89,10 +89,10 @@ def _lengths(found: Results) -> Iterator[Chart]:
             continue
         for group, what in (("tokens", "CLIP tokens of the text"), ("sentences", "sentences of the text")):
             if len(measured[0].by[group]) == 1:
-                # All texts are about as long: the headline says it already.
+                # A single group equals the headline metric.
                 continue
             figure: Figure = plots.by_group(measured, group, "r1", "R@1")
-            caption = f"{label}: by {what}; a picture counts by its longest text."
+            caption = f"{label}: by {what}; a picture is grouped by its longest text."
             yield Chart("lengths", f"{_slug(label)}-by-{group}", caption, figure)
 
 
@@ -101,19 +101,18 @@ def _training(found: Results) -> Iterator[Chart]:
     curves = {model: plots.read_curve(path) for model, path in written.items() if path.exists()}
     trained = {model: curve for model, curve in curves.items() if curve["step"]}
     if trained:
-        yield Chart(
-            "training", "loss", "Terms of the loss, means of the last steps.", plots.loss_curves(trained)
-        )
+        yield Chart("training", "loss", "Loss terms, means over the last steps.", plots.loss_curves(trained))
 
 
 def _similarities(mined: dict[str, dict[str, Any]]) -> Iterator[Chart]:
     for split, summaries in mined.items():
         found = summaries["pairs"]["similarity"]
-        filled = [place for place, count in enumerate(found["counts"]) if count]
+        filled = [number for number, count in enumerate(found["counts"]) if count]
         if filled:
             first, last = filled[0], filled[-1] + 1
             figure = plots.histogram(found["edges"][first : last + 1], found["counts"][first:last], "cosine")
-            yield Chart("mining", f"similarity-{split}", f"{split}: cosine of sentence and region.", figure)
+            caption = f"{split}: cosine between sentence and region."
+            yield Chart("mining", f"similarity-{split}", caption, figure)
 
 
 def _slug(label: str) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from goal.errors import UserError
-from goal.text.cleaning import clean
+from goal.text.cleaning import repair
 from goal.text.sentences import Sentence, split_sentences
 
 __all__ = ["Sentence", "Tokens", "pad", "split_sentences", "tokenize"]
@@ -24,7 +24,7 @@ SHORTEST_CONTEXT = 3
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenised text: ids (T,) from BOS to EOS without padding, and a half-open token span a sentence.
+    """A tokenised text: ids (T,) from BOS to EOS without padding, and each sentence's half-open token span.
 
     BOS is token 0. A span is None when the sentence has no token in ids.
     """
@@ -37,30 +37,34 @@ def tokenize(caption: str, sentences: Sequence[Sentence], context_length: int | 
     """Tokenise the whole caption with CLIP's BPE and give every sentence its span of tokens (TSL, text side).
 
     The ids are open_clip's (T <= context_length; what does not fit is cut and EOS kept; a context_length of
-    None cuts nothing). Sentences may come in any order, overlap and leave gaps; their offsets refer to the
-    caption as given, also where its cleaning (ftfy, html entities, lower case) changes it. A token belongs to
-    the sentence in which its first character lies. A span is clipped where the context ends, and None when no
+    None cuts nothing). Sentences may come in any order, overlap and leave gaps. A token belongs to the
+    sentence in which its first character lies. A span is clipped where the context ends, and None when no
     token of the sentence is left.
+
+    Offsets refer to the caption as given. Captions of a manifest are clean, so that their offsets hold in
+    what CLIP reads; in another text an offset becomes the length of what stands before it, once repaired.
 
     Raises UserError for offsets outside the caption and a context that cannot hold BOS, a token and EOS.
     """
     if context_length is not None and context_length < SHORTEST_CONTEXT:
         raise UserError(f"context_length {context_length}: must be at least {SHORTEST_CONTEXT} tokens")
     _check(caption, sentences)
-    text, origin = clean(caption)
+    repaired = repair(caption)
     bpe = _bpe()
     ids, starts = [bpe.sot_token_id], []
-    for word in bpe.pat.finditer(text):
+    for word in bpe.pat.finditer(repaired.lower()):
         tokens, places = _encode(word.group())
         ids += tokens
-        first = word.start()
-        starts += [origin[first + place] for place in places]
+        starts += [word.start() + place for place in places]
     last = len(ids) if context_length is None else min(len(ids), context_length - 1)
     ids[last:] = [bpe.eot_token_id]
+    fix = str if repaired == caption else repair
     spans = []
     for sentence in sentences:
+        # Some capitals become two characters in lower case, such as the dotted capital I.
+        borders = (len(fix(caption[:offset]).lower()) for offset in (sentence.start, sentence.end))
         # + 1: BOS is token 0.
-        first, end = (bisect_left(starts, border) + 1 for border in (sentence.start, sentence.end))
+        first, end = (bisect_left(starts, border) + 1 for border in borders)
         spans.append((first, min(end, last)) if first < min(end, last) else None)
     return Tokens(torch.tensor(ids), spans)
 

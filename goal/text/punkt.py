@@ -55,8 +55,8 @@ def load(name: str) -> Callable[[str], list[tuple[int, int]]]:
         try:
             tokenizer = PunktTokenizer(name.removeprefix(PUNKT_TAB))
         except (LookupError, ValueError) as error:
-            mend = f"`python -m nltk.downloader punkt_tab` installs it, or take `{EMBEDDED}`"
-            raise UserError(f"sentences: {name!r} is not installed: {mend}") from error
+            fix = f"run `python -m nltk.downloader punkt_tab`, or choose `{EMBEDDED}`"
+            raise UserError(f"sentences: {name!r} is not installed: {fix}") from error
     else:
         raise UserError(f"sentences: {name!r}: expected `{EMBEDDED}` or `{PUNKT_TAB}<language>`")
     # A list, since NLTK's limit of 5 s would count the time of whoever takes the spans one by one.

@@ -7,13 +7,13 @@ from itertools import pairwise
 import regex
 
 from goal.text import punkt
-from goal.text.cleaning import repair
 
 Spans = Callable[[str], list[tuple[int, int]]]
 
 # Full stops that need no space behind them: those of Chinese and Japanese, Arabic and Urdu, Devanagari,
 # Armenian, Ethiopic, Khmer, Burmese and Tibetan, and any full stop behind a Chinese or Japanese character.
-_STOP = r"(?:[。｡؟۔।॥։።፧។၊။༎]|(?<=[\p{Han}\p{Hiragana}\p{Katakana}])[.!?])[.!?。｡؟۔।॥]*[」』»\"'）)】》〉\]]*"
+_STOP = r"(?:[。｡؟۔।॥։።፧።၊။༎]|(?<=[\p{Han}\p{Hiragana}\p{Katakana}])[.!?！？])[.!?！？。｡؟۔।॥]*"
+_STOP += r"[」』»\"'”’）)】》〉\]]*"
 _ELLIPSIS = r"…[\"')\]]*\s+(?=\p{Lu})"
 # Metric units are written without a full stop: one behind `4.5 m` ends the sentence, if a capital follows.
 _METRIC = r"\d\s?(?:[cmk]?m|[mk]?g|[mc]?l)"
@@ -42,27 +42,26 @@ class Sentence:
 
 
 def split_sentences(caption: str, parameters: str = punkt.EMBEDDED) -> list[Sentence]:
-    """Split a caption into sentences, in order; offsets are characters of the caption as given (LISM).
+    """Split a caption into sentences, in order (LISM); write `clean(caption)` for a text of unknown origin.
 
-    Every character that is not whitespace lies in exactly one sentence; a blank caption has none. The text is
-    read as CLIP reads it, and no border cuts a run of punctuation, since CLIP reads that as one word.
+    Every character that is not whitespace lies in exactly one sentence; a blank caption has none. No border
+    cuts a run of punctuation, since CLIP reads that as one word.
     `parameters` are Punkt's: `embedded` (those of goal.text.punkt, the same on every machine) or
     `punkt_tab/<language>`, NLTK's own. The latter are never picked up just because they are installed: one
     commit would then mine other pairs on another machine. Raises UserError where the parameters are unknown
     or not installed.
     """
-    text, origin = repair(caption)
-    cuts, word = [0], _WORD.search(text)
-    for border in _borders(text, punkt.load(parameters)):
-        if border <= cuts[-1] or _LABEL.search(text[cuts[-1] : border].strip()[-8:]):
+    cuts, word = [0], _WORD.search(caption)
+    for border in _borders(caption, punkt.load(parameters)):
+        if border <= cuts[-1] or _LABEL.search(caption[cuts[-1] : border].strip()[-8:]):
             continue
         if word and word.start() < border:
             cuts.append(border)
-            word = _WORD.search(text, border)
+            word = _WORD.search(caption, border)
         elif len(cuts) > 1:
             # Punctuation or an emoji behind a sentence belongs to it.
             cuts[-1] = border
-    inner = (origin[cut] for cut in cuts[1:] if cut < len(text))
+    inner = (cut for cut in cuts[1:] if cut < len(caption))
     sentences = (_stripped(caption, start, end) for start, end in pairwise([0, *inner, len(caption)]))
     return [sentence for sentence in sentences if sentence.text]
 

@@ -9,10 +9,9 @@ from goal.tracking.gates import Outcome
 
 @dataclass(frozen=True)
 class Decision:
-    """What was asked of a version and what came out; `faults` are reasons against it.
+    """The outcome of every gate for one version; `faults` are the reasons against it.
 
-    alias: what it would get; champion: the version that has it, and which it would replace; new_data: that
-    one's numbers were left out of account.
+    alias: what it would get; champion: the version that has the alias now; new_data: they were not compared.
     """
 
     registered: str
@@ -38,24 +37,8 @@ class Decision:
         for title in ("version", "champion"):
             table.add_column(title, justify="right")
         table.add_column("result")
-        for row in self.rows():
-            table.add_row(*row)
+        for one in self.outcomes:
+            gate, result = one.gate, f"{'pass' if one.passed else 'FAIL'}: {one.reason}"
+            numbers = ("" if value is None else f"{value:.2f}" for value in (one.candidate, one.champion))
+            table.add_row(f"{gate.rule} {gate.value:g}", gate.benchmark, gate.metric, *numbers, result)
         return table
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """The cells of that table."""
-        return [
-            (
-                f"{outcome.gate.rule} {outcome.gate.value:g}",
-                outcome.gate.benchmark,
-                outcome.gate.metric,
-                _number(outcome.candidate),
-                _number(outcome.champion),
-                f"{'pass' if outcome.passed else 'FAIL'}: {outcome.reason}",
-            )
-            for outcome in self.outcomes
-        ]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"

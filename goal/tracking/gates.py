@@ -61,26 +61,26 @@ def check(
     """
     if candidate is None:
         return Outcome(gate, None, None, False, "not measured")
-    mean = candidate.mean
+    mean, other = candidate.mean, None
     if gate.rule == "minimum":
         passed = mean >= gate.value - statistics.ROUNDING
-        return Outcome(gate, mean, None, passed, f"{mean:.2f} {'>=' if passed else '<'} {gate.value:g}")
-    if first:
-        return Outcome(gate, mean, None, True, "no champion to compare with")
-    if champion is None or champion.queries != candidate.queries:
-        return Outcome(gate, mean, None, False, "the champion did not answer the same queries")
-    if gate.rule == "max_drop":
-        drop = champion.mean - mean
-        passed = drop <= gate.value + statistics.ROUNDING
-        sign = "<=" if passed else ">"
-        return Outcome(gate, mean, champion.mean, passed, f"drop {drop:.2f} {sign} {gate.value:g}")
-    (found,) = statistics.differences(
-        candidate.values[:, None], champion.values[:, None], candidate.groups, resamples, seed
-    )
-    passed = found.low > gate.value + statistics.ROUNDING
-    interval = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-    reason = f"{interval} {'above' if passed else 'not above'} {gate.value:g}"
-    return Outcome(gate, mean, champion.mean, passed, reason)
+        reason = f"{mean:.2f} {'>=' if passed else '<'} {gate.value:g}"
+    elif first:
+        passed, reason = True, "no champion to compare with"
+    elif champion is None or champion.queries != candidate.queries:
+        passed, reason = False, "the champion did not answer the same queries"
+    elif gate.rule == "max_drop":
+        other = champion.mean
+        passed = other - mean <= gate.value + statistics.ROUNDING
+        reason = f"drop {other - mean:.2f} {'<=' if passed else '>'} {gate.value:g}"
+    else:
+        other = champion.mean
+        differences = candidate.values[:, None], champion.values[:, None]
+        (found,) = statistics.differences(*differences, candidate.groups, resamples, seed)
+        passed = found.low > gate.value + statistics.ROUNDING
+        interval = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+        reason = f"{interval} {'above' if passed else 'not above'} {gate.value:g}"
+    return Outcome(gate, mean, other, passed, reason)
 
 
 def missing(tags: Mapping[str, str], run_status: str | None) -> list[str]:

@@ -4,101 +4,107 @@ import getpass
 import json
 import logging
 import os
-import time
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from goal import config
 from goal.config import Params, paths, presets
 from goal.errors import UserError
 from goal.runtime import code, files
 from goal.tracking import provenance
-from goal.tracking.journal import Record
-from goal.tracking.recorder import EVALUATION, FAILED, FINISHED, KILLED, TRAINING
+from goal.tracking.records import FINISHED, Run, now
 
 log = logging.getLogger("goal.tracking")
 
-UNFINISHED = ["RUNNING", KILLED, FAILED]
-ANY = [FINISHED, *UNFINISHED]
 SHOWN_PACKAGES = ("torch", "torchvision", "open_clip_torch", "dvc")
 
 
-def training(params: Params, name: str, place: str) -> Record:
-    """The header of a training's run; its `key` is the digest of all that decides the result.
-
-    place: names this project folder. The run is the unfinished one of this work here, else the finished one.
-    """
+def training(params: Params, name: str) -> Run:
+    """The record of a training that begins; its `work` names all that decides the result."""
     # It loads torch; a look at the registry goes without.
-    from goal.training import recipe
+    from goal.training.plan import Plan
 
-    plan = recipe.plan(params, name)
+    plan = Plan.of(params, name)
     data = paths.data_dir(params.data.name)
-    header = _header(params, name, TRAINING, provenance.fingerprint(plan.identity(params)))
     inputs = [data, plan.start, *([paths.pairs_dir("train").parent] if plan.local else [])]
     digests = {str(path): provenance.md5(path) for path in inputs}
-    same = {"goal.work": header["key"], "goal.place": place}
-    header["tags"] |= same | {"goal.deps": json.dumps(digests)}
-    header["find"] = [{"tags": same, "statuses": UNFINISHED}, {"tags": same, "statuses": [FINISHED]}]
-    header["data"]["digest"] = digests[str(data)]
-    return header
+    run = _run(params, name, "train", digests[str(data)])
+    run["work"] = f"train-{name}-{provenance.fingerprint(plan.identity(params))[:16]}"
+    run["tags"] |= {"goal.work": run["work"], "goal.deps": json.dumps(digests)}
+    return run
 
 
-def figures(name: str, folder: Path) -> list[Path]:
-    """Pictures for a training's run: its loss curve, drawn into `folder`, and the pairs that taught it."""
-    from goal.evaluation import plots
-
-    found = []
-    curve = plots.read_curve(paths.metrics_dir(name) / paths.CURVE)
-    if any(curve.values()):
-        found.append(folder / "loss.png")
-        plots.png(plots.loss_curves({name: curve}), found[0])
-    sheet = paths.pairs_dir("train").parent / "contact-sheet.png"
-    return [*found, *([sheet] if name != "stage1" and sheet.exists() else [])]
+def evaluation(params: Params, name: str, numbers: Mapping[str, float]) -> Run:
+    """The record of an evaluation: on the newest run of this name and model, else on one of its own."""
+    run = _run(params, name, "evaluate", provenance.md5(paths.data_dir(params.data.name)))
+    run["find"] = {"goal.name": name, "goal.model": files.digest(paths.weights_file(name))}
+    run["tags"] |= run["find"]
+    run |= {"status": FINISHED, "ended": run["started"]}
+    return run | {"numbers": dict(numbers), "final_tags": outcome(name)}
 
 
-def evaluation(params: Params, name: str, place: str) -> Record:
-    """The header of an evaluation: its run is the newest of this name and model, else one of its own."""
-    model = files.digest(paths.weights_file(name))
-    header = _header(params, name, EVALUATION, provenance.fingerprint([name, model]))
-    same = {"goal.name": name, "goal.model": model}
-    header["tags"] |= same | {"goal.place": place}
-    header["find"] = [{"tags": same, "statuses": ANY}]
-    header["data"]["digest"] = provenance.md5(Path(header["data"]["path"]))
-    return header
-
-
-def _header(params: Params, name: str, kind: str, key: str) -> Record:
-    checkout = provenance.code()
+def _run(params: Params, name: str, verb: str, data_digest: str) -> Run:
     values = params.model_dump(by_alias=True, mode="json")
-    packages = provenance.packages()
+    checkout, packages, number = provenance.code(), provenance.packages(), uuid.uuid4().hex
+    command, data = f"goal {verb} {name}", paths.data_dir(params.data.name)
     return {
-        "kind": kind,
-        "key": key,
+        "id": number,
+        "work": f"{verb}-{name}",
+        "find": {"goal.run": number},
         "name": name,
+        "kind": {"train": "training", "evaluate": "evaluation"}[verb],
         "experiment": params.tracking.experiment,
-        "started": time.time_ns() // 1_000_000,
+        "started": now(),
+        "status": None,
+        "sent": False,
+        "sent_bytes": 0,
+        "numbers": {},
         "params": {key: _text(value) for key, value in provenance.flatten(values).items()},
-        "data": {"name": params.data.name, "path": str(paths.data_dir(params.data.name))},
+        "data": {"name": params.data.name, "path": str(data), "digest": data_digest},
         "tags": {
+            "goal.run": number,
             "goal.name": name,
             "goal.commit": checkout.commit,
             "goal.uncommitted": ", ".join(checkout.changed) or "none",
-            "goal.code": code.digest(f"stages/{'train' if kind == TRAINING else 'evaluate'}"),
-            "goal.command": f"goal {'train' if kind == TRAINING else 'evaluate'} {name}",
+            "goal.code": code.digest(f"stages/{verb}"),
+            "goal.command": command,
             "goal.user": user(),
             "goal.data": params.data.name,
             "goal.preset": preset(params),
             "goal.seed": str(params.seed),
             **{f"goal.machine.{key}": value for key, value in provenance.hardware().items()},
             **{f"goal.package.{key}": packages.get(key, "absent") for key in SHOWN_PACKAGES},
+            # MLflow's pages show these in columns of their own.
+            "mlflow.source.git.commit": checkout.commit,
+            "mlflow.source.name": command,
+            "mlflow.user": user(),
         },
         "texts": {
             "params.yaml": yaml.safe_dump(values, sort_keys=False),
             "packages.txt": "".join(f"{package}=={version}\n" for package, version in packages.items()),
         },
     }
+
+
+def results(name: str, folder: Path) -> list[tuple[Path, str]]:
+    """The files of a finished training and the folders of the record that they belong to.
+
+    Its loss curve is drawn into `folder`; the contact sheet shows the pairs that it learned from.
+    """
+    from goal.reporting import plots
+
+    numbers = paths.metrics_dir(name)
+    written = (numbers / name for name in (paths.NUMBERS, paths.VALIDATION, paths.CURVE))
+    found = [(path, "") for path in written if path.exists()]
+    curve = plots.read_curve(numbers / paths.CURVE)
+    if any(curve.values()):
+        plots.png(plots.loss_curves({name: curve}), folder / "loss.png")
+        found.append((folder / "loss.png", "figures"))
+    sheet = paths.pairs_dir("train").parent / "contact-sheet.png"
+    return [*found, *([(sheet, "figures")] if name != "stage1" and sheet.exists() else [])]
 
 
 def made(name: str) -> dict[str, provenance.Locked]:
@@ -148,7 +154,7 @@ def preset(params: Params) -> str:
     """The preset that params.yaml equals, or `custom`."""
     for name in presets.names():
         try:
-            if config.load(presets.path_of(name)) == params:
+            if presets.load(name) == params:
                 return name
         except UserError:
             continue

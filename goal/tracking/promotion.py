@@ -1,13 +1,16 @@
-"""Promotion and rollback of the registered model: gates, then one atomic move of an alias."""
+"""Promotion and rollback of the registered model: gates, then one atomic move of an alias.
+
+MLflow cannot move an alias on a condition. So a promotion holds a file lock in the project folder, which all
+machines that share the folder see and a killed process releases, and checks that the champion is still the
+one that the version was judged against. Project folders that only share a server have this check alone, right
+before and after the move: of two moves in the same moment both may succeed, and the later one holds.
+"""
 
 import contextlib
 import logging
-import os
 import re
-import secrets
-import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +20,10 @@ import pyarrow.parquet as pq
 
 from goal.config import Gate, Params, paths
 from goal.errors import UserError
-from goal.evaluation import answers
+from goal.evaluation import query_metrics
 from goal.evaluation.galleries import DIRECTIONS
-from goal.runtime import signals
-from goal.tracking import gates, lineage, registry
+from goal.runtime import locks, signals
+from goal.tracking import gates, lineage, mlflow_store, registry
 from goal.tracking.decision import Decision
 from goal.tracking.gates import Answers, Outcome
 from goal.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS
@@ -47,8 +50,23 @@ def judge(
     Raises UserError where there is no such version or alias, or it is the champion already.
     """
     _previous(alias)
-    with registry.answering():
-        return _judge(registry.connect(), params, version, new_data, alias)
+    name = params.register_.name
+    with mlflow_store.answering():
+        client = mlflow_store.connect()
+        candidate, champion = _find(client, name, version), registry.by_alias(client, name, alias)
+        if champion is not None and champion.version == candidate.version:
+            raise UserError(f"{name} version {candidate.version} is the {alias} already")
+        faults = gates.missing(candidate.tags, registry.run_status(client, candidate))
+        if champion is not None and not new_data:
+            faults += [
+                f"{benchmark}: other pictures or texts than {alias} {champion.version} was measured on"
+                for benchmark in gates.other_data(params.promote.gates, candidate.tags, champion.tags)
+            ]
+        outcomes = tuple(_outcomes(client, params, candidate, None if new_data else champion))
+    failed = [one for one in outcomes if not one.passed]
+    faults += [f"{one.gate.benchmark} {one.gate.metric} {one.gate.rule}: {one.reason}" for one in failed]
+    number, old = int(candidate.version), int(champion.version) if champion else None
+    return Decision(name, number, alias, old, new_data, outcomes, tuple(faults))
 
 
 def promote(params: Params, decision: Decision, reason: str) -> None:
@@ -57,14 +75,13 @@ def promote(params: Params, decision: Decision, reason: str) -> None:
     The old champion gets the alias `previous`. `reason` and the decision are recorded on the version.
     """
     name, number, alias = decision.registered, str(decision.version), decision.alias
-    with registry.answering():
-        client = registry.connect()
+    with mlflow_store.answering():
+        client = mlflow_store.connect()
         if not decision.passed:
             faults = "; ".join(decision.faults)
             _record(client, name, number, f"refused: {faults}" + (f"; asked for: {reason}" if reason else ""))
             raise UserError(f"{name} version {number}: not promoted: {faults}")
-        with _alone(client, name):
-            _unchanged(client, name, alias, decision.champion)
+        with _moving(client, name, alias, decision.champion, decision.version):
             replaced = f"replaces version {decision.champion}" if decision.champion else f"the first {alias}"
             replaced += ", not compared with it: the benchmark is new" if decision.new_data else ""
             if decision.champion:
@@ -78,14 +95,13 @@ def promote(params: Params, decision: Decision, reason: str) -> None:
 def rollback(params: Params, reason: str, alias: str = CHAMPION) -> None:
     """Make `previous` the champion again, and the champion before that one `previous`."""
     name, back = params.register_.name, _previous(alias)
-    with registry.answering():
-        client = registry.connect()
+    with mlflow_store.answering():
+        client = mlflow_store.connect()
         champion = registry.by_alias(client, name, alias)
         previous = registry.by_alias(client, name, back)
         if champion is None or previous is None:
             raise UserError(f"{name}: no version has the alias `{back}`; there is nothing to go back to")
-        with _alone(client, name):
-            _unchanged(client, name, alias, int(champion.version))
+        with _moving(client, name, alias, int(champion.version), int(previous.version)):
             client.set_registered_model_alias(name, alias, previous.version)
             before = previous.tags.get(_predecessor(alias))
             if before:
@@ -96,18 +112,6 @@ def rollback(params: Params, reason: str, alias: str = CHAMPION) -> None:
             again = f"{alias} again after version {champion.version}: {reason}"
             _record(client, name, previous.version, again)
     log.info("%s version %s is the %s again; it was %s", name, previous.version, alias, champion.version)
-
-
-def unlock(params: Params) -> None:
-    """Remove the lock that a killed promotion left."""
-    with registry.answering():
-        client = registry.connect()
-        held = registry.registered_model(client, _lock(params.register_.name))
-        if held is None:
-            log.info("%s: no promotion holds a lock", params.register_.name)
-            return
-        client.delete_registered_model(held.name)
-    log.info("removed: %s", held.description)
 
 
 def _previous(alias: str) -> str:
@@ -123,71 +127,25 @@ def _predecessor(alias: str) -> str:
     return PREDECESSOR if alias == CHAMPION else f"{PREDECESSOR}.{alias}"
 
 
-def _judge(
-    client: "MlflowClient", params: Params, number: int | None, new_data: bool, alias: str
-) -> Decision:
-    name = params.register_.name
-    version = _find(client, name, number)
-    champion = registry.by_alias(client, name, alias)
-    if champion is not None and champion.version == version.version:
-        raise UserError(f"{name} version {version.version} is the {alias} already")
-    faults = gates.missing(version.tags, registry.run_status(client, version))
-    if champion is not None and not new_data:
-        faults += [
-            f"{benchmark}: other pictures or texts than {alias} {champion.version} was measured on"
-            for benchmark in gates.other_data(params.promote.gates, version.tags, champion.tags)
-        ]
-    compared = None if new_data else champion
-    outcomes = _outcomes(
-        client, params.promote.gates, version, compared, params.evaluate.bootstrap, params.seed
-    )
-    failed = [outcome for outcome in outcomes if not outcome.passed]
-    faults += [f"{one.gate.benchmark} {one.gate.metric} {one.gate.rule}: {one.reason}" for one in failed]
-    return Decision(
-        registered=name,
-        version=int(version.version),
-        alias=alias,
-        champion=int(champion.version) if champion else None,
-        new_data=new_data,
-        outcomes=outcomes,
-        faults=tuple(faults),
-    )
-
-
 def _find(client: "MlflowClient", name: str, number: int | None) -> "ModelVersion":
     if number is None:
-        version = registry.by_alias(client, name, CHALLENGER)
-        what = f"no version with the alias `{CHALLENGER}`"
+        version, what = registry.by_alias(client, name, CHALLENGER), f"with the alias `{CHALLENGER}`"
     else:
-        version = registry.by_number(client, name, number)
-        what = f"no version {number}"
+        version, what = registry.by_number(client, name, number), str(number)
     if version is None:
-        raise UserError(f"the registered model {name} has {what}; `goal register` makes one")
+        raise UserError(f"the registered model {name} has no version {what}; `goal register` makes one")
     return version
 
 
 def _outcomes(
-    client: "MlflowClient",
-    asked: Sequence[Gate],
-    version: "ModelVersion",
-    champion: "ModelVersion | None",
-    resamples: int,
-    seed: int,
-) -> tuple[Outcome, ...]:
+    client: "MlflowClient", params: Params, version: "ModelVersion", champion: "ModelVersion | None"
+) -> Iterator[Outcome]:
     with tempfile.TemporaryDirectory() as folder:
         mine = registry.fetch(client, version, Path(folder) / "version")
         theirs = registry.fetch(client, champion, Path(folder) / "champion") if champion else None
-        return tuple(
-            gates.check(
-                gate,
-                _answers(mine, gate),
-                _answers(theirs, gate) if theirs else None,
-                champion is None,
-                resamples,
-                seed,
-            )
-            for gate in asked
-        )
+        for gate in params.promote.gates:
+            own, other = _answers(mine, gate), _answers(theirs, gate) if theirs else None
+            yield gates.check(gate, own, other, theirs is None, params.evaluate.bootstrap, params.seed)
 
 
 def _answers(folder: Path, gate: Gate) -> Answers | None:
@@ -202,59 +160,39 @@ def _answers(folder: Path, gate: Gate) -> Answers | None:
     if direction is None:
         return None
     name = gate.metric.removeprefix(f"{direction}_")
-    chosen = dict(answers.by_direction(rows))[direction]
+    chosen = dict(query_metrics.by_direction(rows))[direction]
     ks = [int(name[1:])] if name[:1] == "r" and name[1:].isdigit() else []
-    names, values = answers.columns(chosen, ks)
+    names, values = query_metrics.metric_values(chosen, ks)
     if name not in names or not len(chosen):
         return None
-    queries = tuple(zip(*(map(str, chosen[column].to_pylist()) for column in answers.KEY), strict=True))
+    queries = tuple(zip(*(map(str, chosen[column].to_pylist()) for column in query_metrics.KEY), strict=True))
     return Answers(queries, chosen["id"].to_numpy(), values[:, names.index(name)])
 
 
-def _unchanged(client: "MlflowClient", name: str, alias: str, champion: int | None) -> None:
-    """Refuse where the champion is no longer the one that was looked at."""
-    now = registry.by_alias(client, name, alias)
-    number = int(now.version) if now else None
-    if number != champion:
+@contextlib.contextmanager
+def _moving(
+    client: "MlflowClient", name: str, alias: str, champion: int | None, version: int
+) -> Iterator[None]:
+    """Hold the lock of promotions while the alias moves from `champion` to `version`.
+
+    A first SIGTERM or SIGINT lets what has begun end. Raises UserError where another promotion moves it.
+    """
+    lock = locks.held(paths.work_dir("promotion") / f"{name}.lock")
+    with signals.deferred(), lock:
+        _expect(client, name, alias, champion, "nothing was changed, run it again")
+        yield
+        _expect(client, name, alias, version, "look at its result")
+
+
+def _expect(client: "MlflowClient", name: str, alias: str, wanted: int | None, what: str) -> None:
+    found = registry.by_alias(client, name, alias)
+    number = int(found.version) if found else None
+    if number != wanted:
         raise UserError(
-            f"{name}: another promotion came first: the {alias} is version {number}, it was {champion} "
-            "when this one was judged; nothing was changed, run it again"
+            f"{name}: another promotion came first: the {alias} is version {number}, not {wanted}; {what}"
         )
 
 
-@contextlib.contextmanager
-def _alone(client: "MlflowClient", name: str) -> Iterator[None]:
-    """Hold the registry's lock on promotions, whichever store or server keeps the registry.
-
-    MLflow has no compare-and-set, but makes a registered model of a given name only once: the lock is such a
-    model. A first SIGTERM or SIGINT lets what has begun end; the lock that a kill leaves, `unlock` removes.
-    Raises UserError where another holds it.
-    """
-    lock, token = _lock(name), secrets.token_hex(8)
-    holder = f"process {os.getpid()} on {socket.gethostname()} since {_now()}"
-    with signals.taken_down():
-        with registry.unless(registry.ALREADY | registry.GONE):
-            client.create_registered_model(lock, {"goal.lock": token}, f"lock of `goal promote`: {holder}")
-        held = registry.registered_model(client, lock)
-        if held is None or held.tags.get("goal.lock") != token:
-            said = held.description if held else "it has just ended"
-            raise UserError(
-                f"{name}: another promotion is under way ({said}); nothing was changed: look at its result "
-                "and run it again (if that process was killed: `goal promote --unlock`)"
-            )
-        try:
-            yield
-        finally:
-            client.delete_registered_model(lock)
-
-
-def _lock(name: str) -> str:
-    return f"{name}.promotion-lock"
-
-
 def _record(client: "MlflowClient", name: str, number: str, text: str) -> None:
-    client.set_model_version_tag(name, number, DECISION, f"{_now()}, {lineage.user()}: {text}")
-
-
-def _now() -> str:
-    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    when = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    client.set_model_version_tag(name, number, DECISION, f"{when}, {lineage.user()}: {text}")

@@ -26,7 +26,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Code:
-    """The commit (UNKNOWN outside git) and the code files that differ from it."""
+    """The commit (UNKNOWN outside git) and the code files that differ from it (UNKNOWN where git fails)."""
 
     commit: str
     changed: tuple[str, ...]
@@ -47,7 +47,10 @@ def code(root: Path = Path()) -> Code:
         return Code(UNKNOWN, ())
     # -z: names as they are, unquoted.
     options = ("--porcelain", "-z", "--untracked-files=all", "--no-renames")
-    status = _git(root, "status", *options, "--", *CODE) or ""
+    status = _git(root, "status", *options, "--", *CODE)
+    if status is None:
+        # Whether code is changed is not known, and must not pass for "none".
+        return Code(commit.strip(), (UNKNOWN,))
     return Code(commit.strip(), tuple(sorted(record[3:] for record in status.split("\0") if record)))
 
 
@@ -114,15 +117,9 @@ def _md5(path: Path) -> str:
 
 
 def fingerprint(value: Any) -> str:
-    """sha256 of a nested value of plain types, the same whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+    """sha256 of a nested value of plain types and Locked, the same whatever the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=vars)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Locked):
-        return {"deps": dict(value.deps), "outs": dict(value.outs)}
-    raise TypeError(f"no fingerprint of {type(value).__name__}")
 
 
 def flatten(value: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:

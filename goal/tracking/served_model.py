@@ -31,22 +31,9 @@ SERVER = "mlflow.pyfunc.scoring_server.app"
 BATCH = 32
 # What this file and the package's code for it import; MLflow makes a server's environment from these.
 PACKAGES = (
-    "ftfy",
-    "jaxtyping",
-    "mlflow",
-    "numpy",
-    "open_clip_torch",
-    "pandas",
-    "pillow",
-    "pydantic",
-    "pyyaml",
-    "regex",
-    "safetensors",
-    "simplejpeg",
-    "torch",
-    "torchvision",
-    "tqdm",
-)
+    "ftfy", "jaxtyping", "mlflow", "numpy", "open_clip_torch", "pandas", "pillow", "pydantic", "pyyaml",
+    "regex", "safetensors", "simplejpeg", "torch", "torchvision", "tqdm",
+)  # fmt: skip
 
 
 class GoalEmbedder(PythonModel):
@@ -126,9 +113,9 @@ def _answer_reasons_only() -> None:
     whole = MlflowException.serialize_as_json
 
     def reason(error: MlflowException) -> str:
-        return json.dumps(
-            {key: value for key, value in json.loads(whole(error)).items() if key != "stack_trace"}
-        )
+        answer = json.loads(whole(error))
+        answer.pop("stack_trace", None)
+        return json.dumps(answer)
 
     MlflowException.serialize_as_json = reason
 

@@ -1,1 +1,1 @@
-"""What training stands on: batches, the step, the learner's state, checkpoints, processes."""
+"""Training: batches, the step, the learner, checkpoints, several processes and the loop."""

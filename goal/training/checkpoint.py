@@ -1,8 +1,8 @@
-"""The state of a training on disk: complete, atomic, checked when read, refused when of another run.
+"""Checkpoints of a training on disk: written atomically, verified when read, refused for another run.
 
-A run's folder holds `step-<number>/` with `state.safetensors` (tensors) and `state.json` (values, what
-the run is, the tensors' sha256). Such a folder is complete: it was written under another name, synced and
-renamed.
+A run's folder holds `step-<number>/` with `state.safetensors` (tensors) and `state.json` (values, the run's
+identity, the sha256 of the tensors). A checkpoint is written under another name, synced and renamed, so it is
+complete. `best-<step>.safetensors` beside them holds the weights of the best validation so far.
 """
 
 import glob
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from goal.errors import UserError
-from goal.runtime import files
+from goal.runtime import files, locks, tensorfiles
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ _DRAFT = ".draft-"
 
 
 class Damaged(Exception):
-    """A checkpoint that cannot be read whole."""
+    """A checkpoint that is incomplete or does not match its sha256."""
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A state as it was after `step` optimizer steps; `values` is what JSON can say."""
+class State:
+    """The state of a training after `step` optimizer steps; `values` can be written as JSON."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -46,13 +46,13 @@ class Saved:
 
 
 def digest(identity: Mapping[str, Any]) -> str:
-    """Name of a run: short sha256 of what its result hangs on."""
+    """Short sha256 of a run's identity (everything that its result depends on): names the run's folder."""
     text = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
 def differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """What differs between two identities, each as `name: other -> mine`."""
+    """The entries in which two identities differ, each as `name: other -> mine`."""
     names = sorted(set(mine) | set(other))
     return [
         f"{name}: {_short(other.get(name))} -> {_short(mine.get(name))}"
@@ -62,7 +62,7 @@ def differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 class Checkpoints:
-    """The checkpoints of one run, below `root/<digest of identity>`; one process at a time."""
+    """The checkpoints of one run, in `root/<digest of identity>`; used by one process at a time."""
 
     def __init__(self, root: Path, identity: Mapping[str, Any], keep: int) -> None:
         self.folder = root / digest(identity)
@@ -70,37 +70,35 @@ class Checkpoints:
         self._keep = keep
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Own the folder; UserError where another living process trains the same."""
-        files.make_folder(self.folder)
-        with (self.folder / "lock").open("w") as lock:
-            try:
-                files.lock(lock)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{self.folder}: another process trains this right now; wait for it"
-                ) from error
+    def locked(self) -> Iterator[None]:
+        """Lock the folder; UserError where another process trains the same run."""
+
+        def refuse() -> None:
+            raise UserError(f"{self.folder}: another process trains this right now; wait for it")
+
+        with locks.held(self.folder / "lock", refuse):
             for draft in self.folder.glob(f"{_DRAFT}*"):
                 remove(draft)
-            self._tell_of_others()
+            self._log_other_runs()
             yield
 
-    def save(self, saved: Saved) -> None:
-        """Write a checkpoint, then drop all but the last `keep`; UserError where the disk cannot take it.
+    def save(self, state: State) -> None:
+        """Write a checkpoint, then remove all but the last `keep`; UserError where the disk is full or fails.
 
-        Whatever happens, the checkpoints before it stay until it is whole.
+        The earlier checkpoints stay until this one is complete.
         """
-        draft = self.folder / f"{_DRAFT}{saved.step}"
-        final = self.folder / f"step-{saved.step:08d}"
-        if self._is_whole(final):
-            # Stopped before the first step after a restart.
+        draft = self.folder / f"{_DRAFT}{state.step}"
+        final = self.folder / f"step-{state.step:08d}"
+        with suppress(Damaged):
+            # A training that is stopped before its first step after a resume is already saved.
+            self._read(final)
             return
         try:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
-            save_file(saved.tensors, draft / TENSORS)
-            head = {"identity": self._identity, "step": saved.step, "sha256": files.digest(draft / TENSORS)}
-            text = json.dumps(head | {"values": saved.values}, indent=1)
+            save_file(state.tensors, draft / TENSORS)
+            head = {"identity": self._identity, "step": state.step, "sha256": files.digest(draft / TENSORS)}
+            text = json.dumps(head | {"values": state.values}, indent=1)
             (draft / VALUES).write_text(text, encoding="utf-8")
             for path in (draft / TENSORS, draft / VALUES, draft):
                 _sync(path)
@@ -113,71 +111,73 @@ class Checkpoints:
             raise UserError(
                 f"{final}: cannot be saved: {reason}; the checkpoint before it is kept"
             ) from error
-        for old in self._found()[self._keep :]:
+        for old in self._newest_first()[self._keep :]:
             remove(old)
 
-    def restore(self) -> Saved | None:
-        """The last whole checkpoint, or None; damaged ones are passed over, saying so.
+    def restore(self) -> State | None:
+        """The state of the last complete checkpoint, or None; damaged ones are skipped with a warning.
 
         Raises UserError where a checkpoint is of another run, naming what differs.
         """
-        for folder in self._found():
+        for folder in self._newest_first():
             try:
                 return self._read(folder)
             except Damaged as damage:
-                log.warning("%s: damaged (%s); going back to the one before", folder, damage)
+                log.warning("%s: damaged (%s); using the checkpoint before it", folder, damage)
         return None
 
-    def values(self) -> list[dict[str, Any]]:
-        """The values of all checkpoints that are kept, the last one's first."""
-        found = []
-        for folder in self._found():
+    def save_best(self, weights: Mapping[str, Tensor], step: int) -> None:
+        """Write the weights of the best validation so far, which is that of `step`, and remove older ones.
+
+        Keeps those that a checkpoint refers to, because the training may resume from it.
+        """
+        tensorfiles.write(self._best_file(step), weights, {})
+        needed = {self._best_file(step)}
+        for folder in self._newest_first():
             with suppress(Damaged):
-                found.append(_head(folder)["values"])
-        return found
+                needed.add(self._best_file(_head(folder)["values"]["best_step"]))
+        for file in set(self.folder.glob("best-*.safetensors")) - needed:
+            remove(file)
+
+    def load_best(self, step: int) -> dict[str, Tensor]:
+        """The weights that `save_best` wrote for `step`."""
+        return tensorfiles.read(self._best_file(step))[0]
 
     def clear(self) -> None:
-        """Remove the run's folder: its result is written."""
+        """Remove the run's folder; called once its results are written."""
         remove(self.folder)
 
-    def _found(self) -> list[Path]:
+    def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
-    def _is_whole(self, folder: Path) -> bool:
-        try:
-            self._read(folder)
-        except Damaged:
-            return False
-        return True
+    def _best_file(self, step: int | None) -> Path:
+        return self.folder / f"best-{step}.safetensors"
 
-    def _read(self, folder: Path) -> Saved:
+    def _read(self, folder: Path) -> State:
         head = _head(folder)
-        other = differences(self._identity, head["identity"])
-        if other:
-            raise UserError(f"{folder}: of another run ({'; '.join(other)}); remove it or restore those")
+        changes = differences(self._identity, head["identity"])
+        if changes:
+            raise UserError(f"{folder}: of another run ({'; '.join(changes)}); remove it or undo the changes")
         file = folder / TENSORS
         try:
             if files.digest(file) != head["sha256"]:
-                raise Damaged(f"{TENSORS} is not what was written")
-            return Saved(head["step"], load_file(file), head["values"])
+                raise Damaged(f"{TENSORS} does not match its sha256")
+            return State(head["step"], load_file(file), head["values"])
         except (OSError, SafetensorError, UserError) as error:
             raise Damaged(" ".join(str(error).split())) from error
 
-    def _tell_of_others(self) -> None:
-        # Not Path.glob, which raises where another training removes its folder at that moment.
+    def _log_other_runs(self) -> None:
+        # Not Path.glob, which raises where another training removes its folder meanwhile.
         for name in sorted(glob.glob("*/step-*", root_dir=self.folder.parent), reverse=True):
             folder = self.folder.parent / name
-            if folder.parent == self.folder:
-                continue
-            try:
-                other = differences(self._identity, _head(folder)["identity"])
-            except Damaged:
-                continue
-            log.info("%s: unfinished, of another run (%s); left alone", folder, "; ".join(other))
+            if folder.parent != self.folder:
+                with suppress(Damaged):
+                    changes = "; ".join(differences(self._identity, _head(folder)["identity"]))
+                    log.info("%s: unfinished, of another run (%s); left alone", folder, changes)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder that nobody needs; a disk that refuses is told of, and ends no training."""
+    """Remove a file or folder; where that fails, log a warning and go on."""
     try:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:
@@ -190,7 +190,7 @@ def _head(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise Damaged(f"{VALUES}: {' '.join(str(error).split())}") from error
     if not isinstance(head, dict) or {"identity", "step", "sha256", "values"} - set(head):
-        raise Damaged(f"{VALUES} lacks what a checkpoint says")
+        raise Damaged(f"{VALUES} lacks fields")
     return head
 
 

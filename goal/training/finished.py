@@ -1,4 +1,4 @@
-"""What a finished training leaves: its numbers, its loss curve, and the model with its card."""
+"""Write the results of a finished training: its numbers, its loss curve, and the model with its card."""
 
 import csv
 import io
@@ -10,12 +10,15 @@ from goal import weights
 from goal.config import Params, paths
 from goal.runtime import files
 from goal.training.learner import Learner
-from goal.training.recipe import Recipe
+from goal.training.plan import Plan
 
 
-def write(params: Params, recipe: Recipe, learner: Learner, counts: Mapping[str, int]) -> None:
-    """Write metrics/<name>/ and, last, models/<name>/: the same bytes in every run of the same work."""
-    folder = paths.metrics_dir(recipe.name)
+def write(params: Params, plan: Plan, learner: Learner, counts: Mapping[str, int]) -> None:
+    """Write metrics/<name>/ and, last, models/<name>/: the same bytes for the same Plan.identity.
+
+    counts: of the pictures and pairs (Examples.counts).
+    """
+    folder = paths.metrics_dir(plan.name)
     numbers = {
         "steps": learner.step,
         "stopped_early": learner.step < learner.steps,
@@ -25,34 +28,37 @@ def write(params: Params, recipe: Recipe, learner: Learner, counts: Mapping[str,
         "best_validation": learner.best or {},
     }
     files.write_json(numbers, folder / paths.NUMBERS)
-    files.write_text(folder / paths.CURVE, _table(learner))
+    files.write_json(_validation(plan, learner), folder / paths.VALIDATION)
+    files.write_text(folder / paths.CURVE, _csv(learner))
     card = {
-        "name": recipe.name,
+        "name": plan.name,
         "data": params.data.name,
         "source": params.data.source,
-        "pretrained": _pretrained(recipe.start),
-        "parent": {"path": str(recipe.start), "sha256": weights.digest(recipe.start)},
+        "pretrained": _pretrained(plan.start),
+        "parent": {"path": str(plan.start), "sha256": weights.digest(plan.start)},
         "seed": params.seed,
-        "params": {recipe.section: recipe.stage.model_dump(by_alias=True) | {"loss": recipe.weights}},
+        "params": {plan.section: plan.stage.model_dump(by_alias=True) | {"loss": plan.loss_weights}},
         "steps": learner.step,
     }
-    weights.publish(learner.model, paths.model_dir(recipe.name), card)
+    weights.publish(learner.model, paths.model_dir(plan.name), card)
 
 
-def records(name: str) -> list[Path]:
-    """The files of a training that belong into its record."""
-    return [paths.metrics_dir(name) / paths.NUMBERS, paths.metrics_dir(name) / paths.CURVE]
+def _validation(plan: Plan, learner: Learner) -> dict[str, float]:
+    """Validation recall (percent) of the weights that become the model; keys as in the evaluation's files."""
+    found = learner.best if plan.stage.keep == "best" else (learner.validations or [None])[-1]
+    names = [(direction, k) for direction in ("text_to_image", "image_to_text") for k in ("r1", "r10")]
+    return {f"{direction}_{k}": found[direction][k] for direction, k in names} if found else {}
 
 
 def _pretrained(start: Path) -> str | None:
-    """Which weights were the first of all, as the card of the start says."""
+    """The pretrained weights that the first model was made from, as the card of `start` says."""
     card = start / paths.CARD
     return json.loads(card.read_text(encoding="utf-8")).get("pretrained") if card.exists() else None
 
 
-def _table(learner: Learner) -> str:
+def _csv(learner: Learner) -> str:
     text = io.StringIO()
-    table = csv.DictWriter(text, ["step", "lr", *learner.names], lineterminator="\n")
-    table.writeheader()
-    table.writerows(learner.curve())
+    writer = csv.DictWriter(text, ["step", "lr", *learner.names], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(learner.curve())
     return text.getvalue()

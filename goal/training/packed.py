@@ -21,7 +21,6 @@ from typing import IO
 
 import numpy as np
 import torch
-from filelock import FileLock
 from jaxtyping import UInt8
 from torch import Tensor
 
@@ -32,7 +31,7 @@ from goal.datasets import images, slices
 from goal.datasets.manifest import Row
 from goal.errors import UserError
 from goal.model.network import Spec
-from goal.runtime import code, files, task_progress, tasks
+from goal.runtime import code, files, locks, task_progress, tasks
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def prepare(
         part = tuple(rows[first : first + SHARD])
         own = tuple(tuple(crops.get(row.id, ())) for row in part)
         shards.append(Shard(first, part, own, spec, max_megapixels, Path.cwd(), folder))
-    with FileLock(folder / "packing.lock"):
+    with locks.held(folder / "packing.lock"):
         missing = [shard for shard in shards if not shard.path.exists()]
         if missing:
             log.info("packing %d pictures into %s", len(rows), folder)

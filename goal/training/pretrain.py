@@ -1,12 +1,13 @@
-"""Pretrain the small CLIP of the embedded default on short captions of scenes: OpenAI's part in miniature.
+"""Pretrain the small CLIP of the embedded default on short captions of scenes, as OpenAI did on the web.
 
-`goal pretrain-scenes` made goal/assets/scenes-vit.safetensors. Its scenes are a split of their own: no
-picture of train, val or test was seen. A view is a whole scene or a close-up of one thing, so that crops mean
-something to the model, as they do to a CLIP trained on the web.
+`goal pretrain-scenes` made goal/assets/scenes-vit.safetensors. Its scenes are a separate split, so it has
+seen no picture of train, val or test. A view is a whole scene or a close-up of one object, so that the model
+can embed crops, as a CLIP trained on the web can.
 
-A step takes 0.46 s on one free core, the whole about 9 minutes. Measured on the default data set before any
-fine-tuning (500 long captions, table stretched to 248): R@1 37 % text to image, 41 % image to text; R@5 75
-and 77 %; twins 58 and 59 %.
+A step takes 0.46 s on one idle core, the whole pretraining about 9 minutes. Measured on the default data set
+before any fine-tuning (500 long captions, table stretched to 248): R@1 37 % text to image, 41 % image to
+text; R@5 75 and 77 %; twins 58 and 59 %.
+Letters: B pairs, S side of the view in pixels.
 """
 
 import logging
@@ -34,34 +35,34 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shipped weights were made."""
+    """Hyperparameters; the defaults made the shipped weights."""
 
     seed: int = 0
     scenes: int = 10_000
     steps: int = 1_100
     batch_size: int = 64  # pairs
     close_ups: float = 0.5  # share of a batch
-    margin: float = 0.5  # widest surroundings of a close-up, of its thing's width
+    margin: float = 0.5  # largest margin around the object of a close-up, as a share of the object's size
     lr: float = 1e-3
     weight_decay: float = 0.1
     warmup_steps: int = 60
     clip_norm: float = 1.0
     image_size: int = 128  # pixels, as the scenes are drawn
-    objects: tuple[int, int] = (3, 6)
+    objects: tuple[int, int] = (3, 6)  # fewest and most per scene
 
 
 @dataclass(frozen=True)
 class Views:
-    """A drawn scene: as a whole and as a close-up of one thing, both uint8 (S, S, 3); and which thing."""
+    """A drawn scene, its whole view and a close-up of its object number `thing`, both uint8 (S, S, 3)."""
 
     scene: Scene
     whole: np.ndarray
-    close: np.ndarray
+    close_up: np.ndarray
     thing: int
 
 
 def run(recipe: Recipe, path: Path = embedded.ASSET) -> None:
-    """Draw, train, write the weights; the same recipe and machine give the same bytes."""
+    """Draw the scenes, train, write the weights; the same recipe and machine give the same bytes."""
     torch.manual_seed(recipe.seed)
     model = fresh(recipe.seed)
     views = draw(recipe, model.spec.image_size)
@@ -71,7 +72,7 @@ def run(recipe: Recipe, path: Path = embedded.ASSET) -> None:
 
 
 def fresh(seed: int) -> GoalClip:
-    """The untrained network, its token table from the frozen stream of goal.model.embedded."""
+    """The untrained network, with the token table of goal.model.embedded."""
     model = GoalClip(architectures.spec_of(architectures.SCENES))
     with torch.no_grad():
         model.token_embedding.weight.copy_(embedded.fresh_table(model.spec, seed))
@@ -79,14 +80,14 @@ def fresh(seed: int) -> GoalClip:
 
 
 def draw(recipe: Recipe, side: int) -> list[Views]:
-    """All scenes of the recipe, `side` pixels wide as the encoder sees them."""
+    """All scenes of the recipe, with views of `side` pixels."""
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         drawn = pool.map(partial(_views, recipe, side), range(recipe.scenes), chunksize=100)
         return list(tqdm(drawn, "scenes", total=recipe.scenes, unit=" pictures"))
 
 
 def train(model: GoalClip, views: list[Views], recipe: Recipe) -> Tensor:
-    """Train in place on (view, short caption); returns which tokens were used, (vocab,) bool."""
+    """Train in place on pairs of a view and a short caption; returns the tokens used, (vocab,) bool."""
     rng = np.random.default_rng(recipe.seed)
     used = torch.zeros(model.spec.vocab_size, dtype=torch.bool)
     optimizer = _optimizer(model, recipe)
@@ -110,7 +111,7 @@ def train(model: GoalClip, views: list[Views], recipe: Recipe) -> Tensor:
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then cosine to 0."""
+    """Linear warm-up, then a cosine decay to 0; goal.training.schedule rounds some values differently."""
     if step < recipe.warmup_steps:
         return recipe.lr * (step + 1) / recipe.warmup_steps
     done = (step - recipe.warmup_steps) / max(recipe.steps - recipe.warmup_steps, 1)
@@ -132,7 +133,7 @@ def _views(recipe: Recipe, side: int, index: int) -> Views:
 
 
 def _around(box: tuple[float, float, float, float], margin: float, size: int) -> tuple[int, int, int, int]:
-    """A square about the box, wider by the share `margin`, moved inside the picture."""
+    """A square around the box, wider by the share `margin`, moved inside the picture; image frame, pixels."""
     x1, y1, x2, y2 = box
     side = min(math.ceil(max(x2 - x1, y2 - y1) * (1 + margin)), size)
     left, top = (min(max(round((a + b - side) / 2), 0), size - side) for a, b in ((x1, x2), (y1, y2)))
@@ -140,10 +141,10 @@ def _around(box: tuple[float, float, float, float], margin: float, size: int) ->
 
 
 def _batch(views: list[Views], recipe: Recipe, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
-    """Pixels (B, 3, S, S) in 0..255 and captions, worded anew each time."""
+    """Pixels (B, 3, S, S) in 0..255 and captions, worded differently in every batch."""
     chosen = [views[index] for index in rng.choice(len(views), recipe.batch_size, replace=False)]
     close = rng.random(recipe.batch_size) < recipe.close_ups
-    pixels = np.stack([one.close if near else one.whole for one, near in zip(chosen, close, strict=True)])
+    pixels = np.stack([one.close_up if near else one.whole for one, near in zip(chosen, close, strict=True)])
     captions = [
         scenes_words.close_caption(one.scene.things[one.thing], rng)
         if near
@@ -154,7 +155,7 @@ def _batch(views: list[Views], recipe: Recipe, rng: np.random.Generator) -> tupl
 
 
 def _optimizer(model: GoalClip, recipe: Recipe) -> torch.optim.AdamW:
-    # Decay would move the rows of the token table that no caption uses; gains and biases never decay.
+    # No decay for the token table, whose unused rows it would change, nor for gains and biases.
     decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and name != embedded.TABLE]
     others = [p for name, p in model.named_parameters() if p.ndim <= 1 or name == embedded.TABLE]
     groups = [

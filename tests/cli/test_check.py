@@ -1,15 +1,15 @@
-"""`goal check` tells what a preset needs, and finds what cannot work, without a download."""
+"""`goal check` reports what a preset needs and what cannot work, without a download."""
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from goal import config
 from goal.cli import check, main
+from goal.config import presets
 from goal.model import architectures, embedded
 from tests.disks import Disk
 from tests.imports import ROOT
@@ -27,8 +27,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def texts(name: str, **sections: dict) -> tuple[dict[str, str], list[str]]:
-    """Facts by topic (the last of each), and the faults but that of a disk which is too small here."""
-    values = yaml.safe_load(Path(f"presets/{name}.yaml").read_text())
+    """Facts by topic (the last of each), and the faults, except that this disk is too small."""
+    values = presets.load(name).model_dump(by_alias=True)
     for section, fields in sections.items():
         values[section] |= fields
     found = check.facts(config.parse(values, name))

@@ -1,4 +1,4 @@
-"""The largest batch: reckoned from measured steps on a CPU, searched by refusal as on a GPU."""
+"""The largest batch: estimated from measured steps on a CPU, found by running out of memory on a GPU."""
 
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ def test_the_search_ends_within_an_eighth_of_the_largest(largest: int) -> None:
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 100, 1100])
 def test_no_more_pairs_are_tried_than_there_are_pictures(most: int) -> None:
-    """In chunks a pair takes next to nothing of a GPU, and the search would fill the host."""
+    """In chunks a pair takes almost no GPU memory, so the search would fill the host's memory instead."""
     tried: list[int] = []
     found = fit_batch._on_gpu(lambda size: tried.append(size) or 10, 1000, most)
     assert found.batch_size == max(tried) == most
 
 
-def test_a_cpu_is_reckoned_from_small_batches() -> None:
+def test_a_cpu_is_estimated_from_small_batches() -> None:
     pair = 2**24
     found = fit_batch._on_cpu(lambda size: 1000 + pair * size, 1000 + 50 * pair, 10_000)
     assert found == Fit(50, 1000 + 50 * pair, 1000 + 50 * pair)
@@ -57,11 +57,11 @@ def test_whole_steps_are_taken_and_nothing_is_written(
 
     monkeypatch.setattr(fit_batch.step, "backward", backward)
     found = fit_batch.run(trainings.params(train__processes=processes), "stage2")
-    # A picture of 32 pixels takes kilobytes: all ten fit.
+    # A pair of 32 pixel pictures takes kilobytes: all ten fit.
     assert found.batch_size == 10 // processes
     assert found.memory <= found.limit
     assert (weights.digest(paths.model_dir("stage1")), sorted(map(str, tmp_path.rglob("*")))) == before
-    # Several processes hold their gradients, in DDP's buckets, through the forward pass too.
+    # With several processes the gradients, in DDP's buckets, also exist during the forward pass.
     assert all(one == {processes > 1} for one in held)
 
 

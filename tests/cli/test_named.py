@@ -1,4 +1,4 @@
-"""The model that a command line names by an alias of the registry."""
+"""Models that a command names by an alias of the registry."""
 
 import json
 import shutil
@@ -40,10 +40,10 @@ def test_an_alias_is_fetched_once(project: None) -> None:
     assert weights.digest(named.find("challenger")) == weights.digest("models/stage2")
 
 
-def test_an_index_goes_on_with_the_model_that_made_it(
+def test_an_index_keeps_the_model_that_made_it(
     project: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another model is the challenger since, or the registry is away."""
+    """Even if another model is the challenger by now, or the registry is down."""
     pictures, place = Path("data/tiny/images"), Path("index")
     registered.train(0)
     register.run(registered.params("names"))
@@ -62,7 +62,7 @@ def test_an_index_goes_on_with_the_model_that_made_it(
 
 
 def test_the_export_of_an_alias_has_the_card_and_the_numbers_of_its_version(project: None) -> None:
-    """Also when the project has trained another model since."""
+    """Even if the project has trained another model since."""
     registered.train(0)
     made = {"name": "stage2", "data": "tiny", "source": "docci", "pretrained": "openai", "seed": 7}
     weights.publish(weights.load("models/stage2"), Path("models/stage2"), made)

@@ -86,8 +86,8 @@ def test_a_mistyped_parameter_fails_before_anything_is_loaded(tmp_path: Path) ->
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     program = (
         "import sys; sys.argv = ['goal', 'train', 'stage2']\n"
-        "from goal import cli\n"
-        "try:\n    cli.main()\n"
+        "from goal.cli import main\n"
+        "try:\n    main.main()\n"
         "except SystemExit as end:\n    code = end.code\n"
         "heavy = {'torch', 'open_clip', 'mlflow', 'prefect', 'dvc', 'pandas'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else code)\n"

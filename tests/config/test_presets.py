@@ -1,21 +1,28 @@
-"""Every shipped preset is a valid, complete parameter file, and `use` writes it wholly or not at all."""
+"""Every preset is a valid overlay; `use` writes a whole file, comments included, and keeps the user's own."""
 
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from dvc.utils.serialize import load_yaml
+from typer.testing import CliRunner
 
 from goal import config
+from goal.cli import main
 from goal.config import presets
 from goal.errors import UserError
 from tests.imports import ROOT
 
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+OVERLAYS = [name for name in NAMES if name != presets.DEFAULT]
 PAPER = ("docci-b16", "docci-l14", "dci-b16", "dci-l14")
+PARAMS = Path("params.yaml")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "presets", tmp_path / "presets")
     shutil.copy(ROOT / "params.yaml", tmp_path)
@@ -23,26 +30,58 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_presets_are_valid(name: str) -> None:
-    config.load(ROOT / "presets" / f"{name}.yaml")
+def values(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text())
+
+
+def flat(section: Any, name: str = "") -> dict[str, Any]:
+    """Values by dotted field; a list is one value."""
+    if not isinstance(section, dict):
+        return {name: section}
+    parts = [flat(value, f"{name}.{key}".lstrip(".")) for key, value in section.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def comments(text: str) -> list[str]:
+    return [found.group().strip() for found in re.finditer(r"(^|\s)#.*$", text, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_dvc_reads_the_same_in_a_preset(name: str) -> None:
-    """Its reader is another one, which refuses what ours takes: a key that is given twice."""
-    path = ROOT / "presets" / f"{name}.yaml"
-    assert config.parse(load_yaml(str(path)), "DVC") == config.load(path)
+def test_use_writes_what_the_preset_says_as_dvc_reads_it_too(name: str) -> None:
+    """DVC's reader is another one, which refuses what ours takes: a key that is given twice."""
+    params = presets.load(name)
+    assert presets.use(name) == {}
+    assert config.load() == params
+    assert config.parse(load_yaml(str(PARAMS)), "DVC") == params
 
 
-def test_the_default_is_the_preset_scenes() -> None:
-    assert config.load(ROOT / "params.yaml") == config.load(ROOT / "presets/scenes.yaml")
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_holds_only_what_differs_from_the_default(name: str) -> None:
+    default = flat(values(presets.path_of(presets.DEFAULT)))
+    overlay = flat(values(presets.path_of(name)))
+    assert {field: value for field, value in overlay.items() if default[field] == value} == {}
+    presets.use(name)
+    assert flat(values(PARAMS)) == default | overlay
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_written_file_keeps_the_comments_of_the_default_and_says_what_it_is_for(name: str) -> None:
+    presets.use(name)
+    text = PARAMS.read_text()
+    overlay = presets.path_of(name).read_text()
+    assert text.startswith(overlay[: overlay.index("\ndata:")] if name in OVERLAYS else overlay)
+    missing = set(comments(presets.path_of(presets.DEFAULT).read_text())) - set(comments(text))
+    assert missing == set()
+
+
+def test_params_yaml_is_the_default() -> None:
+    assert (ROOT / PARAMS).read_bytes() == presets.path_of(presets.DEFAULT).read_bytes()
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_recipe(name: str) -> None:
     """The paper's recipe: one stage from OpenAI's weights, full objective."""
-    params = config.load(ROOT / "presets" / f"{name}.yaml")
+    params = presets.load(name)
     stage, loss = params.stage2, params.stage2.loss
     assert params.stage1.epochs == 0
     assert (stage.epochs, stage.batch_size, stage.lr, stage.weight_decay) == (10, 16, 5e-6, 0.05)
@@ -53,17 +92,70 @@ def test_the_papers_recipe(name: str) -> None:
     assert params.pairs.matcher == "ViT-L-14-336/openai"
 
 
-def test_use_writes_the_preset(checkout: Path) -> None:
-    params = presets.use("docci-b16")
-    assert config.load() == params
-    assert params.data.name == "docci"
+def edit(**sections: dict[str, Any]) -> None:
+    """Change params.yaml as a user would."""
+    changed = values(PARAMS)
+    for section, fields in sections.items():
+        changed[section] |= fields
+    PARAMS.write_text(yaml.safe_dump(changed))
 
 
-def test_use_of_an_unknown_or_broken_preset_changes_nothing(checkout: Path) -> None:
-    before = (checkout / "params.yaml").read_bytes()
+def test_use_keeps_what_is_the_user_s_and_says_so() -> None:
+    presets.use("own-data")
+    edit(
+        data={"path": "/data/catalogue: summer"},
+        register={"name": "ours"},
+        tracking={"enabled": False},
+        stage2={"epochs": 7},
+    )
+    said = CliRunner().invoke(main.app, ["use", "own-data-b16"]).output
+    params = config.load()
+    assert (params.data.name, params.data.path) == ("own-data", "/data/catalogue: summer")
+    assert (params.register_.name, params.tracking.enabled) == ("ours", False)
+    assert params.stage2.epochs == 5
+    lines = ("data.path: /data/catalogue: summer", "register.name: ours", "tracking.enabled: False")
+    assert [line.partition("set it: ")[2] for line in said.splitlines()[1:]] == list(lines)
+    # What another preset wrote is not the user's.
+    assert "data.name" not in presets.use("scenes")
+    assert (config.load().data.name, config.load().data.path) == ("scenes", "/data/catalogue: summer")
+
+
+@pytest.mark.parametrize("text", ["", "seed: 0\n", "- 1\n", "data: 3\ntracking: {experiment: goal}\n"])
+def test_use_replaces_a_file_that_has_nothing_to_keep(text: str) -> None:
+    PARAMS.write_text(text)
+    assert presets.use("scenes") == {}
+    assert PARAMS.read_bytes() == presets.path_of("scenes").read_bytes()
+    PARAMS.unlink()
+    assert presets.use("scenes") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stage2: {epoch: 3}\n", "presets/mine.yaml: stage2.epoch: unknown parameter"),
+        ("stage3: {epochs: 3}\n", "presets/mine.yaml: stage3: unknown parameter"),
+        ("stage2: {epochs: many}\n", "presets/mine.yaml: stage2.epochs: Input should be"),
+        ("stage2: 3\n", "presets/mine.yaml: stage2: "),
+        ("# nothing\n", "presets/mine.yaml: expected sections"),
+        ("stage2: [", "presets/mine.yaml: not YAML"),
+        ("seed: 1\nseed: 2\n", 'found duplicate key "seed"'),
+    ],
+)
+def test_use_of_a_broken_preset_names_the_key_and_changes_nothing(text: str, words: str) -> None:
+    before = PARAMS.read_bytes()
+    Path("presets/mine.yaml").write_text(text)
+    with pytest.raises(UserError) as refused:
+        presets.use("mine")
+    assert words in str(refused.value)
+    assert PARAMS.read_bytes() == before
+
+
+def test_use_of_an_unknown_preset_or_over_a_fault_of_the_user_s_changes_nothing() -> None:
     with pytest.raises(UserError, match=r"no preset 'docci'; there are: .*docci-b16"):
         presets.use("docci")
-    (checkout / "presets" / "mine.yaml").write_text("seed: 0\n")
-    with pytest.raises(UserError, match=r"presets/mine.yaml: data: missing"):
-        presets.use("mine")
-    assert (checkout / "params.yaml").read_bytes() == before
+    assert PARAMS.read_bytes() == presets.path_of("scenes").read_bytes()
+    for text, words in (("data: {name: ../data}\n", "params.yaml: data.name: String"), ("a: [", "not YAML")):
+        PARAMS.write_text(text)
+        with pytest.raises(UserError, match=words):
+            presets.use("scenes")
+        assert PARAMS.read_text() == text

@@ -1,5 +1,6 @@
 """Published sets in miniature: pictures, archives, and the data stage over them."""
 
+import dataclasses
 import io
 import tarfile
 import zipfile
@@ -7,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from goal.config import paths
-from goal.datasets import manifest
+from goal.datasets import manifest, released
 from goal.stages import data as stage
 from tests.datasets.conftest import Build
 
@@ -45,6 +47,12 @@ def put(folder: Path, members: dict[str, bytes]) -> None:
     for name, content in members.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+
+
+def has(monkeypatch: pytest.MonkeyPatch, source: str, *galleries: int) -> None:
+    """Let a set have galleries of so many test pictures, instead of its own."""
+    small = dataclasses.replace(released.RELEASES[source], galleries=galleries)
+    monkeypatch.setitem(released.RELEASES, source, small)
 
 
 def run(

@@ -51,7 +51,7 @@ def test_a_failing_source_leaves_the_old_folder(build: Build) -> None:
 
 def test_a_path_that_cannot_be_written(build: Build) -> None:
     Path("data").write_text("a file where a folder should be")
-    with pytest.raises(UserError, match=r"data/?.*: .*; mend it and run again") as error:
+    with pytest.raises(UserError, match=r"data/?.*: .*; fix it and run again") as error:
         stage.run(build(name="x", scenes=TINY))
     assert "\n" not in str(error.value)
     assert Path("data").read_text() == "a file where a folder should be"
@@ -70,7 +70,7 @@ def test_a_disk_that_fills_up(build: Build, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-c",
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from goal.cli import main; main()",
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from goal.cli.main import main; main()",
     ]
     run = [*command, "data"]
     found = subprocess.run(
@@ -91,3 +91,4 @@ def test_the_summary_counts(build: Build) -> None:
     assert summary["splits"]["train"]["words_per_caption"] > 77
     assert summary["tables"] == {"joint": 1, "short": 1, "truth": summary["tables"]["truth"], "twins": 0}
     assert summary["rejected"] == {}
+    assert summary["captions_cleaned"] == 0

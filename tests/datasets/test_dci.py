@@ -9,7 +9,7 @@ from goal.datasets import dci
 from goal.errors import UserError
 from goal.runtime.download import Remote
 from tests.datasets.conftest import Build
-from tests.datasets.miniature import ids, jpeg, put, rejected, run, tar
+from tests.datasets.miniature import has, ids, jpeg, put, rejected, run, tar
 from tests.datasets.server import Served, serve
 from tests.imports import ROOT
 
@@ -20,7 +20,8 @@ FOLDER = "densely_captioned_images"
 def files(monkeypatch) -> dict[str, bytes]:
     """Six annotated pictures; GOAL tests with 0 and 1, trains with 2 and 3."""
     monkeypatch.setattr(dci, "COUNT", 6)
-    monkeypatch.setattr(dci, "GALLERIES", (2, 4, 3, 6))
+    monkeypatch.setattr(dci, "LISTS", dict(zip((2, 4, 3, 6), dci.LISTS.values(), strict=True)))
+    has(monkeypatch, "dci", 2, 4, 3, 6)
     monkeypatch.setattr(dci, "ARCHIVE", Remote("http://127.0.0.1:9/dci.tar.gz"))
     annotations = {
         f"{FOLDER}/annotations/{n}-data.json": json.dumps(
@@ -65,7 +66,7 @@ def test_captions_are_fetched_where_photos_lie_ready(build: Build, files, tmp_pa
 
 def test_what_is_to_be_done_by_hand_is_said(build: Build, files, tmp_path, caplog) -> None:
     put(tmp_path, {name: files[name] for name in ("dci.tar.gz", "DCI_test.json")})
-    with pytest.raises(UserError, match=r"no pictures of DCI: accept the SA-1B licence .* sa_000138\.tar"):
+    with pytest.raises(UserError, match=r"no pictures of dci: accept the SA-1B licence .* sa_000138\.tar"):
         run(build, "dci", tmp_path)
     (tmp_path / "DCI_test.json").unlink()
     with pytest.raises(

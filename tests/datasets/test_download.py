@@ -11,20 +11,27 @@ from pathlib import Path
 
 import pytest
 
-from goal.datasets import coco, dci, docci, karpathy, sharegpt4v, urban1k
+from goal.datasets import dci, docci, karpathy, sharegpt4v, urban1k
 from goal.errors import Unavailable, UserError
-from goal.runtime.download import CHUNK, Patience, Remote, fetch
+from goal.runtime import download
+from goal.runtime.download import CHUNK, Remote, fetch
 from tests.datasets.server import Served, serve
 from tests.imports import ROOT
 from tests.servers import until
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 SHA = hashlib.sha256(CONTENT).hexdigest()
-SOON = Patience(tries=3, pause=0.01, longest=0.02)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few retries, and short pauses before them."""
+    monkeypatch.setattr(download, "TRIES", 3)
+    monkeypatch.setattr(download, "PAUSE", 0.01)
 
 
 def get(address: str, folder: Path, size: int | None = len(CONTENT), sha256: str = SHA) -> Path:
-    (path,) = fetch([Remote(f"{address}/a.tar", size, sha256)], folder, "test", patience=SOON)
+    (path,) = fetch([Remote(f"{address}/a.tar", size, sha256)], folder, "test")
     return path
 
 
@@ -73,7 +80,7 @@ def test_a_server_that_never_gets_further_is_given_up(tmp_path: Path) -> None:
     file = Served(CONTENT, ["drop"] * 1000, drop_after=16 * CHUNK, ranges=False)
     with serve({"a.tar": file}) as address, pytest.raises(Unavailable, match="1048576 bytes read"):
         get(address, tmp_path)
-    assert len(file.asked) == 1 + SOON.tries
+    assert len(file.asked) == 1 + download.TRIES
 
 
 def test_a_file_that_changes_between_two_tries_is_not_mixed(tmp_path: Path) -> None:
@@ -172,10 +179,10 @@ def test_several_files_come_at_once_and_one_refusal_keeps_the_others(tmp_path: P
     served = {name: Served(content, ["drop"], drop_after=50_000) for name, content in contents.items()}
     with serve(served) as address:
         remotes = [Remote(f"{address}/{name}", len(content)) for name, content in contents.items()]
-        paths = fetch(remotes, tmp_path, "test", patience=SOON)
+        paths = fetch(remotes, tmp_path, "test")
         assert {path.name: path.read_bytes() for path in paths} == contents
         with pytest.raises(UserError, match="404"):
-            fetch([*remotes, Remote(f"{address}/gone.bin")], tmp_path, "test", patience=SOON)
+            fetch([*remotes, Remote(f"{address}/gone.bin")], tmp_path, "test")
     assert visible(tmp_path) == set(contents)
 
 
@@ -184,7 +191,7 @@ def test_a_refusal_ends_the_others_where_they_are(tmp_path: Path) -> None:
     with serve(served) as address:
         remotes = [Remote(f"{address}/{name}") for name in ("long.bin", "gone.bin")]
         with pytest.raises(UserError, match=r"gone\.bin: 404"):
-            fetch(remotes, tmp_path, "test", patience=SOON)
+            fetch(remotes, tmp_path, "test")
     assert visible(tmp_path) <= {"long.bin.part", "long.bin.part.json"}
 
 
@@ -236,7 +243,7 @@ def test_two_processes_fetch_a_file_once(tmp_path: Path) -> None:
 
 
 def test_every_set_s_files_have_a_size_or_a_checksum() -> None:
-    for module in (coco, dci, docci, karpathy, sharegpt4v, urban1k):
+    for module in (dci, docci, karpathy, sharegpt4v, urban1k):
         for remote in (value for value in vars(module).values() if isinstance(value, Remote)):
             # Of one neither is known; its file says so.
             assert remote.size or len(remote.sha256) == 64 or remote is sharegpt4v.CAPTIONS, remote.url

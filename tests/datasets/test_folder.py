@@ -36,7 +36,7 @@ def test_every_form_says_the_same(build: Build, own: Path, suffix: str, encoding
     assert len(found) == 10
     for number in range(10):
         row = found[f"images/{number}.png"]
-        assert row.captions == (f'Caption {number}. “é”, "x"',)
+        assert row.captions == (f'Caption {number}. "é", "x"',)
         assert (row.width, row.height) == (6 + number, 8)
         assert Path(row.image) == own / "images" / f"{number}.png"
 
@@ -61,7 +61,7 @@ def test_rows_of_one_picture_are_joined(build: Build, own: Path) -> None:
     assert not rejected()
 
 
-def test_odd_captions_are_used_as_they_are(build: Build, own: Path) -> None:
+def test_odd_captions_are_used(build: Build, own: Path) -> None:
     write(own, rows()[:9] + [{"image": "images/9.png", "captions": ODD_CAPTIONS}])
     run(build, own)
     assert read()["images/9.png"].captions == tuple(caption.strip() for caption in ODD_CAPTIONS)
@@ -145,6 +145,15 @@ def test_a_bad_caption_of_several_leaves_the_others(build: Build, own: Path) -> 
     assert reasons == ["empty caption", "caption is not text", "same picture and caption again"]
 
 
+def test_captions_are_cleaned_once_and_counted(build: Build, own: Path) -> None:
+    given = ["Itâ€™s a “cafÃ©”.", "AT&amp;T", "\x00 &nbsp;", 'It\'s a "café".', "Plain: it’s\na line."]
+    write(own, [*rows()[1:], {"image": "images/0.png", "captions": given}])
+    run(build, own)
+    assert read()["images/0.png"].captions == ('It\'s a "café".', "AT&T", "Plain: it's\na line.")
+    assert [row["reason"] for row in rejected()] == ["empty caption", "same picture and caption again"]
+    assert json.loads(Path("data/own/summary.json").read_text())["captions_cleaned"] == 3
+
+
 def test_csv_row_with_too_many_or_too_few_cells(build: Build, own: Path) -> None:
     file = write(own, rows(), ".csv")
     file.write_text(file.read_text() + "images/0.png,one,two\nimages/1.png\n", newline="")
@@ -163,7 +172,7 @@ def test_csv_row_with_too_many_or_too_few_cells(build: Build, own: Path) -> None
         ("captions.json", b"[]", "captions.json: no rows"),
         ("captions.json", b"", "captions.json:1: not JSON"),
         ("captions.json", b'{"image": "a.png"}', "expected a list of objects, found an object"),
-        ("captions.json", b'{"image": "a"}\n{"image": "b"}', "one object a line is named .jsonl"),
+        ("captions.json", b'{"image": "a"}\n{"image": "b"}', "name a file with one object per line .jsonl"),
         ("captions.json", b"[" * 100_000, "nested too deeply"),
         ("captions.csv", b'image,caption\na.png,"open\n', "captions.csv:.*not CSV"),
         (

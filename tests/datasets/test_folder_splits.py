@@ -11,7 +11,7 @@ from tests.datasets.conftest import Build
 from tests.datasets.own import rejected, rows, run, write
 
 
-def test_shares_hang_on_id_and_seed_alone(build: Build, own: Path) -> None:
+def test_shares_depend_on_id_and_seed_alone(build: Build, own: Path) -> None:
     settings = build(folder={"val_share": 0.2, "test_share": 0.3}).data.folder
     drawn = [share(f"picture {number}", 0, settings) for number in range(5000)]
     for split, wanted in (("train", 0.5), ("val", 0.2), ("test", 0.3)):

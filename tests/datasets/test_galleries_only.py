@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from goal.datasets import coco, flickr30k, karpathy, sharegpt4v, urban1k
+from goal.datasets import karpathy, sharegpt4v, urban1k
 from goal.errors import UserError
 from goal.runtime.download import Remote
 from tests.datasets.conftest import Build
-from tests.datasets.miniature import ids, jpeg, packed, put, rejected, run, tar
+from tests.datasets.miniature import has, ids, jpeg, packed, put, rejected, run, tar
 from tests.datasets.server import Served, serve
 
 
 def test_urban1k(build: Build, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(urban1k, "COUNT", 3)
+    has(monkeypatch, "urban1k", 3)
     members = {f"Urban1k/image/{n}.jpg": jpeg(n) for n in (2, 10, 221)}
     members |= {f"Urban1k/caption/{n}.txt": f"A street {n}.\nnot this".encode() for n in (2, 10)}
     members |= {"Urban1k/caption/221.txt": b"\xff\xfe"}
@@ -40,25 +40,25 @@ def karpathy_file(filepath: str | None) -> bytes:
 
 
 def test_coco(build: Build, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(coco, "COUNT", 2)
+    has(monkeypatch, "coco", 2)
     served = {
         "caption_datasets.zip": Served(packed({"dataset_coco.json": karpathy_file("val2014")})),
         "val2014.zip": Served(packed({f"val2014/{n}.jpg": jpeg(n) for n in range(5)})),
     }
     with serve(served) as address:
-        monkeypatch.setattr(karpathy, "ARCHIVE", Remote(f"{address}/caption_datasets.zip"))
-        monkeypatch.setattr(coco, "IMAGES", Remote(f"{address}/val2014.zip"))
+        monkeypatch.setattr(karpathy, "CAPTIONS", Remote(f"{address}/caption_datasets.zip"))
+        monkeypatch.setattr(karpathy, "COCO_IMAGES", Remote(f"{address}/val2014.zip"))
         splits = run(build, "coco")
     assert ids(splits) == {"test": ["3", "4"]}
     assert splits["test"][0].captions == tuple(f"Short 3.{n}" for n in range(5))
 
 
 def test_coco_on_disk(build: Build, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(coco, "COUNT", 2)
+    has(monkeypatch, "coco", 2)
     put(tmp_path, {"dataset_coco.json": karpathy_file("val2014")})
     put(tmp_path / "val2014", {f"{n}.jpg": jpeg(n) for n in range(5)})
     assert ids(run(build, "coco", tmp_path)) == {"test": ["3", "4"]}
-    monkeypatch.setattr(coco, "COUNT", 5000)
+    has(monkeypatch, "coco", 5000)
     with pytest.raises(UserError, match="2 test pictures, expected 5,000"):
         run(build, "coco", tmp_path)
     put(tmp_path, {"dataset_coco.json": b'{"images": [{"split": "test"}]}'})
@@ -67,8 +67,8 @@ def test_coco_on_disk(build: Build, tmp_path, monkeypatch) -> None:
 
 
 def test_flickr30k(build: Build, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(flickr30k, "COUNT", 2)
-    with pytest.raises(UserError, match=r"no pictures of Flickr30k: fill in the form .*images\.tar\.gz"):
+    has(monkeypatch, "flickr30k", 2)
+    with pytest.raises(UserError, match=r"no pictures of flickr30k: fill in the form .*images\.tar\.gz"):
         run(build, "flickr30k", tmp_path)
     pictures = tar({f"flickr30k-images/{n}.jpg": jpeg(n) for n in range(5)})
     put(tmp_path, {"dataset_flickr30k.json": karpathy_file(None), "flickr30k-images.tar.gz": pictures})
@@ -83,9 +83,9 @@ def sharegpt4v_row(number: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("block", [7, 1 << 20])
 def test_sharegpt4v_reads_the_first_rows_only(build: Build, tmp_path, monkeypatch, block: int) -> None:
-    monkeypatch.setattr(sharegpt4v, "COUNT", 3)
+    has(monkeypatch, "sharegpt4v", 3)
     monkeypatch.setattr(sharegpt4v, "BLOCK", block)
-    with pytest.raises(UserError, match=r"no sam/images: accept the SA-1B licence"):
+    with pytest.raises(UserError, match=r"no pictures of sharegpt4v: accept the SA-1B licence"):
         run(build, "sharegpt4v", tmp_path)
     rows = [sharegpt4v_row(number) for number in range(4)]
     rows[1] = {"image": "sam/images/sa_1.jpg"}
@@ -114,7 +114,7 @@ def test_sharegpt4v_reads_the_first_rows_only(build: Build, tmp_path, monkeypatc
 def test_sharegpt4v_of_another_kind_is_one_line(
     build: Build, tmp_path, monkeypatch, content: str | bytes, message: str
 ) -> None:
-    monkeypatch.setattr(sharegpt4v, "COUNT", 3)
+    has(monkeypatch, "sharegpt4v", 3)
     content = content if isinstance(content, bytes) else content.encode()
     put(tmp_path, {sharegpt4v.CAPTIONS.file: content, "sam/images/sa_0.jpg": jpeg(0)})
     with pytest.raises(UserError, match=message) as caught:

@@ -46,7 +46,7 @@ def test_pictures_are_found_by_name_and_bring_their_crops(build: Build, tmp_path
     assert Path(joint[0]["image"]).read_bytes() == jpeg(20)
     assert joint[1]["image"] == splits["test"][2].image
     assert sorted((row["id"], row["reason"]) for row in rejected("goal_lists")) == [
-        ("sa_1_max_11.png", "not found"),
+        ("sa_1-crop", "not found"),
         ("sa_2_max_12.png", "crop to train with"),
         ("sa_7_max_17.png", "crop of no test picture"),
     ]

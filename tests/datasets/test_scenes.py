@@ -36,6 +36,7 @@ from goal.datasets.scenes_words import (
     short_caption,
 )
 from goal.stages import data as stage
+from goal.text.cleaning import clean
 from tests.datasets.conftest import Build
 
 SIZE = 128
@@ -199,6 +200,8 @@ def test_long_captions_are_longer_than_clips_context_and_fit_ours(count: int) ->
         assert CLIP_TOKENS < len(text.tokenize(caption, [], 10_000).ids) <= CONTEXT
         short = short_caption(scene, stream(0, "train", index, "short"))
         assert len(text.tokenize(short, [], CLIP_TOKENS).ids) < 30
+        # The data stage writes them as they are drawn: nothing in them is to be cleaned.
+        assert [clean(caption), clean(short)] == [caption, short]
         # The project's own splitter finds the same sentences.
         assert set(spans) <= {(s.start, s.end) for s in text.split_sentences(caption)}
 
@@ -282,6 +285,6 @@ def test_the_shipped_region_sources_find_the_things(build: Build) -> None:
     found = []
     for scene in scenes(30):
         picture, boxes = scenes_render.render(scene, SIZE)
-        proposed = [region.box for region in proposer.propose([picture])[0]]
+        proposed = [region.box for region in proposer.propose(picture)]
         found += [max(iou(box, one) for one in proposed) >= 0.5 for box in boxes]
     assert np.mean(found) > 0.95

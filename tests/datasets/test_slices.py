@@ -29,6 +29,9 @@ def test_slices_are_the_rows_of_the_whole(path):
     for start in range(18):
         for stop in range(start, 18):
             assert slices.rows(path, start, stop) == everything[start:stop]
+    chosen = [everything[place] for place in (0, 4, 5, 16)]
+    assert slices.named(path, [row.id for row in reversed(chosen)] + ["absent"]) == chosen
+    assert slices.named(path, []) == []
 
 
 def test_the_content_changes_with_a_picture_or_the_table(path, tmp_path):

@@ -1,4 +1,4 @@
-"""What the joint benchmark takes from a set: its own crops, else the best pairs that were mined."""
+"""The crops of the joint benchmark: those of the data set, otherwise the best mined pairs."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_joint_takes_the_best_usable_pair(project: Path) -> None:
     assert found.ids == ("p0", "p0")
 
 
-def test_faulty_pairs_are_blamed_on_their_stage(project: Path) -> None:
+def test_damaged_pairs_name_the_stage_to_run_again(project: Path) -> None:
     tiny.write_pairs(tiny.pair("p0", 0.9))
     shard = Path("pairs/test/shard-00000.parquet")
     pq.write_table(pq.read_table(shard).drop(["similarity"]), shard)
@@ -51,5 +51,5 @@ def test_own_crops_come_before_mined_ones(project: Path) -> None:
     assert found.pictures[1] == Picture("data/tiny/images/3.png", (1.0, 2.0, 3.0, 4.0))
     own["of"] = "p9"
     manifest.write_table(manifest.table([own], manifest.JOINT), Path("data/tiny/joint.parquet"))
-    with pytest.raises(UserError, match=r"joint.parquet: 'p9' is no test picture"):
+    with pytest.raises(UserError, match=r"joint.parquet: 'p9' is not a test picture"):
         galleries.load("tiny")

@@ -1,4 +1,4 @@
-"""Heat maps against a plain computation, and what must hold whatever the network."""
+"""Heat maps against a plain computation, and properties that hold for any network."""
 
 import open_clip
 import pytest
@@ -51,11 +51,11 @@ def test_attention_is_what_an_independent_layer_computes(model: GoalClip, image:
     plain.load_state_dict(model.state_dict())
     plain.eval()
     block = plain.visual.transformer.resblocks[-1]
-    seen: list[torch.Tensor] = []
-    block.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    inputs: list[torch.Tensor] = []
+    block.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
     with torch.inference_mode():
         plain.encode_image(clip.preprocess(model.spec)(image)[None])
-        normed = block.ln_1(seen[0])
+        normed = block.ln_1(inputs[0])
         _, weights = block.attn(normed, normed, normed, need_weights=True, average_attn_weights=True)
     expected = weights[0, 1:, 1:].mean(0).reshape(2, 2)
     torch.testing.assert_close(found.attention, expected, atol=1e-5, rtol=1e-4)

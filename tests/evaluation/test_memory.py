@@ -1,4 +1,4 @@
-"""A large gallery is measured in blocks: the matrix of all similarities never exists."""
+"""A large gallery is measured in blocks, without a matrix of all similarities."""
 
 import subprocess
 import sys
@@ -8,13 +8,13 @@ import pytest
 
 from tests import tiny
 
-# Pictures, and as many texts. A number for each pair of them, in single precision, would be 576 MB.
+# Pictures, and as many texts. All their similarities in single precision would take 576 MB.
 COUNT = 12_000
-MOST = 300 * 2**20  # bytes
-# In a process of its own, whose peak is its own.
+LIMIT = 300 * 2**20  # bytes
+# Runs in a process of its own, to measure its peak memory alone.
 PROGRAM = """
 import re, sys, torch
-from goal.evaluation import answers
+from goal.evaluation import ranking
 from goal.evaluation.embed import EmbeddingTable
 from goal.evaluation.galleries import Gallery, Picture
 from tests import tiny
@@ -35,16 +35,16 @@ def peak():
 before = peak()
 for benchmark in ("test", "joint"):
     gallery = Gallery(benchmark, pictures, tuple(map(str, range(count))), texts, tuple(range(count)))
-    rows = answers.answer(gallery, embeddings, chunk=1024)
+    rows = ranking.measure(gallery, embeddings, chunk=1024)
     assert rows.num_rows == 2 * count
-    # Every picture has its own text's vector, and finds it first.
+    # Every picture has the same vector as its text, and finds it first.
     assert benchmark == "joint" or set(rows["rank"].to_pylist()) == {1}
 sys.stdout.write(str(peak() - before))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own count of memory")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory counters of Linux")
 def test_all_similarities_at_once_would_not_fit() -> None:
     command = [sys.executable, "-c", PROGRAM, str(COUNT)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tiny.ROOT)
-    assert int(done.stdout) < MOST
+    assert int(done.stdout) < LIMIT

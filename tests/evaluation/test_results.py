@@ -1,7 +1,6 @@
-"""Results read back into tables and comparisons, from real evaluations of random networks."""
+"""Tables and comparisons of results, from real evaluations of random networks."""
 
 import csv
-import importlib
 import io
 import os
 import re
@@ -14,8 +13,8 @@ import pytest
 import torch
 import yaml
 
-from goal import config, weights
-from goal.config import paths
+from goal import weights
+from goal.config import paths, presets
 from goal.datasets import released
 from goal.errors import UserError
 from goal.evaluation import compare, published, results, table
@@ -43,10 +42,10 @@ def project(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def retrain(model: str) -> None:
-    """Other weights, measured on the pipeline's own set alone."""
+    """New weights, measured on the pipeline's own data set only."""
     torch.manual_seed(99)
     weights.save(GoalClip(tiny.SPEC), paths.model_dir(model))
-    evaluate.run(tiny.params(), model)
+    evaluate.run(tiny.params(), [model])
 
 
 def goal(*words: str) -> subprocess.CompletedProcess[str]:
@@ -88,12 +87,12 @@ def test_results_of_another_protocol_are_refused_or_marked(project: Path) -> Non
     text = table.markdown(results.load(MODELS, mixed=True))
     assert re.search(r"^\| global \| [^|]*\*", text, re.MULTILINE)
     assert not re.search(r"^\| stage2 \| [^|]*\*", text, re.MULTILINE)
-    assert "- * global on test was measured otherwise: context_length 248." in text
+    assert "- * global on test is not comparable with the others: context_length 248." in text
 
 
-def test_results_of_weights_that_are_gone_are_refused_or_marked(project: Path) -> None:
-    """A retrained model is measured anew on its own set; what it reached elsewhere is the old one's."""
-    evaluate.run_many(tiny.params(), ["zero-shot", "stage2"], OTHER)
+def test_results_of_replaced_weights_are_refused_or_marked(project: Path) -> None:
+    """A retrained model is measured again on its own set; those on other sets are of the old weights."""
+    evaluate.run(tiny.params(), ["zero-shot", "stage2"], OTHER)
     old = details("stage2")["model"]["digest"]
     retrain("stage2")
     with pytest.raises(UserError) as caught:
@@ -104,17 +103,17 @@ def test_results_of_weights_that_are_gone_are_refused_or_marked(project: Path) -
     assert "`goal evaluate stage2 --on other`" in str(caught.value)
     marked = results.load(MODELS, mixed=True)
     assert marked.of("stage2", "test").differs == marked.of("zero-shot", "other/test").differs == ()
-    note = f"- * stage2 on other/test was measured otherwise: weights sha256 {old[:12]}."
+    note = f"- * stage2 on other/test is not comparable with the others: weights sha256 {old[:12]}."
     assert note in table.markdown(marked)
-    evaluate.run_many(tiny.params(), ["stage2"], OTHER)
+    evaluate.run(tiny.params(), ["stage2"], OTHER)
     assert {one.digest for found in results.load(["stage2"]).benchmarks.values() for one in found} == {
         weights.digest("models/stage2")
     }
 
 
-def test_one_model_measured_elsewhere_alone(project: Path) -> None:
-    """It stands in the table and on the page, and is compared where there is something to compare with."""
-    evaluate.run_many(tiny.params(), ["stage2"], OTHER)
+def test_only_one_model_measured_on_another_set(project: Path) -> None:
+    """It is in the table and on the page, and is compared on the benchmarks that both models have."""
+    evaluate.run(tiny.params(), ["stage2"], OTHER)
     text = table.markdown(results.load(MODELS))
     titles, _, *rows = (line.split(" | ") for line in text.splitlines() if line.startswith("|"))
     place = titles.index("other/test text→image R@1")
@@ -122,7 +121,7 @@ def test_one_model_measured_elsewhere_alone(project: Path) -> None:
     assert by_name["stage2"][place] == by_name["stage2"][1]
     assert by_name["global"][place] == "-"
     assert (
-        "- other/test: not measured of zero-shot, global: `goal evaluate zero-shot global --on other`."
+        "- other/test: not measured for zero-shot, global: `goal evaluate zero-shot global --on other`."
         in text
     )
     lines = compare.compare("stage2", "global", [1], 10, seed=0)
@@ -131,55 +130,55 @@ def test_one_model_measured_elsewhere_alone(project: Path) -> None:
     assert "other/test text→image R@1" in Path("reports/index.html").read_text()
 
 
-def test_a_model_measured_elsewhere_only(project: Path) -> None:
+def test_a_model_measured_on_another_set_only(project: Path) -> None:
     for model in MODELS:
         shutil.rmtree(f"metrics/{model}")
     assert results.evaluated() == ()
-    evaluate.run_many(tiny.params(), ["zero-shot"], OTHER)
+    evaluate.run(tiny.params(), ["zero-shot"], OTHER)
     assert results.evaluated() == ("zero-shot",)
     assert set(results.load(["zero-shot"]).benchmarks) == {"other/test", "other/twins"}
 
 
-def test_an_evaluation_that_ends_early_leaves_nothing_half_written(project: Path) -> None:
+def test_an_evaluation_that_fails_changes_no_result(project: Path) -> None:
     before = {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()}
     Path("data/tiny/images/3.png").unlink()
     for data_set in ("", OTHER):
         with pytest.raises(UserError, match="images/3.png: cannot be read"):
-            evaluate.run_many(tiny.params(), ["stage2"], data_set)
+            evaluate.run(tiny.params(), ["stage2"], data_set)
     assert {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()} == before
     assert "other/test" not in results.load(MODELS).benchmarks
 
 
-def test_a_result_that_is_gone_is_named_with_what_makes_it(project: Path) -> None:
-    evaluate.run_many(tiny.params(), ["stage2"], OTHER)
+def test_a_missing_result_is_named_with_the_command_that_makes_it(project: Path) -> None:
+    evaluate.run(tiny.params(), ["stage2"], OTHER)
     Path("metrics/stage2/on/other/details/twins.json").unlink()
     with pytest.raises(
-        UserError, match=r"on/other/details/twins.json: .*; `goal evaluate stage2 --on other` makes it"
+        UserError, match=r"on/other/details/twins.json: .*; run `goal evaluate stage2 --on other`"
     ):
         results.load(MODELS)
 
 
-def test_a_set_that_was_never_made_is_named(project: Path) -> None:
-    with pytest.raises(UserError, match="--on coco: no data/coco; `goal data` makes it"):
-        evaluate.run_many(tiny.params(), ["stage2"], "coco")
+def test_a_missing_data_set_is_named(project: Path) -> None:
+    with pytest.raises(UserError, match="--on coco: data/coco not found; set data.name to coco"):
+        evaluate.run(tiny.params(), ["stage2"], "coco")
 
 
-def test_published_numbers_stand_only_beside_the_same_protocol() -> None:
+def test_published_numbers_are_shown_only_beside_the_same_protocol() -> None:
     same, others = published.of("docci", "ViT-B-16", 5100)
     assert ("GOAL", 79.47, 79.43) in {(row.setting, row.text_to_image, row.image_to_text) for row in same}
     assert {row.network for row in same} == {"ViT-B-16"}
     assert {row.images for row in same} == {5100}
     assert len(same) + len(others) == sum(row.data_set == "docci" for row in published.PUBLISHED)
-    # The same pictures in another number, and a gallery that nobody states, are not the same protocol.
+    # A gallery of another size, and one of unknown size, are other protocols.
     assert published.of("docci", "ViT-B-16", 5000)[0] == []
     assert published.of("scenes", "scenes-vit", 500) == ([], [])
 
 
 @pytest.mark.parametrize("preset", ["docci-b16", "docci-l14", "dci-b16", "dci-l14"])
-def test_the_paper_s_runs_have_its_numbers_beside_them(preset: str) -> None:
-    params = config.load(tiny.ROOT / f"presets/{preset}.yaml")
-    source = importlib.import_module(f"goal.datasets.{params.data.source}")
-    images = released.gallery(params, source.RELEASE, source.GALLERIES)
+def test_the_paper_s_presets_match_its_published_numbers(preset: str, monkeypatch) -> None:
+    monkeypatch.chdir(tiny.ROOT)
+    params = presets.load(preset)
+    images = released.gallery(params)
     same, _ = published.of(params.data.name, params.model.name, images)
     assert any(row.setting.startswith("GOAL") for row in same)
 
@@ -192,8 +191,8 @@ def test_a_published_row_appears_in_the_table(project: Path) -> None:
     assert "73.2" not in text
 
 
-def test_other_data_sets_stand_in_the_table_with_their_published_peers(project: Path) -> None:
-    evaluate.run_many(tiny.params(), MODELS[:2], OTHER)
+def test_other_data_sets_are_in_the_table_with_their_published_numbers(project: Path) -> None:
+    evaluate.run(tiny.params(), MODELS[:2], OTHER)
     for model in MODELS[:2]:
         change(model, "other/test", network="ViT-L-14", data_set="dci", images=1999)
     text = table.markdown(results.load(MODELS))
@@ -224,17 +223,17 @@ def test_compare_with_itself_and_with_another(project: Path) -> None:
         assert line.difference.low <= line.difference.mean <= line.difference.high
 
 
-def test_compare_refuses_what_was_not_asked_alike(project: Path) -> None:
+def test_compare_refuses_missing_and_different_results(project: Path) -> None:
     with pytest.raises(UserError, match=r"metrics/stage1/details/test.json: cannot be read"):
         compare.compare("stage1", "global", [1], 10, seed=0)
-    with pytest.raises(UserError, match="^stage3: no such model; one of zero-shot, stage1, stage2, global, "):
+    with pytest.raises(UserError, match="^stage3: no such model; choose one of zero-shot, stage1, "):
         compare.compare("stage2", "stage3", [1], 10, seed=0)
     change("global", split="another")
     with pytest.raises(UserError, match="split is 'another'"):
         compare.compare("stage2", "global", [1], 10, seed=0)
 
 
-def test_no_result_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_result_at_all_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no evaluated model"):
         results.load(results.evaluated())
@@ -249,7 +248,7 @@ def test_goal_table_names_galleries_and_explains_marks(project: Path) -> None:
     assert "stage2" in shown
     assert "±" in shown
     assert "test: tiny, 6 pictures, 12 texts; view center_crop 32 px" in shown
-    assert "* global on test was measured otherwise: context_length 248." in shown
+    assert "* global on test is not comparable with the others: context_length 248." in shown
 
 
 def test_goal_table_needs_no_torch(project: Path) -> None:

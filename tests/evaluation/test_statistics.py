@@ -1,4 +1,4 @@
-"""The bootstrap against its definition, against theory, and on cases whose answer is known."""
+"""The bootstrap against its definition, against theory, and on cases with a known result."""
 
 import math
 
@@ -30,7 +30,7 @@ def test_intervals_cover_the_truth_about_95_times_in_100() -> None:
     assert 180 <= covered <= 199
 
 
-def test_blocks_are_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_give_the_same_as_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(3).normal(size=(40, 2))
     groups = np.repeat(np.arange(10), 4)
     drawn = np.random.default_rng(7)
@@ -44,7 +44,7 @@ def test_blocks_are_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose([[f.low for f in found], [f.high for f in found]], ends)
 
 
-def test_captions_that_succeed_together_widen_the_interval() -> None:
+def test_correlated_captions_widen_the_interval() -> None:
     once = hits(1, 200, 0.5)
     five = np.repeat(once, 5, axis=0)
     (apart,) = statistics.intervals(five, np.arange(1000), 1000, seed=0)
@@ -61,13 +61,13 @@ def test_the_seed_decides_everything() -> None:
     assert first != other
 
 
-def test_models_that_answer_alike_do_not_differ() -> None:
+def test_models_with_equal_results_do_not_differ() -> None:
     values = hits(0, 100, 0.5)
     (found,) = statistics.differences(values, values, np.arange(100), 500, seed=0)
     assert found == statistics.Difference(0.0, 0.0, 0.0, 1.0)
 
 
-def test_a_pairing_sees_what_two_intervals_do_not() -> None:
+def test_a_paired_test_finds_what_two_intervals_do_not() -> None:
     worse = hits(4, 1000, 0.5)
     better = worse.copy()
     better[np.flatnonzero(worse == 0)[:20]] = 1
@@ -88,7 +88,7 @@ def test_differences_are_antisymmetric() -> None:
     assert one.p == pytest.approx(two.p)
 
 
-def test_p_is_uniform_where_nothing_differs() -> None:
+def test_p_is_uniform_if_nothing_differs() -> None:
     small = 0
     for seed in range(200):
         first, second = hits(seed, 200, 0.5), hits(seed + 1000, 200, 0.5)
@@ -104,8 +104,8 @@ def test_no_queries_are_refused() -> None:
         statistics.intervals(np.zeros((3, 1)), np.zeros(2), 10, seed=0)
 
 
-def test_resamples_that_are_equal_but_for_rounding_count_on_both_sides() -> None:
-    """A sum that is 0 on paper is 1e-15 on either side of it."""
+def test_resamples_that_differ_by_rounding_alone_count_on_both_sides() -> None:
+    """A sum that is exactly 0 may come out as 1e-15 or -1e-15."""
     values = np.array([100 / 3, 200 / 3, -100.0, 0, 0, 0])
     exact = np.round(values * 3).astype(int)
     draws = np.concatenate(list(statistics._draws(6, 400, seed=0))).astype(int)

@@ -1,4 +1,4 @@
-"""What `goal export` writes, read by the programs that it is for."""
+"""What `goal export` writes, loaded by the libraries that it is for."""
 
 import json
 import re
@@ -37,13 +37,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def answer(file: Path, name: str, inputs: torch.Tensor) -> np.ndarray:
+def embeddings(file: Path, name: str, inputs: torch.Tensor) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return session.run(["embeddings"], {name: inputs.numpy()})[0]
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-def test_onnx_answers_as_the_network_for_any_batch(written: Path, batch: int) -> None:
+def test_onnx_equals_the_network_for_any_batch(written: Path, batch: int) -> None:
     model = weights.load(written / MODEL).eval()
     views = torch.randn(batch, 3, 32, 32)
     captions = [tiny.CAPTIONS[number % len(tiny.CAPTIONS)] for number in range(batch)]
@@ -52,9 +52,9 @@ def test_onnx_answers_as_the_network_for_any_batch(written: Path, batch: int) ->
         tokens = text.tokenize(caption, [], model.spec.context_length).ids
         row[: len(tokens)] = tokens
     with torch.inference_mode():
-        seen, told = model.encode_images(views, normalize=True), model.encode_texts(ids, normalize=True)
-    assert np.abs(answer(written / "out/images.onnx", "views", views) - seen.numpy()).max() < 1e-4
-    assert np.abs(answer(written / "out/texts.onnx", "ids", ids) - told.numpy()).max() < 1e-4
+        image, words = model.encode_images(views, normalize=True), model.encode_texts(ids, normalize=True)
+    assert np.abs(embeddings(written / "out/images.onnx", "views", views) - image.numpy()).max() < 1e-4
+    assert np.abs(embeddings(written / "out/texts.onnx", "ids", ids) - words.numpy()).max() < 1e-4
     prepared = json.loads((written / "out/preprocessor_config.json").read_text())
     assert (prepared["crop_size"], prepared["image_mean"]) == (
         {"height": 32, "width": 32},
@@ -66,7 +66,7 @@ def test_onnx_answers_as_the_network_for_any_batch(written: Path, batch: int) ->
 def test_transformers_reads_the_same_model_without_a_network(
     project: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
 ) -> None:
-    """Tokens, views and embeddings, from the folder alone; a text longer than the context is cut alike."""
+    """Tokens, views and embeddings, from the folder alone; long texts are cut at the same token."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     weights.save(weights.GoalClip(replace(tiny.SPEC, **changes)), MODEL)
     exports.run(MODEL, Path("out"), "transformers")
@@ -80,19 +80,17 @@ def test_transformers_reads_the_same_model_without_a_network(
     for own, row, mask in zip(ids, inputs["input_ids"], inputs["attention_mask"], strict=True):
         assert torch.equal(row[mask.bool()], own)
     views = torch.stack([clip.preprocess(ours.spec)(picture) for picture in pictures])
-    # A grey level more or less: their resizing rounds otherwise.
+    # Their resizing rounds differently, by one grey level.
     torch.testing.assert_close(inputs["pixel_values"], views, atol=0.016, rtol=0)
     with torch.inference_mode():
-        answered = theirs(**inputs | {"pixel_values": views})
-        seen = ours.encode_images(views, normalize=True)
-        told = torch.cat([ours.encode_texts(one[None], normalize=True) for one in ids])
-    torch.testing.assert_close(answered.image_embeds, seen, atol=1e-5, rtol=0)
-    torch.testing.assert_close(answered.text_embeds, told, atol=1e-5, rtol=0)
+        found = theirs(**inputs | {"pixel_values": views})
+        image = ours.encode_images(views, normalize=True)
+        words = torch.cat([ours.encode_texts(one[None], normalize=True) for one in ids])
+    torch.testing.assert_close(found.image_embeds, image, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.text_embeds, words, atol=1e-5, rtol=0)
 
 
-def test_a_program_that_answers_otherwise_is_not_left_behind(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_onnx_file_that_differs_is_not_kept(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_files, "TOLERANCE", -1.0)
     with pytest.raises(UserError, match=r"images.onnx: not written: its embeddings differ .* by"):
         exports.run(MODEL, Path("out"), "onnx")
@@ -100,7 +98,7 @@ def test_a_program_that_answers_otherwise_is_not_left_behind(
 
 
 def test_the_card_says_what_was_measured_on_these_weights(project: Path) -> None:
-    evaluate.run(tiny.params(), "zero-shot")
+    evaluate.run(tiny.params(), ["zero-shot"])
     exports.run(MODEL, Path("out"), "open_clip")
     card = Path("out/README.md").read_text()
     _, front, body = card.split("---\n", 2)
@@ -115,7 +113,7 @@ def test_the_card_says_what_was_measured_on_these_weights(project: Path) -> None
 
 
 def test_the_card_of_other_weights_claims_nothing(project: Path) -> None:
-    evaluate.run(tiny.params(), "zero-shot")
+    evaluate.run(tiny.params(), ["zero-shot"])
     torch.manual_seed(7)
     weights.save(weights.GoalClip(tiny.SPEC), Path("other"))
     exports.run(Path("other"), Path("out"), "transformers")
@@ -125,7 +123,7 @@ def test_the_card_of_other_weights_claims_nothing(project: Path) -> None:
 
 
 def exported(card: dict) -> tuple[str, str]:
-    """The licence that the head of an export's card names, and the card."""
+    """The licence in the front matter of an export's card, and the card."""
     weights.publish(weights.load(MODEL), Path("models/stage2"), card)
     exports.run(Path("models/stage2"), Path("out"), "open_clip")
     text = Path("out/README.md").read_text()
@@ -149,21 +147,21 @@ def test_the_card_names_the_data_and_its_licence(project: Path) -> None:
     [
         ({"name": "zero-shot", "pretrained": "embedded"}, "apache-2.0"),
         ({"name": "stage2", "pretrained": "embedded", "data": "any", "source": "scenes"}, "apache-2.0"),
-        # A name says nothing: these are somebody's own pictures.
+        # The name of a data set proves nothing: these are a user's own pictures.
         ({"name": "stage2", "pretrained": "embedded", "data": "scenes", "source": "folder"}, "other"),
         ({"name": "stage2", "pretrained": "embedded", "data": "docci", "source": "folder"}, "other"),
-        # Weights of unknown origin, and a card from before it named them.
+        # Weights of unknown origin, and an old card that does not name them.
         ({"name": "stage2", "pretrained": "tuned.pt", "data": "scenes", "source": "scenes"}, "other"),
         ({"name": "stage2", "data": "scenes"}, "other"),
     ],
 )
-def test_free_is_what_the_project_made_alone(project: Path, card: dict, licence: str) -> None:
+def test_only_what_the_project_made_is_apache_licensed(project: Path, card: dict, licence: str) -> None:
     found, text = exported(card)
     assert found == licence
     assert "CC BY" not in text
 
 
-def test_a_card_of_other_weights_says_nothing(project: Path) -> None:
+def test_a_card_json_of_other_weights_is_ignored(project: Path) -> None:
     exported({"name": "zero-shot", "pretrained": "embedded"})
     torch.manual_seed(7)
     weights.save(weights.GoalClip(tiny.SPEC), Path("models/stage2"))
@@ -173,7 +171,7 @@ def test_a_card_of_other_weights_says_nothing(project: Path) -> None:
     assert "Training data: not known here" in text
 
 
-def test_a_folder_that_holds_files_is_left_alone(project: Path) -> None:
+def test_a_folder_that_is_not_empty_is_left_alone(project: Path) -> None:
     readme = project / "mine" / "README.md"
     readme.parent.mkdir()
     readme.write_text("mine")

@@ -1,4 +1,4 @@
-"""A training that is cancelled, or loses its worker: it saves, all is tidy, and the next run goes on."""
+"""A training that is cancelled or loses its worker: it saves, cleans up, and the next run resumes it."""
 
 import os
 import signal
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.flows.live import Project, serving
+from benchmarks.live import Project, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 TIMES = 10
-AWAY = 120.0  # seconds; a run without a heartbeat counts as dead after 90
+AWAY = 120.0  # seconds; a run without a heartbeat is marked as crashed after 90
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +28,16 @@ def tidy(project: Project) -> None:
 
 
 @pytest.mark.parametrize("number", range(TIMES))
-def test_a_cancelled_training_saves_and_the_next_one_goes_on(project: Project, number: int) -> None:
+def test_a_cancelled_training_saves_and_the_next_one_resumes(project: Project, number: int) -> None:
     run = project.training()
     if number:
-        assert "goes on after step" in project.logged(run)
+        assert "resuming after step" in project.logged(run)
     project.cancelled(run)
     assert project.ended(run) == "CANCELLED"
     tidy(project)
 
 
-def test_a_worker_killed_with_9_is_noticed_and_the_next_run_goes_on(project: Project) -> None:
+def test_a_worker_killed_with_9_is_noticed_and_the_next_run_resumes(project: Project) -> None:
     run = project.training()
     os.kill(project.pid("worker"), signal.SIGKILL)
     assert project.ended(run) == "CRASHED"
@@ -45,30 +45,30 @@ def test_a_worker_killed_with_9_is_noticed_and_the_next_run_goes_on(project: Pro
     tidy(project)
     project.up()
     again = project.training()
-    assert "goes on after step" in project.logged(again)
+    assert "resuming after step" in project.logged(again)
     project.cancelled(again)
 
 
-def test_prefect_away_for_minutes_costs_a_training_nothing(project: Project) -> None:
+def test_a_training_survives_minutes_without_prefect(project: Project) -> None:
     run = project.training()
     for process in project.processes(of="prefect"):
         process.kill()
     time.sleep(AWAY)
     project.up()
     back = project.steps(run)
-    # Past the time after which a run that sends no sign of life counts as dead.
+    # Longer than the time after which a run without a heartbeat is marked as crashed.
     time.sleep(AWAY)
     assert project.state(run)["type"] == "RUNNING", project.state(run)
     assert project.steps(run) > back, "its log goes on"
-    # The worker, which lost sight of the server, no longer hears of this: the run ends itself.
+    # The worker, which lost the server, no longer gets cancellations: the run ends itself.
     project.cancelled(run)
     assert project.ended(run) in {"CANCELLED", "CRASHED"}
     assert "goal: stage1: saved after step" in project.logged(run)
     tidy(project)
 
 
-def test_a_whole_family_killed_with_9_is_noticed_and_the_next_run_goes_on(project: Project) -> None:
-    """As where the machine is lost: only the missing heartbeats tell."""
+def test_all_processes_killed_with_9_are_noticed_and_the_next_run_resumes(project: Project) -> None:
+    """As if the machine were lost: only the missing heartbeats show it."""
     run = project.training()
     for process in project.processes(of="worker"):
         process.kill()
@@ -76,6 +76,6 @@ def test_a_whole_family_killed_with_9_is_noticed_and_the_next_run_goes_on(projec
     assert "no heartbeat" in project.state(run)["message"]
     project.up()
     again = project.training()
-    assert "goes on after step" in project.logged(again)
+    assert "resuming after step" in project.logged(again)
     project.cancelled(again)
     tidy(project)

@@ -1,7 +1,6 @@
 """A flow's own checkout: typed parameters, no shell, the user's files untouched, the result a branch."""
 
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +26,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("made") / "project"
     (root / "presets").mkdir(parents=True)
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    (root / "presets" / "small.yaml").write_text(yaml.safe_dump({**PARAMS, "seed": 7}))
+    shutil.copy(ROOT / "presets" / "scenes.yaml", root / "presets")
+    (root / "presets" / "small.yaml").write_text("# A small one.\nseed: 7\n")
     (root / "dvc.yaml").write_text("stages:\n  seed:\n    cmd: cp params.yaml out\n    outs:\n      - out\n")
     git(root, "init", "--quiet", "--initial-branch", "main")
     subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=root, check=True)
@@ -99,6 +99,13 @@ def test_no_shell_reads_an_override(home: Path) -> None:
 def test_a_preset_is_a_committed_file_of_presets(home: Path, preset: str) -> None:
     with pytest.raises(UserError, match="preset"):
         made(home, preset, [])
+
+
+def test_a_preset_is_written_whole(home: Path) -> None:
+    text = (made(home, "small", []) / "params.yaml").read_text()
+    assert text.startswith("# A small one.\n")
+    assert yaml.safe_load(text) == {**PARAMS, "seed": 7}
+    assert "# pixels, square" in text
 
 
 def test_a_run_has_a_checkout_and_a_branch_of_its_own(home: Path) -> None:
@@ -182,25 +189,3 @@ def test_equal_runs_take_turns(home: Path) -> None:
     ends = [run.communicate(timeout=300) for run in runs]
     assert [run.returncode for run in runs] == [0, 0, 0], ends
     assert sum("another flow run has the same commit" in told for told, _ in ends) >= 1, ends
-
-
-def test_a_killed_run_gives_its_turn_back(tmp_path: Path) -> None:
-    program = f"""
-import sys, time
-from pathlib import Path
-from flows import checkout
-with checkout.turn(Path({str(tmp_path / "lock")!r}), print, "busy"):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-    holder = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
-    waits: list[str] = []
-
-    def log(line: str) -> None:
-        waits.append(line)
-        holder.kill()
-
-    with checkout.turn(tmp_path / "lock", log, "busy"):
-        assert holder.wait() == -signal.SIGKILL
-    assert waits == ["busy: waiting"]

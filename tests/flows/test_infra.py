@@ -1,4 +1,4 @@
-"""The files of infra/ that cannot run in a test: they parse, leave nothing open, and pin what they use."""
+"""Files of infra/ that no test can run: they parse, expose no port or password, and pin what they use."""
 
 import re
 import signal
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from goal.errors import UserError
 from infra import processes, servers
 from tests.imports import ROOT
 from tests.servers import alive, beside, until
@@ -24,7 +25,7 @@ KUBERNETES = [
 DOCKERFILE = (INFRA / "Dockerfile").read_text()
 FILES = sorted(path for path in INFRA.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 SERVICES = sorted(COMPOSE["services"])
-# What compose.yaml says to all its services and no worker reads.
+# Variables that compose.yaml gives to all its services although no worker reads them.
 SERVERS_ONLY = {"PREFECT_SERVER_ANALYTICS_ENABLED", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"}
 PINNED = re.compile(r"[\w./-]+:\d+\.\d+[\w.-]*")
 
@@ -102,7 +103,7 @@ def test_an_absent_secret_stops_the_server() -> None:
     assert "secret postgres_password is missing" in result.stderr
 
 
-def test_nobody_is_root() -> None:
+def test_no_container_runs_as_root() -> None:
     for stage in re.split(r"^FROM ", DOCKERFILE, flags=re.M)[1:]:
         if "ENTRYPOINT" in stage:
             assert re.findall(r"^USER (\S+)", stage, re.M)[-1:] == ["1000:1000"]
@@ -113,8 +114,8 @@ def test_nobody_is_root() -> None:
         assert pod["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
 
 
-def test_the_code_is_no_part_of_the_layer_of_packages() -> None:
-    """Else every edit would install torch anew."""
+def test_the_layer_of_packages_does_not_contain_the_code() -> None:
+    """Otherwise every edit would reinstall torch."""
     before = DOCKERFILE[: DOCKERFILE.index("--require-hashes")]
     assert re.findall(r"^COPY (?!--from)(\S+)", before, re.M) == [
         "infra/requirements-servers.txt",
@@ -148,7 +149,7 @@ def test_every_deployment_is_a_flow() -> None:
         assert f"\ndef {function}(" in code
 
 
-def test_a_taken_port_is_gone_round() -> None:
+def test_a_taken_port_is_replaced_by_a_free_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         assert processes.port("127.0.0.1", number) not in {0, number}
@@ -158,7 +159,7 @@ def test_a_taken_port_is_gone_round() -> None:
 def test_a_service_is_found_again_until_it_ends(tmp_path: Path) -> None:
     service = processes.Service(tmp_path, "sleeper")
     assert service.process() is None
-    # A child of its own, as a server's worker processes are.
+    # With children of its own, as a server has worker processes.
     service.start(["sh", "-c", "sleep 600 & sleep 600"], tmp_path, {})
     until(lambda: len(service.process().children()) == 2)
     family = [service.process(), *service.process().children()]
@@ -170,35 +171,35 @@ def test_a_service_is_found_again_until_it_ends(tmp_path: Path) -> None:
     assert service.process() is None
 
 
-def test_a_server_that_ends_at_once_is_told_with_its_log(tmp_path: Path) -> None:
+def test_a_server_that_ends_at_once_is_reported_with_its_log(tmp_path: Path) -> None:
     service = processes.Service(tmp_path, "broken")
     service.start([sys.executable, "-c", "print('no such option')"], tmp_path, {})
-    with pytest.raises(processes.ServerError, match=r"broken did not start; its log: .*broken\.log"):
+    with pytest.raises(UserError, match=r"broken did not start; its log: .*broken\.log"):
         service.wait("http://127.0.0.1:9")
     assert "no such option" in service.log.read_text()
 
 
-def test_an_unknown_action_is_answered_with_the_usage() -> None:
+def test_an_unknown_action_prints_the_usage() -> None:
     command = [sys.executable, "-m", "infra.servers", "sideways"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode
     assert "usage: python -m infra.servers up|ui|down" in result.stderr
 
 
-def test_a_container_s_page_asks_the_published_address() -> None:
-    """Prefect would tell the browser the address it listens on, 0.0.0.0."""
+def test_the_page_of_a_container_uses_the_published_address() -> None:
+    """By default Prefect gives the browser the address it listens on, 0.0.0.0."""
     environment = COMPOSE["services"]["prefect"]["environment"]
     published = COMPOSE["services"]["prefect"]["ports"][0].rpartition(":")[0]
     assert environment["PREFECT_UI_API_URL"] == f"http://{published}/api"
     assert f"http://{published}" in environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
 
 
-def test_a_pod_s_worker_is_told_what_a_container_s_is() -> None:
-    (told,) = (body["data"] for body in KUBERNETES if body["kind"] == "ConfigMap")
-    assert set(COMPOSE["services"]["worker"]["environment"]) <= {*told, *SERVERS_ONLY}
+def test_the_worker_of_a_pod_has_the_environment_of_a_container_s() -> None:
+    (given,) = (body["data"] for body in KUBERNETES if body["kind"] == "ConfigMap")
+    assert set(COMPOSE["services"]["worker"]["environment"]) <= {*given, *SERVERS_ONLY}
 
 
-def test_who_asks_while_another_up_writes_reads_the_same_password(
+def test_the_password_is_read_whole_while_another_up_writes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(servers, "ROOT", tmp_path)
@@ -212,7 +213,7 @@ def test_who_asks_while_another_up_writes_reads_the_same_password(
 
 
 @pytest.mark.parametrize("taken", ["file", "link"])
-def test_a_worker_takes_no_temporary_folder_that_is_not_its_user_s(
+def test_a_worker_refuses_a_temporary_folder_of_another_user(
     taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(servers.tempfile, "gettempdir", lambda: str(tmp_path))
@@ -224,5 +225,5 @@ def test_a_worker_takes_no_temporary_folder_that_is_not_its_user_s(
         own.touch()
     else:
         own.symlink_to("/tmp")
-    with pytest.raises(processes.ServerError, match=r"goal-\d+: belongs to another user; set TMPDIR"):
+    with pytest.raises(UserError, match=r"goal-\d+: belongs to another user; set TMPDIR"):
         servers._own_tmp()

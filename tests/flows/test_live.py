@@ -12,9 +12,9 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
+from benchmarks.live import TINY, Project, serving
 from infra import processes
 from infra.servers import SERVERS
-from tests.flows.live import TINY, Project, serving
 from tests.servers import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -29,11 +29,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 
 def test_up_again_changes_nothing(project: Project) -> None:
     before = [project.pid(server) for server in SERVERS]
-    told = project.up()
-    assert told == project.say(sys.executable, "-m", "infra.servers", "ui")
+    printed = project.up()
+    assert printed == project.say(sys.executable, "-m", "infra.servers", "ui")
     assert [project.pid(server) for server in SERVERS] == before
     assert {process.pid for process in project.processes()} >= set(before)
-    assert all("127.0.0.1" in address for address in told.splitlines()[:2])
+    assert all("127.0.0.1" in address for address in printed.splitlines()[:2])
     listening = [
         connection
         for process in project.processes()
@@ -44,7 +44,7 @@ def test_up_again_changes_nothing(project: Project) -> None:
     assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
 
 
-def test_the_server_knows_the_queue_and_what_to_do_with_dead_runs(project: Project) -> None:
+def test_the_server_has_the_queue_and_the_rule_for_dead_runs(project: Project) -> None:
     assert project.api("work_pools/goal/queues/gpu")["concurrency_limit"] == 1
     queues = {name: project.api(f"deployments/name/goal/{name}")["work_queue_name"] for name in FLOWS}
     assert queues == {"train": "gpu", "evaluate": "gpu", "mine": "gpu", "promote": "default"}
@@ -80,21 +80,21 @@ def test_a_deployment_mines_pairs_and_leaves_the_checkout_alone(project: Project
     branch = project.git("for-each-ref", "--format=%(refname:short)", "refs/heads/runs").strip()
     assert "pairs:" in project.git("show", f"{branch}:dvc.lock")
     assert {"mined-pairs", "contact-sheet", "mlflow-runs", "stages"} <= set(project.artifacts(run))
-    assert "Running stage 'pairs'" in project.logged(run), "the stage's words are on the page"
+    assert "Running stage 'pairs'" in project.logged(run), "the stage's output is on the page"
 
 
 @pytest.mark.parametrize(
     "given", ["stage_hours=-1", 'preset="absent"', 'overrides=["seed"]', "overrides=[7]"]
 )
-def test_a_parameter_that_cannot_be_starts_no_run(project: Project, given: str) -> None:
-    told = project.run("prefect", "deployment", "run", "goal/train", "--param", given)
-    assert told.returncode == 1
-    assert given.split("=")[0] in told.stdout + told.stderr
-    assert "Traceback" not in told.stdout + told.stderr
+def test_an_invalid_parameter_starts_no_run(project: Project, given: str) -> None:
+    printed = project.run("prefect", "deployment", "run", "goal/train", "--param", given)
+    assert printed.returncode == 1
+    assert given.split("=")[0] in printed.stdout + printed.stderr
+    assert "Traceback" not in printed.stdout + printed.stderr
 
 
 def test_two_runs_never_use_the_gpu_at_once(project: Project) -> None:
-    """The second one waits in the queue, and no process of it does."""
+    """The second one waits in the queue, without a process."""
     runs = [project.start("goal/mine", overrides=[*TINY, f"seed={seed}"]) for seed in (11, 12)]
     assert [project.ended(run) for run in runs] == ["COMPLETED", "COMPLETED"], project.worker_log()
     first, second = sorted(map(project.stages, runs))
@@ -110,20 +110,20 @@ def test_a_wrong_override_is_a_failed_run_without_a_retry(project: Project) -> N
 def test_a_schedule_makes_runs(project: Project) -> None:
     project.say("prefect", "deployment", "schedule", "create", "goal/promote", "--cron", "0 3 * * *")
     of = {"id": {"any_": [project.api("deployments/name/goal/promote")["id"]]}}
-    ahead = {"state": {"type": {"any_": ["SCHEDULED"]}}}
-    project.until(lambda: project.api("flow_runs/filter", deployments=of, flow_runs=ahead), "none planned")
+    planned = {"state": {"type": {"any_": ["SCHEDULED"]}}}
+    project.until(lambda: project.api("flow_runs/filter", deployments=of, flow_runs=planned), "none planned")
     project.say("prefect", "--no-prompt", "deployment", "schedule", "clear", "goal/promote", "--accept-yes")
 
 
-def test_nothing_to_promote_is_said(project: Project) -> None:
+def test_nothing_to_promote_is_reported(project: Project) -> None:
     run = project.start("goal/promote", reason="$(touch broken)")
     assert project.ended(run) == "FAILED"
     assert "promote: goal: " in project.state(run)["message"]
     assert not (project.root / "broken").exists()
 
 
-def test_servers_that_were_killed_in_the_middle_of_a_run_do_not_end_it(project: Project) -> None:
-    """Prefect's and MLflow's; `make up` starts them again beside the run."""
+def test_servers_killed_in_the_middle_of_a_run_do_not_end_it(project: Project) -> None:
+    """Prefect's and MLflow's server; `make up` starts them again while the run goes on."""
     run = project.start("goal/mine", overrides=[*TINY, "data.scenes.train=600", "seed=2"])
     project.until(lambda: project.processes("goal", "data"), "no stage began")
     worker = project.pid("worker")
@@ -133,12 +133,10 @@ def test_servers_that_were_killed_in_the_middle_of_a_run_do_not_end_it(project: 
     assert project.pid("worker") == worker
     assert project.ended(run) == "COMPLETED", project.worker_log()
     again = project.start("goal/mine", overrides=TINY)
-    assert project.ended(again) == "COMPLETED", (
-        "the lost server did not take the GPU's place in the queue with it"
-    )
+    assert project.ended(again) == "COMPLETED", "the lost server still holds the GPU's slot in the queue"
 
 
-def test_a_failed_start_leaves_what_was_running(project: Project) -> None:
+def test_a_failed_start_does_not_stop_what_was_running(project: Project) -> None:
     kept = {name: project.pid(name) for name in ("prefect", "worker")}
     number = int(project.mlflow.rsplit(":", 1)[1])
     for process in project.processes(of="mlflow"):
@@ -155,12 +153,12 @@ def test_a_failed_start_leaves_what_was_running(project: Project) -> None:
     assert {name: project.pid(name) for name in kept} == kept
 
 
-def test_ui_tells_of_a_dead_worker_and_starts_nothing(project: Project) -> None:
+def test_ui_reports_a_dead_worker_and_starts_nothing(project: Project) -> None:
     os.kill(project.pid("worker"), signal.SIGKILL)
     until(lambda: not project.processes(of="worker"))
     before = {process.pid for process in project.processes()}
-    told = project.say(sys.executable, "-m", "infra.servers", "ui")
-    assert "Worker   not running; `make up` starts it" in told
+    printed = project.say(sys.executable, "-m", "infra.servers", "ui")
+    assert "Worker   not running; `make up` starts it" in printed
     assert {process.pid for process in project.processes()} == before
 
 

@@ -1,4 +1,4 @@
-"""The flow itself on a small DVC project: order, retries, what is skipped, what the run's page shows."""
+"""The flow on a small DVC project: order of stages, retries, skipped stages, what the run's page shows."""
 
 import logging
 import os
@@ -14,10 +14,10 @@ import pytest
 import requests
 
 from tests.imports import ROOT
-from tests.servers import Server, free_port, until
+from tests.servers import Server, free_port, holder, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-# `register` meets a server that is down, the first time.
+# At its first try, `register` finds MLflow's server down.
 DVC = """
 stages:
   report:
@@ -98,7 +98,7 @@ def server() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("server")
-def test_a_run_retries_what_may_pass_and_shows_its_results(home: Path) -> None:
+def test_a_run_retries_transient_errors_and_shows_its_results(home: Path) -> None:
     from prefect import flow
     from prefect.client.orchestration import get_client
 
@@ -123,7 +123,7 @@ def test_a_run_retries_what_may_pass_and_shows_its_results(home: Path) -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_a_users_error_is_told_at_once(home: Path) -> None:
+def test_a_user_error_is_not_retried(home: Path) -> None:
     from prefect import flow
 
     from flows import pipeline
@@ -135,7 +135,7 @@ def test_a_users_error_is_told_at_once(home: Path) -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_a_promotion_waits_for_a_registry_that_comes_back(home: Path, told: list[str]) -> None:
+def test_a_promotion_waits_for_a_registry_that_comes_back(home: Path, logged: list[str]) -> None:
     from prefect import flow
 
     from flows import pipeline
@@ -144,27 +144,27 @@ def test_a_promotion_waits_for_a_registry_that_comes_back(home: Path, told: list
     mlflow = Server(home)
     mlflow.port = int(os.environ["MLFLOW_TRACKING_URI"].rsplit(":", 1)[1])
 
-    def bring_it() -> None:
-        until(lambda: any(f":{mlflow.port}" in line for line in told))
+    def start_the_server() -> None:
+        until(lambda: any(f":{mlflow.port}" in line for line in logged))
         mlflow.start()
 
-    friend = threading.Thread(target=bring_it)
-    friend.start()
+    starter = threading.Thread(target=start_the_server)
+    starter.start()
     try:
         with pytest.raises(StageError, match="no version with the alias `challenger`") as error:
             flow(pipeline.promote, name="goal")(None, "champion", True, False, "")
         assert not isinstance(error.value, TransientError)
     finally:
-        friend.join()
+        starter.join()
         mlflow.stop()
 
 
 @pytest.fixture
-def told() -> Iterator[list[str]]:
+def logged() -> Iterator[list[str]]:
     """What flow and task runs log."""
     from prefect.logging.configuration import setup_logging
 
-    # Now, since it takes away the handlers that it finds.
+    # Before the handler is added, since it removes all handlers.
     setup_logging()
     lines: list[str] = []
 
@@ -181,32 +181,19 @@ def told() -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from flows import checkout
-with checkout.turn(Path(sys.argv[1]), print, "busy"):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
 @pytest.mark.usefixtures("server")
-def test_a_run_waits_for_the_gpu_whatever_the_server_says(home: Path, told: list[str]) -> None:
-    """Where the server took a live run for dead, its queue lets the next one in."""
+def test_a_run_waits_for_the_gpu_even_if_the_server_lets_it_start(home: Path, logged: list[str]) -> None:
+    """If the server takes a live run for dead, its queue starts the next one."""
     from prefect import flow
 
     from flows import checkout, pipeline
 
     lock = home / checkout.PLACE / "gpu.lock"
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(lock)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert other.stdout.readline() == "held\n"
+    other = holder(lock)
     seen: list[bool] = []
 
     def end_the_other() -> None:
-        until(lambda: "the GPU is in use: waiting" in told)
+        until(lambda: "the GPU is in use: waiting" in logged)
         seen.append((home / checkout.PLACE / "tries").exists())
         other.kill()
 
@@ -219,7 +206,7 @@ def test_a_run_waits_for_the_gpu_whatever_the_server_says(home: Path, told: list
 
 @contextmanager
 def lone_server(port: int, folder: Path) -> Iterator[str]:
-    """A server of Prefect that ends by kill -9; started again, it knows what it knew."""
+    """A Prefect server that is ended by kill -9; started again, it has the same data."""
     quiet = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
     process = subprocess.Popen(
@@ -239,7 +226,7 @@ def _answers(address: str) -> bool:
     return False
 
 
-def test_a_server_that_is_away_costs_pages_and_ends_no_run(tmp_path: Path, told: list[str]) -> None:
+def test_a_run_survives_a_lost_server_and_only_its_page_suffers(tmp_path: Path, logged: list[str]) -> None:
     from prefect import flow
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -265,6 +252,6 @@ def test_a_server_that_is_away_costs_pages_and_ends_no_run(tmp_path: Path, told:
             with get_client(sync_client=True) as client:
                 (bar,) = client.read_artifacts()
                 (run,) = client.read_flow_runs()
-    assert sum(line.startswith("not on the run's page: ConnectError") for line in told) == 2
+    assert sum(line.startswith("missing on the run's page: ConnectError") for line in logged) == 2
     assert float(bar.data) == 100
     assert run.state.is_completed()

@@ -1,4 +1,4 @@
-"""A stage as a child process, with real DVC: how it ends, and that nothing of it outlives the flow."""
+"""A stage as a child process, with real DVC: how it ends, and that no process of it outlives the flow."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from tests.imports import ROOT
 from tests.servers import alive
 
 LIMIT = 60.0
-# A stage with a child of its own in another session, as torchrun's ranks are; both tell their numbers.
+# A stage with a child in another session, like torchrun's ranks; it writes both process ids to a file.
 FAMILY = """
     import os, pathlib, signal, subprocess, sys, time
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
@@ -85,7 +85,7 @@ def test_a_stage_runs_once_and_is_then_skipped(project: Path) -> None:
     ran, lines = run(project, "works")
     assert ran
     assert "all" in lines, "the last state of a progress bar"
-    assert "500" not in lines, "not its every state"
+    assert "500" not in lines, "not every state"
     assert (project / "out").read_text() == "done"
     ran, lines = run(project, "works")
     assert not ran
@@ -103,7 +103,7 @@ def test_a_stage_runs_once_and_is_then_skipped(project: Path) -> None:
         ("stopped", TransientError, "stopped: goal: saved at step 7"),
     ],
 )
-def test_how_a_stage_fails_says_whether_to_try_again(
+def test_the_exit_code_decides_whether_to_retry(
     project: Path, name: str, kind: type[StageError], words: str
 ) -> None:
     with pytest.raises(StageError) as error:
@@ -120,7 +120,7 @@ def test_the_time_limit_lets_the_stage_save_and_ends_the_whole_family(project: P
     assert gone(pids_of(project))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is told by Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the death of the parent")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "terminate"])
 def test_nothing_outlives_the_flow(project: Path, how: signal.Signals) -> None:
     program = f"""
@@ -144,11 +144,11 @@ def test_nothing_outlives_the_flow(project: Path, how: signal.Signals) -> None:
         parent.kill()
         parent.wait()
     assert gone(pids + family)
-    assert (project / "saved").read_text() == "checkpoint", "it was asked, not shot"
+    assert (project / "saved").read_text() == "checkpoint", "it was asked to save before it was killed"
 
 
 def test_a_killed_dvc_leaves_no_orphan(project: Path) -> None:
-    """The guard takes in what the command leaves behind."""
+    """The guard adopts the processes that the command leaves behind."""
     program = """
         import os, pathlib, signal, subprocess, sys, time
         subprocess.Popen([sys.executable, "family.py"])

@@ -1,4 +1,4 @@
-"""What compose.yaml starts, started here from Debian's and PyPI's packages by the same entry.sh.
+"""The services of compose.yaml, started here from Debian's and PyPI's packages by the same entry.sh.
 
 MLflow and Prefect on PostgreSQL behind passwords; moto's S3 for MLflow's artefacts and DVC's remote.
 """
@@ -19,12 +19,12 @@ import requests
 import yaml
 from mlflow import MlflowClient
 
+from benchmarks.live import TINY, Project
 from flows import checkout
 from goal.errors import Unavailable, UserError
 from goal.stages import register
-from goal.tracking import mlflow_runs
+from goal.tracking import sync
 from tests import registered
-from tests.flows.live import TINY, Project
 from tests.imports import ROOT
 from tests.servers import free_port, until
 
@@ -37,7 +37,7 @@ QUIET |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "true"}
 
 @contextmanager
 def process(command: list[str], environment: dict[str, str], address: str) -> Iterator[None]:
-    """A server that answers at `address`, within."""
+    """A server process, once it responds at `address`."""
     server = subprocess.Popen(
         command, env=os.environ | QUIET | environment, start_new_session=True, cwd=tempfile.gettempdir()
     )
@@ -142,7 +142,7 @@ def mlflow(keys: Path, postgres: str, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def search(address: str, **more: object) -> int:
-    """The status that MLflow answers a question with."""
+    """The HTTP status of a search in MLflow."""
     return requests.post(
         f"{address}/api/2.0/mlflow/experiments/search", json={"max_results": 1}, timeout=60, **more
     ).status_code
@@ -155,15 +155,15 @@ def test_a_wrong_password_is_refused(mlflow: str, keys: Path) -> None:
     assert search(mlflow, auth=("admin", right)) == 200
 
 
-def test_a_wrong_password_is_told_at_once_and_costs_no_record(
+def test_a_wrong_password_fails_at_once_and_loses_no_record(
     mlflow: str, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No error that may pass by itself: a flow would try for six minutes. What is to be recorded is kept."""
+    """It is not a transient error, which a flow would retry for six minutes; unsent records are kept."""
     registered.make(tmp_path, monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "password1234")
-    monkeypatch.setitem(mlflow_runs.PATIENCE, "FINISHED", 5.0)
+    monkeypatch.setitem(sync.PATIENCE, "FINISHED", 5.0)
     registered.train(7)
     with pytest.raises(UserError, match=r"401.*MLFLOW_TRACKING_PASSWORD right") as error:
         register.run(registered.params("denied"))
@@ -182,7 +182,7 @@ def test_other_hosts_and_origins_are_refused(mlflow: str, keys: Path) -> None:
     assert search(mlflow, auth=auth, headers={"Origin": "http://evil.example"}) == 403
 
 
-def test_a_user_who_may_only_read_moves_no_alias(mlflow: str, keys: Path) -> None:
+def test_a_user_who_may_only_read_cannot_move_an_alias(mlflow: str, keys: Path) -> None:
     admin = ("admin", (keys / "mlflow_admin_password").read_text())
     reader = ("reader", secrets.token_hex(12))
     made = requests.post(
@@ -205,7 +205,7 @@ def test_two_trainings_write_to_postgresql_at_once(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", (keys / "mlflow_admin_password").read_text())
-    # Fresh processes: a fork of one that has used torch may hang in it.
+    # Spawned, not forked: a fork of a process that has used torch may hang.
     spawn = multiprocessing.get_context("spawn")
     writers = [spawn.Process(target=_train, args=(mlflow, tmp_path / str(seed), seed)) for seed in (1, 2)]
     for writer in writers:
@@ -223,9 +223,9 @@ def test_two_trainings_write_to_postgresql_at_once(
     assert sorted(run.data.tags["goal.seed"] for run in runs) == ["1", "2"]
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert {run.data.metrics["loss/total"] for run in runs} == {1.0}
-    # What the record holds of the connection is not the password.
-    told = str([run.to_dictionary() for run in runs])
-    assert (keys / "mlflow_admin_password").read_text() not in told
+    # The password of the connection is not recorded.
+    recorded = str([run.to_dictionary() for run in runs])
+    assert (keys / "mlflow_admin_password").read_text() not in recorded
 
 
 def _train(address: str, folder: Path, seed: int) -> None:
@@ -291,7 +291,7 @@ def test_mlflow_keeps_artefacts_in_s3(
     assert [entry["Key"].endswith("note.txt") for entry in found] == [True]
 
 
-def test_a_dvc_remote_in_s3_brings_everything_back(s3: dict[str, str], tmp_path: Path) -> None:
+def test_a_dvc_remote_in_s3_restores_everything(s3: dict[str, str], tmp_path: Path) -> None:
     """The commands of docs/flows.md."""
     pytest.importorskip("dvc_s3")
     project = Project(tmp_path / "project")

@@ -1,4 +1,4 @@
-"""`prefect deployment run goal/train` to a registered version; its pages in a real browser."""
+"""`prefect deployment run goal/train` up to a registered version; its pages in a real browser."""
 
 import json
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from playwright.sync_api import Page
 
+from benchmarks.live import TINY, Project, serving
 from goal.config import paths
 from tests.browser import chromium
-from tests.flows.live import TINY, Project, serving
 from tests.imports import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-# What docs/experiments.md looks at: a parameter, and a metric beside the one that is there.
-# Beside the metric that MLflow takes by itself, the first one.
+# Axes to add to the plot, as in docs/experiments.md: a parameter, and a second metric beside the one that
+# MLflow chooses by itself.
 AXES = ("stage2.lr", "test/image_to_text_r1")
-PICTURES = ROOT / "run" / "screenshots"  # git-ignored; to be looked at
+SCREENSHOTS = ROOT / "run" / "screenshots"  # git-ignored; for a person to look at
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def version(project: Project, run: str) -> ModelVersion:
     return MlflowClient(project.mlflow, project.mlflow).get_model_version_by_alias("goal", "challenger")
 
 
-def test_the_page_of_the_run_shows_the_result_and_leads_to_it(
+def test_the_page_of_the_run_shows_and_links_the_result(
     project: Project, run: str, version: ModelVersion
 ) -> None:
     shown = project.artifacts(run)
@@ -74,7 +74,7 @@ def test_the_same_again_skips_every_stage_and_makes_no_version(
     assert project.artifacts(again)["mlflow-version"] == project.artifacts(run)["mlflow-version"]
 
 
-def test_promotion_shows_its_gates_and_says_why_not(project: Project, run: str) -> None:
+def test_promotion_shows_its_gates_and_the_reason(project: Project, run: str) -> None:
     dry = project.start("goal/promote")
     assert project.ended(dry) in {"COMPLETED", "FAILED"}
     shown = project.artifacts(dry)["gates"]
@@ -83,7 +83,7 @@ def test_promotion_shows_its_gates_and_says_why_not(project: Project, run: str) 
 
 
 def test_the_pages_in_a_browser(project: Project, run: str, version: ModelVersion) -> None:
-    PICTURES.mkdir(parents=True, exist_ok=True)
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with chromium() as browser:
         page = browser.new_page(viewport={"width": 1400, "height": 1800})
         page.set_default_timeout(120_000)
@@ -128,7 +128,7 @@ def test_the_pages_in_a_browser(project: Project, run: str, version: ModelVersio
 
 
 def _runs(project: Project) -> tuple[str, str]:
-    """The runs of all models and their experiment, as MLflow's address of a comparison names them."""
+    """The runs of all models and their experiment, as in the URL of MLflow's comparison."""
     client = MlflowClient(project.mlflow, project.mlflow)
     experiment = client.get_experiment_by_name("goal").experiment_id
     found = client.search_runs([experiment])
@@ -137,7 +137,7 @@ def _runs(project: Project) -> tuple[str, str]:
 
 
 def _keep(page: Page, name: str) -> Path:
-    file = PICTURES / f"{name}.png"
+    file = SCREENSHOTS / f"{name}.png"
     page.screenshot(path=file, full_page=True)
     assert file.stat().st_size > 20_000, "an empty page"
     return file

@@ -1,6 +1,7 @@
 """Work that squares numbers, shard by shard, and leaves traces of its calls."""
 
 import os
+import resource
 import signal
 import time
 from dataclasses import dataclass
@@ -17,12 +18,18 @@ ROWS, SIZE = 23, 4
 
 @dataclass(frozen=True)
 class Squares:
-    """Work whose calls leave a trace in `log`, and which `pause`s (seconds) at each row."""
+    """Work whose calls leave a trace in `log`, and which `pause`s (seconds) at each row.
+
+    limit: bytes of the largest file that the process may write; 0: any.
+    """
 
     log: str
     pause: float = 0.0
+    limit: int = 0
 
     def __call__(self, start: int, stop: int) -> pa.Table:
+        if self.limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
         Path(self.log, f"{start}-{os.getpid()}-{time.monotonic_ns()}").touch()
         for _ in range(start, stop):
             time.sleep(self.pause)
@@ -33,7 +40,8 @@ class Squares:
 
 @dataclass(frozen=True)
 class Fails:
-    """Work that fails on one shard: by a user's fault, a bug, or the end of its process (so many times)."""
+    """Work that fails on one shard: by a user's fault, a bug, or a worker that is killed or stopped, so many
+    times."""
 
     log: str
     how: str
@@ -42,8 +50,8 @@ class Fails:
     def __call__(self, start: int, stop: int) -> pa.Table:
         made = Squares(self.log)(start, stop)
         if start == 8 and len(list(Path(self.log).glob("8-*"))) <= self.times:
-            if self.how == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
+            if self.how in ("killed", "stopped"):
+                os.kill(os.getpid(), signal.SIGKILL if self.how == "killed" else signal.SIGSTOP)
             if self.how == "bug":
                 raise ZeroDivisionError("a bug")
             raise UserError("p8.png: its fault")

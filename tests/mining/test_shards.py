@@ -1,6 +1,7 @@
 """Shards under fire: kills, full disks, faults and clusters end in the same bytes, or in one clear line."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_a_users_fault_in_a_worker_is_its_line_and_keeps_what_is_done(tmp_path, 
 
 
 def test_a_bug_in_a_worker_is_not_hidden(tmp_path, log):
-    with pytest.raises(RuntimeError, match="a worker failed"):
+    with pytest.raises(ZeroDivisionError, match="a bug"):
         run(Fails(str(log), "bug"), tmp_path / "out", workers=2)
 
 
@@ -78,28 +79,29 @@ def test_a_shard_that_keeps_killing_its_workers_stops_the_run(tmp_path, log):
 
 
 PROGRAM = """
-import logging, resource, sys
+import logging, sys
 from pathlib import Path
 from goal.mining import shards
 from goal.errors import UserError, Interrupted
-from tests.mining.squares import ROWS, SIZE, Squares
-out, log, workers, pause, limit = sys.argv[1:]
+from tests.mining.squares import ROWS, SIZE, Fails, Squares
+out, log, workers, pause, limit, how = sys.argv[1:]
 if __name__ == "__main__":
-    if int(limit):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     logging.basicConfig(level=logging.INFO)
     try:
         with shards.held(Path(out), "squares"):
-            shards.run(Squares(log, float(pause)), ROWS, SIZE, Path(out), int(workers), "squares")
+            work = Fails(log, how) if how else Squares(log, float(pause), int(limit))
+            shards.run(work, ROWS, SIZE, Path(out), int(workers), "squares")
     except (UserError, Interrupted) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 """
 
 
-def start(tmp_path: Path, log: Path, workers: int, pause: float = 0.0, limit: int = 0) -> subprocess.Popen:
+def start(
+    tmp_path: Path, log: Path, workers: int, pause: float = 0.0, limit: int = 0, how: str = ""
+) -> subprocess.Popen:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    arguments = [tmp_path / "out", log, workers, pause, limit]
+    arguments = [tmp_path / "out", log, workers, pause, limit, how]
     return subprocess.Popen(
         [sys.executable, program, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -151,6 +153,18 @@ def test_sigterm_stops_at_once_and_says_how_to_go_on(tmp_path, log, expected, wo
     assert content(tmp_path / "out").items() <= expected.items()
     run(Squares(str(log)), tmp_path / "out")
     assert content(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_stuck_worker_holds_up_its_own_shard_only_and_no_stop(tmp_path, log, expected, asked):
+    process = start(tmp_path, log, 2, how="stopped")
+    until(lambda: finished(tmp_path) == 5)
+    process.send_signal(asked)
+    _, error = process.communicate(timeout=20)
+    assert error.splitlines()[-1].startswith("Interrupted: squares: stopped;")
+    run(Squares(str(log)), tmp_path / "out")
+    assert content(tmp_path / "out") == expected
+    assert calls(log) == [0, 4, 8, 8, 12, 16, 20]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

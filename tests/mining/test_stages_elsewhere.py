@@ -7,6 +7,7 @@ import pytest
 import torch
 from segment_anything import sam_model_registry
 
+from benchmarks import small_sam
 from goal import config, weights
 from goal.config import paths
 from goal.model.network import GoalClip
@@ -14,7 +15,7 @@ from goal.stages import pairs, regions
 from tests import drawn
 from tests.drawn import digests
 from tests.mining.conftest import Cluster
-from tests.regions import small_detector, small_sam
+from tests.regions import small_detector
 from tests.tiny import SPEC
 
 

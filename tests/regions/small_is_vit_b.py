@@ -2,6 +2,6 @@
 
 from segment_anything import sam_model_registry
 
-from tests.regions import small_sam
+from benchmarks import small_sam
 
 sam_model_registry["vit_b"] = small_sam.build

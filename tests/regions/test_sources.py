@@ -29,7 +29,7 @@ def scene(index: int) -> tuple[np.ndarray, list]:
 
 
 def test_fixed_crops_are_the_quadrants_and_the_centre():
-    (found,) = Fixed().propose([blank(100, 60)])
+    found = Fixed().propose(blank(100, 60))
     assert [region.box for region in found] == [
         (0, 0, 50, 30),
         (50, 0, 100, 30),
@@ -41,7 +41,7 @@ def test_fixed_crops_are_the_quadrants_and_the_centre():
 
 
 def test_fixed_crops_of_odd_sides_stay_inside():
-    (found,) = Fixed().propose([blank(5, 3)])
+    found = Fixed().propose(blank(5, 3))
     assert all(0 <= r.box[0] < r.box[2] <= 5 and 0 <= r.box[1] < r.box[3] <= 3 for r in found)
     assert {(r.box[2] - r.box[0]) * (r.box[3] - r.box[1]) / 15 for r in found} == {found[0].area_ratio}
 
@@ -50,7 +50,7 @@ def test_a_segment_is_its_tight_box_and_its_own_area():
     picture = blank(200, 100)
     picture[20:60, 30:90] = (200, 30, 30)
     picture[50:60, 60:90] = 240  # an L: its area is less than its box
-    (found,) = Felzenszwalb(SEGMENTER).propose([picture])
+    found = Felzenszwalb(SEGMENTER).propose(picture)
     # The blur makes thin segments of edges too; the thing itself is the largest but the background.
     thing = sorted(found, key=lambda region: region.area_ratio)[-2]
     assert overlap(thing.box, (30, 20, 90, 60)) > 0.8
@@ -61,7 +61,7 @@ def test_a_segment_is_its_tight_box_and_its_own_area():
 def test_boxes_of_a_large_picture_are_in_its_own_pixels():
     picture = blank(1000, 500)
     picture[100:300, 600:900] = (20, 60, 200)
-    (found,) = Felzenszwalb(SEGMENTER).propose([picture])
+    found = Felzenszwalb(SEGMENTER).propose(picture)
     assert max(overlap(region.box, (600, 100, 900, 300)) for region in found) > 0.9
 
 
@@ -70,7 +70,7 @@ def test_things_of_scenes_are_found():
     hits = []
     for index in range(30):
         picture, truth = scene(index)
-        (found,) = Felzenszwalb(SEGMENTER).propose([picture])
+        found = Felzenszwalb(SEGMENTER).propose(picture)
         hits += [max(overlap(region.box, box) for region in found) >= 0.5 for box in truth]
     assert sum(hits) / len(hits) >= 0.95
 
@@ -78,42 +78,32 @@ def test_things_of_scenes_are_found():
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (2, 2), (3, 3), (5, 300)])
 def test_tiny_and_thin_pictures_do_no_harm(size):
     for source in (Fixed(), Felzenszwalb(SEGMENTER)):
-        (found,) = source.propose([blank(*size)])
+        found = source.propose(blank(*size))
         assert all(0 <= r.box[0] < r.box[2] <= size[0] and 0 <= r.box[1] < r.box[3] <= size[1] for r in found)
 
 
-def test_a_picture_has_the_same_regions_in_any_company():
-    source = Felzenszwalb(SEGMENTER)
-    pictures = [scene(index)[0] for index in range(3)]
-    assert source.propose(pictures) == [source.propose([picture])[0] for picture in pictures]
-
-
 class Given:
-    """A source that proposes what it is told."""
+    """A source that proposes what it is given."""
 
     def __init__(self, found: list[Region]) -> None:
         self.found = found
 
-    def propose(self, images: list[np.ndarray]) -> list[list[Region]]:
-        return [self.found for _ in images]
+    def propose(self, image: np.ndarray) -> list[Region]:
+        return self.found
 
 
 def test_sizes_are_kept_by_the_masks_area_limits_included():
     ratios = [0.005, 0.01, 0.5, 0.8, 0.81]
     source = Given([Region((i, 0, i + 9, 9), ratio, 1, "x") for i, ratio in enumerate(ratios)])
-    (kept,) = Proposer([source], 0.01, 0.8).propose([blank(20, 20)])
+    kept = Proposer([source], 0.01, 0.8).propose(blank(20, 20))
     assert [region.area_ratio for region in kept] == [0.01, 0.5, 0.8]
 
 
 def test_equal_boxes_are_kept_once_and_sources_in_order():
     first = Given([Region((0, 0, 9, 9), 0.1, 1, "one"), Region((1, 0, 9, 9), 0.1, 1, "one")])
     second = Given([Region((1, 0, 9, 9), 0.1, 1, "two"), Region((2, 0, 9, 9), 0.1, 1, "two")])
-    (kept,) = Proposer([first, second], 0.01, 0.8).propose([blank(20, 20)])
+    kept = Proposer([first, second], 0.01, 0.8).propose(blank(20, 20))
     assert [(region.box[0], region.source) for region in kept] == [(0, "one"), (1, "one"), (2, "two")]
-
-
-def test_no_pictures_give_no_regions():
-    assert Proposer([Fixed(), Given([])], 0.01, 0.8).propose([]) == []
 
 
 def overlap(a: tuple, b: tuple) -> float:
@@ -126,7 +116,8 @@ from goal.regions.felzenszwalb import Felzenszwalb
 from tests.regions import test_sources
 
 fine = test_sources.Params(scales=[100.0, 300.0, 800.0], sigma=0.8, min_size=20, max_side=256)
-found = Felzenszwalb(fine).propose([test_sources.scene(index)[0] for index in range(16)])
+source = Felzenszwalb(fine)
+found = [source.propose(test_sources.scene(index)[0]) for index in range(16)]
 print(hashlib.sha256(repr(found).encode()).hexdigest())
 """
 

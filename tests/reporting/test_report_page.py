@@ -27,7 +27,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         measured.make(root, patch)
         shutil.copytree("data/tiny", "data/other")
-        evaluate.run_many(tiny.params(), MODELS, "other")
+        evaluate.run(tiny.params(), MODELS, "other")
         for model in MODELS:
             measured.change(model, "other/test", network="ViT-B-16", data_set="docci", images=5100)
         report.run(tiny.params())

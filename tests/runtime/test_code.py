@@ -77,7 +77,7 @@ def test_files_beside_the_code_and_packages_are_listed(package: Path) -> None:
     after = listings()
     assert {stage for stage in STAGES if after[stage] != before[stage]} == {"report"}
     assert {"torch", "pillow", "nltk"} <= before["train"].keys()
-    assert "torch" not in before["data"]
+    assert "segment-anything" in before["regions"].keys() - before["data"].keys()
     assert not [version for file, version in before["train"].items() if version == "absent"]
 
 

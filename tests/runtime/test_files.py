@@ -2,18 +2,13 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
-import time
-from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
 
 from goal.errors import UserError
 from goal.runtime import files
-from goal.tracking.journal import Journal
-from goal.training.checkpoint import Checkpoints
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -42,7 +37,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_folders_on_the_way_are_made_and_a_file_in_their_place_is_one_line(tmp_path):
     files.write_json({}, tmp_path / "new" / "deep" / "b.json")
-    with pytest.raises(UserError, match=r"b\.json/c: cannot be written: .*; make room or mend it"):
+    with pytest.raises(UserError, match=r"b\.json/c: cannot be written: .*; make room or fix it"):
         files.write_json({}, tmp_path / "new" / "deep" / "b.json" / "c" / "d.json")
 
 
@@ -71,37 +66,3 @@ def test_a_digest_is_of_the_bytes(tmp_path):
     assert files.digest(one) != files.digest(other)
     with pytest.raises(UserError, match="cannot be read"):
         files.digest(Path(tmp_path / "none"))
-
-
-def _train(folder: Path) -> AbstractContextManager[None]:
-    return Checkpoints(folder, {"seed": 0}, 2).held()
-
-
-def _record(folder: Path) -> AbstractContextManager[Journal]:
-    return closing(Journal(folder))
-
-
-def _alone(folder: Path) -> AbstractContextManager[None]:
-    def refuse() -> None:
-        raise BlockingIOError
-
-    return files.alone(folder / "lock", refuse)
-
-
-@pytest.mark.parametrize("hold", [_train, _record, _alone])
-def test_a_lock_ends_with_its_process_and_not_with_the_children_that_it_leaves(tmp_path, hold):
-    """As the data workers of a killed training, which look only every few seconds whether it still lives."""
-    context = multiprocessing.get_context("fork")
-    begun = context.Event()
-    with hold(tmp_path):
-        child = context.Process(target=lambda: (begun.set(), time.sleep(600)))
-        child.start()
-        begun.wait()
-        with pytest.raises((BlockingIOError, UserError)), hold(tmp_path):
-            pass
-    try:
-        with hold(tmp_path):
-            assert child.is_alive()
-    finally:
-        child.kill()
-        child.join()

@@ -39,9 +39,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = Path("data/scenes")
         (folder / "images").mkdir(parents=True)
         drawn = [
-            scenes.draw(params, folder, scenes.Order("test", number, False)) for number in range(PICTURES)
+            scenes.draw(params, folder, scenes.SceneKey("test", number, False)) for number in range(PICTURES)
         ]
-        *known, odd = (one.row for one in drawn)
+        *known, odd = (row for tables in drawn for row in tables["test"])
         manifest.write(known, folder / "test.parquet")
         shutil.copy(odd.image, "odd.png")
         os.rename(odd.image, os.fsencode(folder / "images") + b"/" + ODD)
@@ -129,7 +129,7 @@ def test_a_long_text_finds_pictures_and_each_sentence_its_place(
         expect(page.locator("#reading")).to_contain_text(
             f"{reading.tokens} tokens, the model reads {search.network.spec.context_length}."
         )
-        expect(page.locator("#reading mark")).to_have_text(words[reading.end :])
+        expect(page.locator("#reading mark")).to_have_text(reading.rest)
         browsers.keep(page, f"app-found-{scheme}")
         for picture in pictures.all():
             box = picture.bounding_box()

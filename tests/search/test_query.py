@@ -66,12 +66,13 @@ def test_ten_thousand_words_are_cut_where_the_context_ends(search: Search) -> No
     found = reading(words, 77)
     assert (found.tokens, found.read) == (2500 * 5 + 2, 77)
     # 75 tokens of five a sentence, the full stop among them.
-    assert words[: found.end] == ("The tree is green. " * 15).strip()
+    assert found.head == ("The tree is green. " * 15).strip()
+    assert found.head + found.rest == words.strip()
 
 
 def test_a_short_text_is_read_to_its_end() -> None:
     found = reading(" A cat. ", 77)
-    assert (found.tokens, found.read, found.end) == (5, 5, 7)
+    assert (found.tokens, found.read, found.head, found.rest) == (5, 5, "A cat.", "")
 
 
 def test_models_have_names(search: Search) -> None:

@@ -1,4 +1,4 @@
-"""The evaluate stage on a small set with a random network, and its parts on embeddings made by hand."""
+"""The evaluate stage on a small data set with a random network, and its parts on handmade embeddings."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from goal.config import Params
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import UserError
-from goal.evaluation import answers, embed
+from goal.evaluation import embed, query_metrics, ranking
 from goal.evaluation.embed import EmbeddingTable, Settings
 from goal.evaluation.galleries import DIRECTIONS, Gallery, Picture
 from goal.model import embedding
@@ -56,7 +56,7 @@ def by_hand(gallery: Gallery, image: torch.Tensor, texts: torch.Tensor) -> Embed
     )
 
 
-def test_recalls_are_those_of_every_item_embedded_alone(project: Path, params: Params) -> None:
+def test_recalls_equal_those_of_items_embedded_one_by_one(project: Path, params: Params) -> None:
     model = weights.load(Path("models/base")).eval()
     prepare = clip.preprocess(model.spec)
     rows = manifest.read(Path("data/tiny/test.parquet"))
@@ -65,7 +65,7 @@ def test_recalls_are_those_of_every_item_embedded_alone(project: Path, params: P
         ids = [text.tokenize(one, [], 77).ids[None] for row in rows for one in row.captions]
         texts = torch.cat([model.encode_texts(one) for one in ids])
     expected = metrics.recall_at_k(image, texts, torch.arange(12) // 2, [1, 2, 10])
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     found = result("test")["metrics"]
     for direction, recalls in expected.items():
         for k, value in recalls.items():
@@ -76,8 +76,8 @@ def test_recalls_are_those_of_every_item_embedded_alone(project: Path, params: P
     assert found["text_to_image_r1"]["queries"] == 12
 
 
-def test_the_headline_is_small_and_returned(project: Path, params: Params) -> None:
-    returned = evaluate.run(params, "zero-shot")
+def test_the_headline_metrics_are_written_and_returned(project: Path, params: Params) -> None:
+    returned = evaluate.run(params, ["zero-shot"])["zero-shot"]
     shown = headline("test")
     assert set(shown) == {
         "images",
@@ -91,20 +91,20 @@ def test_the_headline_is_small_and_returned(project: Path, params: Params) -> No
     assert returned == {f"test/{key}": shown[key] for key in shown if key not in {"images", "texts"}}
 
 
-def test_two_runs_are_identical_to_the_byte_and_embed_once(project: Path, params: Params) -> None:
-    evaluate.run(params, "zero-shot")
+def test_two_runs_give_the_same_bytes_and_embed_once(project: Path, params: Params) -> None:
+    evaluate.run(params, ["zero-shot"])
     first = {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()}
     (kept,) = Path("work/embeddings").rglob("*.safetensors")
     made = kept.stat().st_mtime_ns
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     assert {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()} == first
     assert [path.stat().st_mtime_ns for path in Path("work/embeddings").rglob("*.safetensors")] == [made]
     shutil.rmtree("work")
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     assert {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()} == first
 
 
-def test_a_picture_that_changes_under_its_name_is_embedded_again(project: Path) -> None:
+def test_a_changed_picture_file_is_embedded_again(project: Path) -> None:
     picture = Picture("data/tiny/images/0.png")
     (before,) = embed.embed([Path("models/base")], [picture], ["A dog."], SETTINGS)
     Image.new("RGB", (50, 40), "blue").save(picture.path)
@@ -113,16 +113,16 @@ def test_a_picture_that_changes_under_its_name_is_embedded_again(project: Path) 
     assert torch.equal(before.text, after.text)
 
 
-def test_damaged_embeddings_are_made_again(project: Path, params: Params) -> None:
-    evaluate.run(params, "zero-shot")
+def test_a_damaged_cache_of_embeddings_is_replaced(project: Path, params: Params) -> None:
+    evaluate.run(params, ["zero-shot"])
     before = result("test")
     (kept,) = Path("work/embeddings").rglob("*.safetensors")
     kept.write_bytes(kept.read_bytes()[:100])
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     assert result("test") == before
 
 
-def test_sorted_trimmed_batches_give_the_embeddings_of_padded_ones(project: Path) -> None:
+def test_sorted_trimmed_batches_give_the_same_embeddings_as_padded_ones(project: Path) -> None:
     model = weights.load(Path("models/base")).eval()
     embedded, counts = embedding.of_texts(model, tiny.CAPTIONS, SETTINGS.batch_size)
     ids = torch.zeros(len(tiny.CAPTIONS), 77, dtype=torch.long)
@@ -131,11 +131,11 @@ def test_sorted_trimmed_batches_give_the_embeddings_of_padded_ones(project: Path
         ids[row, : len(tokens)] = tokens
     with torch.inference_mode():
         torch.testing.assert_close(embedded, model.encode_texts(ids), atol=1e-5, rtol=1e-4)
-    # "a man reads." is 4 tokens; the count knows nothing of the context.
+    # "A man reads." is 4 tokens; the count is not limited by the context length.
     assert int(counts[5]) == 90 * 4 + 2
 
 
-def test_a_crop_is_embedded_as_the_pixels_that_its_box_touches(project: Path) -> None:
+def test_a_crop_is_embedded_from_the_pixels_that_its_box_touches(project: Path) -> None:
     source = Image.open("data/tiny/images/0.png")
     source.crop((9, 5, 31, 25)).save("cut.png")
     box = Picture("data/tiny/images/0.png", (9.5, 5.0, 30.5, 25.0))
@@ -148,7 +148,7 @@ def test_a_crop_is_embedded_as_the_pixels_that_its_box_touches(project: Path) ->
 
 
 def test_copies_of_a_picture_have_one_embedding(project: Path) -> None:
-    """In another batch its last bits would differ, and one copy would outrank the other instead of a tie."""
+    """Computed in different batches, their last bits would differ, and one copy would outrank the other."""
     copies = [Picture(f"data/tiny/images/copy-{number}.png") for number in range(7)]
     for copy in copies:
         shutil.copy("data/tiny/images/0.png", copy.path)
@@ -161,8 +161,8 @@ def test_copies_of_a_picture_have_one_embedding(project: Path) -> None:
     assert len(found.image) == 4
 
 
-def test_what_the_set_lacks_is_said(project: Path, params: Params) -> None:
-    evaluate.run(params, "zero-shot")
+def test_missing_benchmarks_give_their_reason(project: Path, params: Params) -> None:
+    evaluate.run(params, ["zero-shot"])
     for benchmark, reason in {"short": "short", "twins": "twins", "joint": "crops"}.items():
         assert headline(benchmark) == {"images": 0, "texts": 0}
         assert reason in result(benchmark)["missing"]
@@ -171,11 +171,11 @@ def test_what_the_set_lacks_is_said(project: Path, params: Params) -> None:
 
 def test_a_set_without_test_pictures_has_no_benchmark(project: Path, params: Params) -> None:
     manifest.write([], Path("data/tiny/test.parquet"))
-    assert evaluate.run(params, "zero-shot") == {}
+    assert evaluate.run(params, ["zero-shot"]) == {"zero-shot": {}}
     assert result("test") == {"benchmark": "test", "missing": "tiny has no test pictures"}
 
 
-def test_every_benchmark_of_a_full_set(project: Path, params: Params) -> None:
+def test_every_benchmark_of_a_complete_data_set(project: Path, params: Params) -> None:
     rows = manifest.read(Path("data/tiny/test.parquet"))
     manifest.write(
         [Row(**{**vars(row), "captions": ("Short.",)}) for row in rows], Path("data/tiny/short.parquet")
@@ -183,9 +183,9 @@ def test_every_benchmark_of_a_full_set(project: Path, params: Params) -> None:
     twins = [tiny.twin(rows[0], rows[1].image, "colour"), tiny.twin(rows[2], rows[3].image, "shape")]
     manifest.write_table(manifest.table(twins, manifest.TWINS), Path("data/tiny/twins.parquet"))
     tiny.write_pairs(tiny.pair("p0", 0.3), tiny.pair("p4", 0.2))
-    returned = evaluate.run(params, "zero-shot")
+    returned = evaluate.run(params, ["zero-shot"])["zero-shot"]
     assert headline("short")["texts"] == 6
-    # Six equal captions: each finds its picture by chance alone, and no picture its caption.
+    # Six equal captions tie, so no picture ranks its own caption first.
     assert result("short")["repeated_texts"] == 6
     assert headline("short")["image_to_text_r1"] == 0
     assert headline("twins")["images"] == 4
@@ -201,9 +201,9 @@ def test_every_benchmark_of_a_full_set(project: Path, params: Params) -> None:
 
 
 def test_a_picture_without_a_text_finds_nothing() -> None:
-    """Its rank is 0, which is not among the first k."""
+    """Its rank is 0, which is not counted as one of the first k."""
     rows = pa.table({"rank": pa.array([0, 1, 2], pa.int32())})
-    names, values = answers.columns(rows, [1, 5])
+    names, values = query_metrics.metric_values(rows, [1, 5])
     assert names == ["r1", "r5"]
     assert values.tolist() == [[0, 0], [100, 100], [0, 100]]
 
@@ -217,18 +217,18 @@ def test_fault_10_a_crop_belongs_to_its_picture() -> None:
         texts=("caption a", "caption b", "sentence a", "sentence b"),
         text_to_picture=(0, 1, 2, 3),
     )
-    # Whole, crop, caption and sentence of one picture are one point: all are found, whole by sentence too.
+    # The picture, crop, caption and sentence of each picture have the same embedding: everything is found.
     points = torch.eye(2)[[0, 1, 0, 1]]
-    linked = answers.answer(gallery, by_hand(gallery, points, points), chunk=3)
+    linked = ranking.measure(gallery, by_hand(gallery, points, points), chunk=3)
     assert linked["average_precision"].to_pylist() == [1.0] * 8
-    # Each finds its own text but the other picture's crop: without the link this would be perfect, too.
+    # Each finds its own text first but not the linked one: without the link this would be perfect.
     apart = torch.eye(4)
-    missed = answers.answer(gallery, by_hand(gallery, apart, apart), chunk=3)
+    missed = ranking.measure(gallery, by_hand(gallery, apart, apart), chunk=3)
     # Own item first; the other relevant one ties with two wrong ones and so is fourth.
     assert missed["average_precision"].to_pylist() == pytest.approx([(1 + 2 / 4) / 2] * 8)
 
 
-def test_twins_rows_follow_their_queries() -> None:
+def test_the_rows_of_twins_belong_to_their_queries() -> None:
     gallery = Gallery(
         benchmark="twins",
         pictures=(Picture("a"), Picture("b"), Picture("at"), Picture("bt")),
@@ -240,26 +240,26 @@ def test_twins_rows_follow_their_queries() -> None:
     image = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     texts = image.clone()
     texts[1] = torch.tensor([0.1, 0.9])  # b's caption prefers the twin's picture
-    rows = answers.answer(gallery, by_hand(gallery, image, texts), chunk=3).to_pylist()
+    rows = ranking.measure(gallery, by_hand(gallery, image, texts), chunk=3).to_pylist()
     wrong = [
         (row["direction"], row["id"], row["part"], row["attribute"]) for row in rows if not row["correct"]
     ]
-    # b itself scores its own caption at 0.11 and the twin's at 0, so as a picture it is right.
+    # As a query, picture b is right: it scores its own caption at 0.11 and the twin's at 0.
     assert wrong == [("text_to_image", "b", "picture", "shape")]
 
 
-def test_breakdowns_part_the_queries_by_length(project: Path, params: Params) -> None:
-    evaluate.run(params, "zero-shot")
+def test_breakdowns_group_the_queries_by_length(project: Path, params: Params) -> None:
+    evaluate.run(params, ["zero-shot"])
     found = result("test")["by"]
     assert list(found["tokens"]) == ["<= 77", "78-154", "> 248"]
     assert sum(group["text_to_image_r1"]["queries"] for group in found["tokens"].values()) == 12
-    # A picture counts by its longest text.
+    # A picture is grouped by its longest text.
     assert found["tokens"]["<= 77"]["image_to_text_r1"]["queries"] == 4
     assert list(found["sentences"]) == ["<= 1", "2-3", "9-12", "> 12"]
 
 
-def test_the_protocol_names_the_content_and_not_the_paths(project: Path, params: Params) -> None:
-    evaluate.run(params, "zero-shot")
+def test_the_protocol_depends_on_the_content_and_not_on_the_paths(project: Path, params: Params) -> None:
+    evaluate.run(params, ["zero-shot"])
     before = result("test")["protocol"]
     assert before["images"] == 6
     assert before["texts"] == 12
@@ -268,34 +268,34 @@ def test_the_protocol_names_the_content_and_not_the_paths(project: Path, params:
     shutil.move("data/tiny/images", "data/tiny/pictures")
     moved = [Row(**{**vars(row), "image": row.image.replace("images", "pictures")}) for row in rows]
     manifest.write(moved, Path("data/tiny/test.parquet"))
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     assert result("test")["protocol"] == before
     changed = [Row(**{**vars(row), "captions": ("Another.", *row.captions[1:])}) for row in moved]
     manifest.write(changed, Path("data/tiny/test.parquet"))
-    evaluate.run(params, "zero-shot")
+    evaluate.run(params, ["zero-shot"])
     assert result("test")["protocol"]["split"] != before["split"]
 
 
-def test_models_at_once_are_measured_as_one_by_one(
+def test_models_measured_together_get_the_same_results_as_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: Params
 ) -> None:
     tiny.make(tmp_path, monkeypatch, ("zero-shot", "stage1", "stage2"))
-    alone = {name: evaluate.run(params, name) for name in ("zero-shot", "stage1")}
+    alone = {name: evaluate.run(params, [name])[name] for name in ("zero-shot", "stage1")}
     files = {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()}
     shutil.rmtree("work")
     shutil.rmtree("metrics")
-    together = evaluate.run_many(params, ["zero-shot", "stage1", "stage2"])
+    together = evaluate.run(params, ["zero-shot", "stage1", "stage2"])
     assert {name: together[name] for name in alone} == alone
     assert {path: path.read_bytes() for path in files} == files
 
 
-def test_another_set_is_measured_beside_the_own_one(project: Path, params: Params) -> None:
-    evaluate.run(params, "zero-shot")
+def test_another_data_set_is_measured_beside_the_own_one(project: Path, params: Params) -> None:
+    evaluate.run(params, ["zero-shot"])
     before = {path: path.read_bytes() for path in Path("metrics").rglob("*") if path.is_file()}
     shutil.copytree("data/tiny", "data/other")
-    # These pairs belong to the pipeline's own set.
+    # These pairs belong to the pipeline's own data set.
     tiny.write_pairs(tiny.pair("p0", 0.3))
-    returned = evaluate.run_many(params, ["zero-shot"], "other")["zero-shot"]
+    returned = evaluate.run(params, ["zero-shot"], "other")["zero-shot"]
     assert returned.keys() == {f"other/test/{way}_r{k}" for way in DIRECTIONS for k in (1, 10)}
     details = json.loads(Path("metrics/zero-shot/on/other/details/test.json").read_text())
     assert details["protocol"]["data_set"] == "other"
@@ -303,7 +303,7 @@ def test_another_set_is_measured_beside_the_own_one(project: Path, params: Param
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_missing_picture_is_one_line(project: Path, params: Params) -> None:
+def test_a_missing_picture_is_named(project: Path, params: Params) -> None:
     Path("data/tiny/images/3.png").unlink()
     with pytest.raises(UserError, match=r"^data/tiny/images/3\.png: cannot be read"):
-        evaluate.run(params, "zero-shot")
+        evaluate.run(params, ["zero-shot"])

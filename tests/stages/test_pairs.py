@@ -12,17 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from goal import clip, config, text, weights
 from goal.config import paths
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import UserError
-from goal.mining import contact_sheet, matching, shards
+from goal.mining import matching, shards
 from goal.mining import summary as mining_summary
 from goal.mining.mined import PAIRS, SIDES
 from goal.model.network import GoalClip
+from goal.reporting import cards, contact_sheet, pictures
 from goal.stages import pairs, regions
 from tests import drawn
 from tests.drawn import digests, params
@@ -264,7 +265,7 @@ def test_the_truth_scores_each_thing_by_its_sentences_box(project):
 
 
 def test_the_contact_sheet_holds_few_pictures_at_a_time(project, monkeypatch):
-    read, seen, held = contact_sheet.reading.picture, [], []
+    read, seen, held = cards.open_image, [], []
 
     def counted(*arguments):
         image = read(*arguments)
@@ -273,9 +274,9 @@ def test_the_contact_sheet_holds_few_pictures_at_a_time(project, monkeypatch):
         return image
 
     mine(params(pairs={"contact_sheet": 6}))
-    monkeypatch.setattr(contact_sheet.reading, "picture", counted)
+    monkeypatch.setattr(cards, "open_image", counted)
     written = sorted(Path("pairs/train").glob("shard-*.parquet"))
-    contact_sheet.write(written, 2, paths.manifest("drawn", "train"), 6, 1.0, Path("sheet.png"))
+    contact_sheet.write(written, paths.manifest("drawn", "train"), 6, 1.0, Path("sheet.png"))
     assert len(held) >= 5
     assert max(held) <= 2
     assert Path("sheet.png").read_bytes() == Path("pairs/contact-sheet.png").read_bytes()
@@ -284,7 +285,7 @@ def test_the_contact_sheet_holds_few_pictures_at_a_time(project, monkeypatch):
 def test_the_contact_sheet_outlines_in_the_colours_of_the_sentences(project):
     mine(params())
     colours = {colour for _, colour in Image.open("pairs/contact-sheet.png").getcolors(1 << 24)}
-    assert {(0xC4, 0x4E, 0x00), (0x00, 0x63, 0xA6)} <= colours
+    assert {ImageColor.getrgb(pictures.colour(number)) for number in (1, 2)} <= colours
 
 
 def test_a_last_bit_does_not_choose_between_equal_candidates() -> None:

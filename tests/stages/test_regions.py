@@ -6,17 +6,18 @@ from pathlib import Path
 import pytest
 from segment_anything import sam_model_registry
 
+from benchmarks import small_sam
 from goal import config
 from goal.config import paths
 from goal.errors import UserError
-from goal.regions import Proposer, build, checkpoints, sam, sam_weights, with_weights
+from goal.regions import build, checkpoints, sam, sam_weights, with_weights
 from goal.runtime import download
-from goal.runtime.download import CHUNK, Patience, Remote
+from goal.runtime.download import CHUNK, Remote
 from goal.stages import regions as stage
 from tests import drawn
 from tests.datasets.server import Served, serve
 from tests.drawn import digests
-from tests.regions import small_detector, small_sam
+from tests.regions import small_detector
 
 
 def params(sources: list[str], sam: str = "", detector: str = "") -> config.Params:
@@ -68,7 +69,7 @@ def test_a_worker_that_sees_another_file_refuses_it(project: Path) -> None:
 
 
 def test_sams_weights_are_fetched_once_before_any_work(project: Path, monkeypatch) -> None:
-    monkeypatch.setattr(download, "PATIENCE", Patience(pause=0.01))
+    monkeypatch.setattr(download, "PAUSE", 0.01)
     content = small_sam.WEIGHTS.read_bytes()
     served = Served(content, ["drop"], drop_after=3 * CHUNK)
     with serve({"sam_small.pth": served}) as address:
@@ -81,23 +82,7 @@ def test_sams_weights_are_fetched_once_before_any_work(project: Path, monkeypatc
     assert served.asked == ["", f"bytes={3 * CHUNK}-"]
     # The server is gone by now.
     assert with_weights(params(["fixed", "sam"]).regions) == regions
-    assert isinstance(build(regions).sources[1], sam.Fast)
-
-
-def test_pictures_come_in_batches_of_the_size_that_sam_is_given(project: Path, monkeypatch) -> None:
-    taken = []
-    propose = Proposer.propose
-
-    def seen(self: Proposer, images: list) -> list:
-        taken.append(len(images))
-        return propose(self, images)
-
-    monkeypatch.setattr(Proposer, "propose", seen)
-    values = params(["sam"], sam=str(small_sam.WEIGHTS)).model_dump(by_alias=True)
-    values["regions"]["shard_size"] = 12
-    values["regions"]["sam"]["batch_size"] = 5
-    stage.run(config.parse(values, "test"))
-    assert taken == [5, 2, 2]  # 7 pictures to train on, 2 to test with
+    assert isinstance(build(regions).sources[1], sam.MaskGenerator)
 
 
 def test_sources_without_weights_need_none(project: Path) -> None:

@@ -25,7 +25,7 @@ from goal.errors import Unavailable, UserError
 from goal.model.network import GoalClip
 from goal.runtime import files
 from goal.stages import register
-from goal.tracking import mlflow_runs, provenance, registry
+from goal.tracking import mlflow_store, provenance, registry
 from tests import registered, tiny
 
 
@@ -39,7 +39,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def client() -> MlflowClient:
-    return MlflowClient(mlflow_runs.uri(), mlflow_runs.uri())
+    return MlflowClient(mlflow_store.uri(), mlflow_store.uri())
 
 
 def versions(name: str) -> list[ModelVersion]:
@@ -48,7 +48,7 @@ def versions(name: str) -> list[ModelVersion]:
 
 def load(name: str) -> mlflow.pyfunc.PyFuncModel:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", mlflow_runs.uri())
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_store.uri())
         return mlflow.pyfunc.load_model(f"models:/{name}@challenger")
 
 
@@ -119,7 +119,7 @@ def test_the_version_needs_no_pickle_no_network_and_no_project(tmp_path: Path) -
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
         cwd=tmp_path,
-        env=os.environ | {"MLFLOW_TRACKING_URI": mlflow_runs.uri(), "MLFLOW_DISABLE_TELEMETRY": "true"},
+        env=os.environ | {"MLFLOW_TRACKING_URI": mlflow_store.uri(), "MLFLOW_DISABLE_TELEMETRY": "true"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -133,7 +133,7 @@ def test_the_version_needs_no_pickle_no_network_and_no_project(tmp_path: Path) -
 def test_a_version_s_files_are_weights_code_and_evaluation() -> None:
     register.run(registered.params("files"))
     (version,) = versions("files")
-    folder = Path(mlflow.artifacts.download_artifacts(version.source, tracking_uri=mlflow_runs.uri()))
+    folder = Path(mlflow.artifacts.download_artifacts(version.source, tracking_uri=mlflow_store.uri()))
     contained = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {"artifacts/model.safetensors", "served_model.py", "code/goal/clip.py"} <= contained
     assert {"evaluation/details/test.json", "evaluation/ranks/test.parquet"} <= contained
@@ -178,7 +178,8 @@ def test_the_same_again_does_not_even_load_mlflow_until_the_store_changes() -> N
     Path("params.yaml").write_text(json.dumps(values.model_dump(by_alias=True)))
     program = """
         import sys
-        from goal import config, registry
+        from goal import config
+        from goal.stages import register
         register.run(config.load())
         print(sorted({"mlflow", "torch"} & set(sys.modules)))
     """

@@ -18,6 +18,7 @@ from goal.config import Params, paths
 from goal.datasets import manifest
 from goal.mining.mined import SIDES
 from goal.reporting import examples
+from goal.reporting.pictures import VERMILION
 from goal.stages import report
 from goal.text import split_sentences
 from goal.tracking import provenance
@@ -45,7 +46,7 @@ def project(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Page(HTMLParser):
-    """Counts elements, and what a page would fetch."""
+    """The elements of a page, and the addresses that a browser would fetch."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class Page(HTMLParser):
                 self.fetched.append(value or "")
 
 
-def test_the_report_opens_offline_and_is_the_same_every_time(project: Path, params: Params) -> None:
+def test_the_report_works_offline_and_is_reproducible(project: Path, params: Params) -> None:
     report.run(params)
     page = Page(Path("reports/index.html").read_text())
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
@@ -90,16 +91,23 @@ def test_the_page_shows_pairs_queries_and_heat_maps(project: Path, params: Param
     table_of_pairs = pq.read_table("pairs/train/shard-00000.parquet").to_pylist()
     usable = [pair for pair in table_of_pairs if pair["id"] in shown and not pair["dropped"]]
     boxes = {(pair["id"], *(pair[side] for side in SIDES)) for pair in usable}
-    assert text.count('stroke-width="3" vector-effect') == len(boxes) > 0
-    # Heat maps before and after, for every sentence and for the attention.
+    numbers = {
+        (card["id"], one.number)
+        for card in examples.pairs("tiny", "train", 3, 1)
+        for one in card["sentences"]
+        if one.number
+    }
+    assert len(numbers) == len(boxes) > 0
+    assert text.count('<b class="number"') == len(usable)
+    # One heat map before and one after training, for every sentence and for the attention.
     first_captions = [tiny.CAPTIONS[0], HOSTILE]
     sentences = sum(len(split_sentences(caption)) for caption in first_captions)
     assert text.count('<image class="heat"') == 2 * (sentences + 2)
-    assert "stage2 less the other, paired by query" in text
+    assert "stage2 minus the other model, paired by query" in text
     assert "<th>− global</th>" in text
 
 
-def test_sentences_of_one_box_share_its_colour(project: Path) -> None:
+def test_sentences_of_one_box_share_its_number_and_colour(project: Path) -> None:
     """Else one box would hide the other's colour."""
     (shard,) = Path("pairs/train").glob("shard-*.parquet")
     rows = pq.read_table(shard).to_pylist()
@@ -109,11 +117,10 @@ def test_sentences_of_one_box_share_its_colour(project: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(shard)), shard)
     (card,) = (card for card in examples.pairs("tiny", "train", 6, 1) if card["id"] == name)
     assert len(card["sentences"]) > 1
-    assert [box["colour"] for box in card["boxes"]] == [card["sentences"][0]["colour"]]
-    assert len({sentence["colour"] for sentence in card["sentences"]}) == 1
+    assert {(sentence.number, sentence.colour) for sentence in card["sentences"]} == {(1, VERMILION)}
 
 
-def test_a_white_frame_is_spoken_of_where_there_is_one(project: Path, params: Params) -> None:
+def test_white_frames_are_explained_where_there_are_any(project: Path, params: Params) -> None:
     frame, words = 'stroke="#fff"', "A white frame is the true box."
     report.run(params)
     text = Path("reports/index.html").read_text()
@@ -127,7 +134,7 @@ def test_a_white_frame_is_spoken_of_where_there_is_one(project: Path, params: Pa
     assert (text.count(frame), words in text) == (2, True)
 
 
-def test_the_page_says_where_everything_comes_from(
+def test_the_page_shows_the_origin_of_its_results(
     project: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("params.yaml").write_text("seed: 7  # <chosen>\n")
@@ -139,7 +146,7 @@ def test_the_page_says_where_everything_comes_from(
         "other": {"outs": [{"path": "elsewhere", "md5": "4567"}]},
     }
     Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
-    # The credentials of the server stay off the page.
+    # The credentials of the server must not appear on the page.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://reader:hunter2@mlflow.example:5000/base/")
     report.run(params, experiment="12")
     text = Path("reports/index.html").read_text()
@@ -160,10 +167,10 @@ def test_the_page_says_where_everything_comes_from(
     assert not re.search("hunter2|reader", text)
 
 
-def test_captions_stay_text(project: Path, params: Params) -> None:
-    """A caption with markup, quotes and template code appears letter by letter, and nothing of it runs."""
+def test_captions_are_escaped(project: Path, params: Params) -> None:
+    """A caption with markup, quotes and template code is shown as text; none of it runs."""
     found = examples.pairs("tiny", "train", 6, 1)
-    assert any("<script>" in sentence["text"] for card in found for sentence in card["sentences"])
+    assert any("<script>" in sentence.text for card in found for sentence in card["sentences"])
     report.run(config.parse(_with_report(params, gallery=6, examples=6, grounding=6), "test"))
     text = Path("reports/index.html").read_text()
     assert "<script" not in text
@@ -171,8 +178,8 @@ def test_captions_stay_text(project: Path, params: Params) -> None:
     assert "{{ 7 * 7 }}" in text
 
 
-def test_a_duel_counts_what_one_finds_and_the_other_does_not(project: Path) -> None:
-    found = examples.duel("tiny", "stage2", "global", 1, 1)
+def test_queries_are_those_for_which_only_one_model_ranks_first(project: Path) -> None:
+    found = examples.queries("tiny", "stage2", "global", 1, 1)
     ours, theirs = (
         {
             (row["id"], row["caption"]): row["rank"]

@@ -1,4 +1,4 @@
-"""Trainings that cannot be: each refused in one line that names the field or file, and nothing is written."""
+"""Trainings that cannot run: a UserError of one line names the field or file, and nothing is written."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,8 @@ from goal.datasets import manifest
 from goal.errors import UserError
 from goal.runtime import devices
 from goal.stages import train
-from goal.training import recipe
+from goal.training import trainer
+from goal.training.plan import Plan
 from goal.training.progress import Silent
 from tests import trainings
 
@@ -55,11 +56,11 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_batch() -> None:
         ),
     ],
 )
-def test_bad_parameters_are_one_line(changes: dict[str, Any], words: str) -> None:
+def test_bad_parameters_are_named(changes: dict[str, Any], words: str) -> None:
     assert words in _refused(trainings.params(**changes))
 
 
-def test_a_gpu_that_is_not_there_is_one_line() -> None:
+def test_a_missing_gpu_is_named() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert "train.device" in _refused(trainings.params(train__device="cuda"))
@@ -70,37 +71,37 @@ def test_bf16_is_refused_where_the_cpu_has_none(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(devices, "CPU", other)
     other.write_text("flags\t\t: fpu sse2 avx2 avx512f\n")
     assert "train.precision bf16: this CPU has no" in _refused(trainings.params(train__precision="bf16"))
-    assert not recipe.plan(trainings.params(train__precision="auto"), "stage2").bf16
+    assert not Plan.of(trainings.params(train__precision="auto"), "stage2").bf16
     other.write_text("flags\t\t: fpu sse2 avx2 avx512f avx512_bf16\n")
     train.run(trainings.params(train__precision="bf16"), "stage2", Silent())
-    assert not recipe.plan(trainings.params(train__precision="auto"), "stage2").bf16
+    assert not Plan.of(trainings.params(train__precision="auto"), "stage2").bf16
 
 
 @pytest.mark.parametrize(("chunk", "pairs"), [(0, 4), (3, 3)])
-def test_a_gpu_out_of_memory_is_one_line(chunk: int, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_gpu_memory_is_a_user_error(chunk: int, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> None:
-        # As torch does; no GPU is at hand that would.
+        # As torch does; this test needs no GPU.
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total ...")
 
-    monkeypatch.setattr(train.step, "backward", refuse)
+    monkeypatch.setattr(trainer.step, "backward", refuse)
     text = _refused(trainings.params(train__chunk_size=chunk))
     assert f"train.chunk_size to fewer than {pairs} pairs" in text
     assert "`goal fit-batch stage2`" in text
 
 
-def test_missing_inputs_are_one_line() -> None:
+def test_missing_inputs_are_named() -> None:
     Path("pairs/train/shard-00000.parquet").unlink()
     assert "pairs/train: no mined pairs" in _refused(trainings.params())
     Path("data/tiny/train.parquet").unlink()
     assert "data/tiny/train.parquet: not found" in _refused(trainings.params())
 
 
-def test_a_picture_lost_on_the_way_is_named() -> None:
+def test_a_missing_picture_is_named() -> None:
     next(iter(Path("data/tiny/images").glob("0-003*"))).unlink()
     assert "0-003" in _refused(trainings.params())
 
 
-def test_keeping_the_best_needs_validation_pictures() -> None:
+def test_keep_best_needs_validation_pictures() -> None:
     manifest.write([], paths.manifest("tiny", "val"))
     assert "need validation pictures" in _refused(trainings.params(stage2__keep="best"))
     train.run(trainings.params(), "stage2", Silent())

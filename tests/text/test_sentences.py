@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from goal.errors import UserError
 from goal.text import Sentence, punkt, split_sentences
+from goal.text.cleaning import clean
 
 # A bar marks the borders; where it stands, the caption may have whitespace.
 SPLIT = {
@@ -81,7 +82,13 @@ def glyphs(text: str) -> str:
 
 @pytest.mark.parametrize("marked", SPLIT.values(), ids=SPLIT)
 def test_borders(marked: str) -> None:
-    assert texts(marked.replace("|", "")) == [part.strip() for part in marked.split("|")]
+    assert texts(clean(marked.replace("|", ""))) == [clean(part) for part in marked.split("|")]
+
+
+@pytest.mark.parametrize("kind", SPLIT.keys() - {"entities"})
+def test_borders_of_a_caption_as_given(kind: str) -> None:
+    parts = SPLIT[kind].split("|")
+    assert texts("".join(parts)) == [part.strip() for part in parts]
 
 
 def test_offsets_refer_to_the_caption_as_given() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from goal.tracking import mlflow_runs
+from goal.tracking import mlflow_store
 from tests.imports import ROOT
 
 
@@ -15,8 +15,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-        mlflow_runs.prepare()
-        mlflow_runs.connect(mlflow_runs.uri())
+        mlflow_store.connect()
     return path
 
 

@@ -1,7 +1,6 @@
 """Which version becomes the champion: a real registry, and many promotions at once."""
 
 import json
-import logging
 import multiprocessing
 import os
 import shutil
@@ -24,7 +23,7 @@ from goal.cli import main
 from goal.config import Params
 from goal.errors import UserError
 from goal.stages import register as stage
-from goal.tracking import mlflow_runs, promotion, registry
+from goal.tracking import mlflow_store, promotion, registry
 from tests import registered, tiny
 from tests.servers import Server
 
@@ -49,7 +48,7 @@ def register(values: Params, seed: int) -> None:
 
 
 def client() -> MlflowClient:
-    return MlflowClient(mlflow_runs.uri(), mlflow_runs.uri())
+    return MlflowClient(mlflow_store.uri(), mlflow_store.uri())
 
 
 def aliases(name: str) -> dict[str, str]:
@@ -85,7 +84,6 @@ def test_the_way_of_two_versions(project: Path) -> None:
     assert "rolled back to version 1: it was slower" in decision_of("way", "2")
     with pytest.raises(UserError, match="nothing to go back to"):
         promotion.rollback(values, "again")
-    assert registry.registered_model(client(), "way.promotion-lock") is None
 
 
 def test_an_alias_of_its_own_has_its_own_champion_and_its_own_way_back(project: Path) -> None:
@@ -205,9 +203,7 @@ def test_a_decision_is_void_once_the_champion_has_changed(project: Path) -> None
     register(values, 2)
     early = promotion.judge(values, 1)
     promoted(values, 2)
-    with pytest.raises(
-        UserError, match="another promotion came first: the champion is version 2, it was None"
-    ):
+    with pytest.raises(UserError, match="another promotion came first: the champion is version 2, not None"):
         promotion.promote(values, early, "")
     assert aliases("late")["champion"] == "2"
 
@@ -222,7 +218,6 @@ def test_of_twenty_promotions_at_once_one_wins_and_the_others_say_so(project: Pa
     assert len(losers) == 19
     assert all("another promotion" in words for words in losers), set(losers)
     assert aliases("race") == {"champion": "2", "previous": "1", "challenger": "2"}
-    assert registry.registered_model(client(), "race.promotion-lock") is None
     assert "replaces version 1" in decision_of("race", "2")
 
 
@@ -279,43 +274,56 @@ def test_the_same_through_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         server.stop()
 
 
-def test_a_killed_promotion_leaves_a_lock_that_names_itself_and_unlock_removes_it(
-    project: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
+def test_a_promotion_that_is_killed_is_in_no_way_of_the_next(project: Path) -> None:
     values = registered.params("stuck")
     register(values, 1)
-    killed = multiprocessing.get_context("fork").Process(target=_die_holding, args=("stuck",))
+    killed = multiprocessing.get_context("fork").Process(target=_die_moving, args=("stuck",))
     killed.start()
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
-    with pytest.raises(UserError, match=rf"under way \(.*process {killed.pid} on .*--unlock"):
-        promoted(values)
     assert "champion" not in aliases("stuck")
-    promotion.unlock(values)
-    assert f"process {killed.pid}" in caplog.text
     promoted(values)
     assert aliases("stuck")["champion"] == "1"
 
 
-def _die_holding(name: str) -> None:
-    with promotion._alone(registry.connect(), name):
+def _die_moving(name: str) -> None:
+    with promotion._moving(client(), name, "champion", None, 1):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_waits_until_the_lock_is_given_back(project: Path, number: signal.Signals) -> None:
+def test_a_signal_waits_until_what_has_begun_is_done(project: Path, number: signal.Signals) -> None:
     """Also where a library's thread would take it, as numpy's and Arrow's may."""
-    register(registered.params("asked"), 1)
-    holder = multiprocessing.get_context("fork").Process(target=_hold_and_be_asked, args=("asked", number))
-    holder.start()
-    holder.join()
-    assert holder.exitcode == 0, "what it had begun is done"
-    assert registry.registered_model(client(), "asked.promotion-lock") is None
+    name = f"asked-{number}"
+    register(registered.params(name), 1)
+    mover = multiprocessing.get_context("fork").Process(target=_move_and_be_asked, args=(name, number))
+    mover.start()
+    mover.join()
+    assert mover.exitcode == 0, "what it had begun is done"
+    assert aliases(name)["champion"] == "1"
 
 
-def _hold_and_be_asked(name: str, number: signal.Signals) -> None:
+def _move_and_be_asked(name: str, number: signal.Signals) -> None:
     threading.Thread(target=time.sleep, args=[60], daemon=True).start()
-    with promotion._alone(registry.connect(), name):
+    with promotion._moving(client(), name, "champion", None, 1):
         os.kill(os.getpid(), number)
         time.sleep(0.1)
+        client().set_registered_model_alias(name, "champion", "1")
+
+
+def test_a_promotion_from_elsewhere_is_noticed_before_and_after_the_move(project: Path) -> None:
+    """Another folder with the same registry does not see this one's lock."""
+    values = registered.params("shared")
+    register(values, 1)
+    register(values, 2)
+
+    def move(*versions: str) -> None:
+        with promotion._moving(client(), "shared", "champion", None, 1):
+            for version in versions:
+                client().set_registered_model_alias("shared", "champion", version)
+
+    with pytest.raises(UserError, match="came first: the champion is version 2, not 1; look at its result"):
+        move("1", "2")
+    with pytest.raises(UserError, match="champion is version 2, not None; nothing was changed"):
+        move("1")
+    assert aliases("shared")["champion"] == "2"

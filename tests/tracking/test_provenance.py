@@ -77,6 +77,11 @@ def test_outside_git_the_commit_is_unknown(tmp_path: Path) -> None:
     assert provenance.code(tmp_path) == provenance.Code(provenance.UNKNOWN, ())
 
 
+def test_where_git_fails_the_code_does_not_count_as_committed(checkout: Path) -> None:
+    (checkout / ".git/index").write_bytes(b"damaged")
+    assert provenance.code(checkout).changed == (provenance.UNKNOWN,)
+
+
 def test_digests_are_those_that_dvc_writes(reproduced: Path) -> None:
     stages = provenance.lock(reproduced / "dvc.lock")
     assert stages["draw"].outs == {"data/set": provenance.md5(reproduced / "data/set")}

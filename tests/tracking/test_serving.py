@@ -26,7 +26,7 @@ from goal import clip, text, weights
 from goal.datasets import images
 from goal.runtime import code
 from goal.stages import register
-from goal.tracking import mlflow_runs, registry, served_model
+from goal.tracking import mlflow_store, served_model
 from tests import documents, registered, tiny
 from tests.imports import ROOT
 
@@ -44,7 +44,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def model(project: Path) -> mlflow.pyfunc.PyFuncModel:
     """The model as a server loads it, in this process."""
-    mlflow_runs.prepare()
+    mlflow_store.prepare()
     served_model.save(project / "saved", project / "models/stage2/model.safetensors", 0.01, None, None)
     return mlflow.pyfunc.load_model(str(project / "saved"))
 
@@ -168,7 +168,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`mlflow models serve` of the champion, as docs/serving.md starts it, away from the project."""
     values = registered.params("served")
     register.run(values)
-    client = registry.connect()
+    client = mlflow_store.connect()
     client.set_registered_model_alias("served", "champion", "1")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -179,7 +179,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process = subprocess.Popen(
         shlex.split(command),
         cwd=tmp_path_factory.mktemp("elsewhere"),
-        env=os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": mlflow_runs.uri()},
+        env=os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": mlflow_store.uri()},
         start_new_session=True,
     )
     address = f"http://127.0.0.1:{port}"

@@ -6,25 +6,25 @@ from mlflow.entities import Run
 
 from goal.config import Params, paths
 from goal.errors import Interrupted
-from goal.tracking import mlflow_runs
+from goal.tracking import mlflow_store
+from goal.tracking import runs as tracking
 
 
 def train(params: Params, steps: range, weights: str = "trained", name: str = "stage1") -> None:
     """What goal.stages.train does to the record."""
-    with mlflow_runs.training(params, name) as tracker:
+    with tracking.training(params, name) as tracker:
         for step in steps:
             tracker.log_metrics({"loss/total": 1 / step, "lr": 0.1}, step)
         curve = paths.metrics_dir(name) / "loss.csv"
         curve.parent.mkdir(parents=True, exist_ok=True)
         curve.write_text("step,lr,total\n1,0.1,1.0\n2,0.1,0.5\n")
-        tracker.log_artifact(curve)
         paths.model_dir(name).mkdir(parents=True, exist_ok=True)
         (paths.model_dir(name) / "model.safetensors").write_text(weights)
 
 
 def interrupted(params: Params, steps: range) -> None:
     def stopped() -> None:
-        with mlflow_runs.training(params, "stage1") as tracker:
+        with tracking.training(params, "stage1") as tracker:
             for step in steps:
                 tracker.log_metrics({"loss/total": 1 / step}, step)
             raise Interrupted("stopped")
@@ -34,7 +34,7 @@ def interrupted(params: Params, steps: range) -> None:
 
 
 def client() -> MlflowClient:
-    return MlflowClient(mlflow_runs.uri())
+    return MlflowClient(mlflow_store.uri())
 
 
 def runs() -> list[Run]:

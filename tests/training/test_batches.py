@@ -1,4 +1,4 @@
-"""Which pictures a step sees, and what of them: order, pairs, masks, padding, counts."""
+"""Batches of the training pictures: their order, pairs, masks, padding and counts."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def mined(
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_ranks_together_see_each_batch_once(world: int) -> None:
+def test_the_ranks_together_get_each_batch_once(world: int) -> None:
     whole = list(BatchSampler(37, 8, 3, 5, 0, 0, 1))
     ranks = [list(BatchSampler(37, 8, 3, 5, 0, rank, world)) for rank in range(world)]
     assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == whole
@@ -55,18 +55,18 @@ def test_ranks_together_see_each_batch_once(world: int) -> None:
         assert set(seen) <= set(range(37))
 
 
-def test_epochs_and_seeds_shuffle_anew() -> None:
-    order = BatchSampler(32, 8, 2, 5, 0, 0, 1)
+def test_each_epoch_and_seed_has_its_own_order() -> None:
+    sampler = BatchSampler(32, 8, 2, 5, 0, 0, 1)
     first, second = (
-        [key.index for step in range(4 * e, 4 * e + 4) for key in order.batch(step)] for e in (0, 1)
+        [key.index for step in range(4 * e, 4 * e + 4) for key in sampler.batch(step)] for e in (0, 1)
     )
     assert sorted(first) == sorted(second) == list(range(32))
     assert first != second
-    assert list(BatchSampler(32, 8, 2, 6, 0, 0, 1)) != list(order)
-    assert list(BatchSampler(32, 8, 2, 5, 0, 0, 1)) == list(order)
+    assert list(BatchSampler(32, 8, 2, 6, 0, 0, 1)) != list(sampler)
+    assert list(BatchSampler(32, 8, 2, 5, 0, 0, 1)) == list(sampler)
 
 
-def test_order_goes_on_at_any_step() -> None:
+def test_the_sampler_can_start_at_any_step() -> None:
     whole = list(BatchSampler(20, 4, 2, 1, 0, 0, 1))
     for step in range(11):
         rest = BatchSampler(20, 4, 2, 1, step, 0, 1)
@@ -79,17 +79,17 @@ def test_order_goes_on_at_any_step() -> None:
     [
         (16, 10, 1, "has only 10 pictures"),
         (10, 30, 4, "train.processes 4"),
-        (2, 30, 4, "4 would"),
+        (2, 30, 4, "set 4"),
     ],
 )
-def test_batches_that_cannot_be_made_are_refused(size: int, pictures: int, world: int, words: str) -> None:
+def test_batch_sizes_that_do_not_fit_are_refused(size: int, pictures: int, world: int, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
         batches.check("stage1", size, pictures, world, "data/x/train.parquet")
     assert "stage1.batch_size" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_the_best_pair_is_chosen_and_ties_go_to_the_first_sentence() -> None:
+def test_the_best_pair_is_chosen_and_a_tie_goes_to_the_first_sentence() -> None:
     rows = trainings.rows(3, Path("images"))
     lines = trainings.pairs(rows)
     for line in lines:
@@ -117,7 +117,7 @@ def test_sampling_draws_from_the_top_by_seed_and_epoch() -> None:
     assert len({made(rows, pairs)[Key(epoch, 0)].span for epoch in range(12)}) == 2
 
 
-def test_pairs_below_the_least_similarity_and_dropped_ones_are_not_used() -> None:
+def test_dropped_pairs_and_those_below_min_similarity_are_not_used() -> None:
     rows = trainings.rows(4, Path("images"))
     high = BEST.model_copy(update={"min_similarity": 0.3})
     found = mined(rows, high, frozenset({2}))
@@ -169,7 +169,7 @@ def test_a_box_mostly_out_of_view_keeps_its_crop_but_not_its_patches() -> None:
 
 
 def test_a_sentence_beyond_the_context_trains_locally_without_a_span() -> None:
-    """Unlike the released code: nothing vanishes for being long."""
+    """The released code drops such images silently."""
     rows = trainings.rows(1, Path("images"))
     caption = " ".join(f"Sentence number {n} names a red ball." for n in range(20))
     row = Row("long", rows[0].image, rows[0].width, rows[0].height, (caption,), "tiny")
@@ -186,7 +186,7 @@ def test_a_sentence_beyond_the_context_trains_locally_without_a_span() -> None:
     assert batch.in_context.tolist() == [False]
 
 
-def test_pictures_without_a_pair_still_come_and_captions_take_turns() -> None:
+def test_pictures_without_a_pair_are_used_and_captions_alternate() -> None:
     rows = trainings.rows(2, Path("images"))
     rows[0] = Row(
         rows[0].id, rows[0].image, rows[0].width, rows[0].height, ("a cat", "two dogs", "a bird"), "tiny"
@@ -217,18 +217,18 @@ def test_chunks_keep_every_part_with_its_pair(chunk: int) -> None:
         texts = [sample.caption for sample in own] + [
             sample.sentence for sample in own if sample.sentence is not None
         ]
-        rows = [row for group in part.texts for row in group]
-        assert len(rows) == len(texts) == len(part.places)
+        rows_of_texts = [row for group in part.texts for row in group]
+        assert len(rows_of_texts) == len(texts) == len(part.places)
         for place, text in zip(part.places.tolist(), texts, strict=True):
-            assert torch.equal(rows[place][: len(text)], text)
-            assert not rows[place][len(text) :].any()
+            assert torch.equal(rows_of_texts[place][: len(text)], text)
+            assert not rows_of_texts[place][len(text) :].any()
         for place, row in enumerate(part.rows.tolist()):
             assert torch.equal(part.images[len(own) + place], own[row].crop)
         for row, sample in enumerate(own):
             assert tuple(part.spans[row].tolist()) == (sample.span or (0, 0))
 
 
-def test_parts_that_no_term_asks_for_are_not_read() -> None:
+def test_parts_that_no_loss_term_needs_are_not_read() -> None:
     rows = trainings.rows(3, Path("images"))
     pairs = mined(rows)
     sample = made(rows, pairs, Needs.of({"global": 1.0}))[Key(0, 0)]

@@ -1,4 +1,4 @@
-"""A batch in chunks against the whole: the same gradient, the memory of a chunk, both passes compiled."""
+"""A batch in chunks against the whole batch: the same gradient, the memory of a chunk, also compiled."""
 
 import math
 import os
@@ -50,7 +50,7 @@ def test_chunks_give_the_gradient_of_the_whole_batch(
 
 
 class Kept:
-    """A tensor that waits for the backward pass, counted while it lives."""
+    """A tensor saved for the backward pass; `now` and `most` count the bytes of all that exist."""
 
     now = most = 0
 
@@ -86,7 +86,7 @@ def drawn(count: int) -> list[Sample]:
 
 
 def test_a_batch_of_512_in_chunks_has_the_gradient_of_the_whole_in_a_chunks_memory() -> None:
-    """The words of the task: a batch of 512 fits a small GPU and gives the gradient to 1e-5."""
+    """A batch of 512 fits a small GPU, and its gradient differs from the whole batch's by 1e-5 at most."""
     model, samples = trainings.model(), drawn(512)
     found, most = {}, {}
     for size in (0, 32, 100):
@@ -117,7 +117,7 @@ def _compiled(folder: str) -> None:
     expected = step.backward(plain, parts, WEIGHTS, ALONE, nullcontext)
     compiled = torch.compile(model, backend=backend, dynamic=True)
     found = step.backward(compiled, parts, WEIGHTS, ALONE, nullcontext)
-    # Three chunks, each once without a gradient and once with, in one graph.
+    # Three chunks, each one graph, first without gradient and then with it.
     assert passes == [False] * 3 + [True] * 3
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value)
@@ -127,7 +127,7 @@ def _compiled(folder: str) -> None:
 
 @pytest.mark.slow
 def test_both_passes_of_a_chunked_step_are_compiled(tmp_path: Path) -> None:
-    # In a process of its own: what checks shapes in tests breaks graphs.
+    # In its own process: the shape checks of the tests would break the graph.
     child = trainings.forks().Process(target=_compiled, args=(str(tmp_path),))
     child.start()
     child.join(300)

@@ -1,4 +1,4 @@
-"""Templates for clusters: Slurm's scripts with stand-ins for its commands, this machine being both nodes."""
+"""Cluster templates: the Slurm scripts with stand-ins for Slurm's commands, both nodes on this machine."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from tests.imports import ROOT
 from tests.training import test_under_dvc
 from tests.training.test_distributed import together, train_stage2
 
-# Slurm's commands as far as the scripts use them; a step's processes are those below srun.
+# Slurm's commands as far as the scripts use them; the processes of a job step are the children of srun.
 STAND_INS = {
     "srun": """
         import subprocess, sys, os, pathlib
@@ -30,7 +30,7 @@ STAND_INS = {
         import contextlib, pathlib, psutil, sys
         assert sys.argv[1:] == ["--signal=TERM", "7"]
         for process in psutil.Process(int(pathlib.Path("step").read_text())).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # ended by the one above it
+            with contextlib.suppress(psutil.NoSuchProcess):  # its parent ended it
                 process.terminate()
     """,
     "scontrol": """
@@ -63,7 +63,7 @@ def settings(processes: int) -> dict:
 
 
 def submit(script: str, *words: str) -> subprocess.Popen:
-    """The script as sbatch runs it on a job's first node."""
+    """Run the script as sbatch does on the first node of a job."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -97,7 +97,7 @@ def submit(script: str, *words: str) -> subprocess.Popen:
         ("slurm.sbatch", 1, ["--single-item", test_under_dvc.STAGE]),
     ],
 )
-def test_a_job_told_to_end_saves_goes_back_into_the_queue_and_finishes(
+def test_a_job_that_gets_sigterm_saves_is_requeued_and_finishes(
     script: str, processes: int, words: list[str], job: Path
 ) -> None:
     values = settings(processes)
@@ -114,11 +114,11 @@ def test_a_job_told_to_end_saves_goes_back_into_the_queue_and_finishes(
     while trainings.last_saved() < 3:
         assert first.poll() is None, Path("log").read_text()
         time.sleep(0.02)
-    # B: in the script's --signal: the batch shell alone.
+    # `B:` in the script's --signal sends it to the batch shell only.
     first.send_signal(signal.SIGTERM)
     assert first.wait(300) == 0
-    said = Path("log").read_text()
-    assert "stage2: saved after step" in said
+    output = Path("log").read_text()
+    assert "stage2: saved after step" in output
     assert Path("requeued").exists()
     assert not Path("models/stage2/card.json").exists()
 
@@ -128,7 +128,7 @@ def test_a_job_told_to_end_saves_goes_back_into_the_queue_and_finishes(
     assert "didn't change, skipping" in test_under_dvc.finish(*test_under_dvc.REPRO)
 
 
-def test_pods_find_each_other_and_are_as_many_as_torchrun_waits_for() -> None:
+def test_the_pods_of_the_job_match_the_arguments_of_torchrun() -> None:
     service, job = yaml.safe_load_all((ROOT / "infra/kubernetes-train.yaml").read_text())
     name, spec = job["metadata"]["name"], job["spec"]
     pod = spec["template"]["spec"]
@@ -137,7 +137,7 @@ def test_pods_find_each_other_and_are_as_many_as_torchrun_waits_for() -> None:
     assert service["spec"]["selector"] == {"job-name": name}
     assert service["spec"]["clusterIP"] == "None"
     assert pod["subdomain"] == service["metadata"]["name"]
-    # The name that an Indexed Job gives its first pod, below the service's.
+    # The host name that an Indexed Job gives its first pod, in the domain of the service.
     assert words["master-addr"] == f"{name}-0.{pod['subdomain']}"
     assert words["master-port"] == str(service["spec"]["ports"][0]["port"])
     assert words["node-rank"] == "$(JOB_COMPLETION_INDEX)"

@@ -1,4 +1,4 @@
-"""Two real processes (gloo) against one: gradients term by term, weights after 20 steps, deaths, signals."""
+"""Two real processes (gloo) against one: gradients per loss term, weights after 20 steps, failures."""
 
 import os
 import socket
@@ -41,12 +41,12 @@ NEEDS = Needs(crops=True, sentences=True, short=True)
 @pytest.fixture(autouse=True)
 def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    # The first of two ranks has no usable pair at all, the second has uneven ones.
+    # Of the first 8 pictures, those of rank 0 have no usable pair, and those of rank 1 have three.
     trainings.project(without={0, 1, 2, 3, 6})
 
 
 def together(work: Callable[..., None], *arguments: Any) -> None:
-    """Run work(group, *arguments) in two processes of one gloo group; their failures are this test's."""
+    """Run work(*arguments) in two processes that can join a gloo group; fail where one of them fails."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -56,8 +56,8 @@ def together(work: Callable[..., None], *arguments: Any) -> None:
         child.start()
     for child in children:
         child.join(300)
-    told = [path.read_text() for path in sorted(Path.cwd().glob("error-*"))]
-    assert [child.exitcode for child in children] == [0, 0], "\n".join(told)
+    errors = [path.read_text() for path in sorted(Path.cwd().glob("error-*"))]
+    assert [child.exitcode for child in children] == [0, 0], "\n".join(errors)
 
 
 def _rank(folder: str, rank: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -95,7 +95,7 @@ def gradient(
 
 def _gradients(chunk: int) -> None:
     with distributed.group(CPU, 2) as group:
-        # In double precision, where rounding does not hide what is wrong.
+        # In double precision, so that errors are not hidden by rounding.
         wrapped = step.wrapped(trainings.model().double(), False, group)
         alone = trainings.model().double()
         mine = samples()[group.rank * 4 : group.rank * 4 + 4]
@@ -111,7 +111,7 @@ def _gradients(chunk: int) -> None:
 
 
 def _needed(own: list[Any], chunk: int, weights: dict[str, float]) -> list[Any]:
-    """The samples without the parts that no term asks for, as Examples would leave them out."""
+    """Chunks of the samples without the parts that no loss term needs, as Examples leaves them out."""
     needs = Needs.of(weights)
     nothing: dict[str, Any] = {}
     if not needs.crops:
@@ -129,23 +129,23 @@ def test_two_processes_give_the_gradient_of_one_for_every_term(chunk: int) -> No
     together(_gradients, chunk)
 
 
-def _exchanges() -> None:
+def _collectives() -> None:
     with distributed.group(CPU, 2) as group:
         own = torch.tensor([[1.0, 2.0], [3.0, 4.0]]) + 10 * group.rank
         own.requires_grad_()
-        everyone = group.gather(own)
-        assert everyone.tolist() == [[1, 2], [3, 4], [11, 12], [13, 14]]
-        (everyone * (group.rank + 1)).sum().backward()
+        gathered = group.gather(own)
+        assert gathered.tolist() == [[1, 2], [3, 4], [11, 12], [13, 14]]
+        (gathered * (group.rank + 1)).sum().backward()
         assert own.grad.tolist() == [[3, 3], [3, 3]]
         assert group.mean(torch.tensor([2.0 * group.rank])).tolist() == [1.0]
         assert group.any(group.rank == 1, False, group.rank == 0) == [True, False, True]
-        assert group.told({"from": group.rank}) == {"from": 0}
-        assert group.first is (group.rank == 0)
-        assert distributed.is_first() is group.first
+        assert group.broadcast({"from": group.rank}) == {"from": 0}
+        assert group.is_first is (group.rank == 0)
+        assert distributed.is_first() is group.is_first
 
 
-def test_exchanges_mean_what_they_say() -> None:
-    together(_exchanges)
+def test_collectives_return_what_they_promise() -> None:
+    together(_collectives)
 
 
 def _columns() -> None:
@@ -158,16 +158,16 @@ def _columns() -> None:
         ranks = [
             one._replace(**dict.fromkeys(step.MASKS, mask)) for one, mask in zip(ranks, masks, strict=True)
         ]
-        everyone = step.gathered(ranks[group.rank], group)
-        for name, values in everyone._asdict().items():
+        gathered = step.gathered(ranks[group.rank], group)
+        for name, values in gathered._asdict().items():
             if name in ("patches", "tokens"):
-                # Each is compared with the crop or sentence of its own pair alone.
+                # They are compared with the crop or sentence of their own pair only.
                 assert values is None
             else:
                 assert torch.equal(values, torch.cat([getattr(one, name) for one in ranks]))
 
 
-def test_only_what_other_rows_meet_is_exchanged() -> None:
+def test_only_embeddings_compared_across_ranks_are_gathered() -> None:
     together(_columns)
 
 
@@ -181,10 +181,10 @@ def values(params: Params) -> dict[str, Any]:
 
 @pytest.mark.parametrize("chunk", [0, 1])
 def test_two_processes_train_the_weights_of_one(chunk: int) -> None:
-    """20 steps; only the first process writes.
+    """20 steps; only rank 0 writes.
 
-    Adam scales each gradient by its own size, so that where one is nearly zero its rounding moves the weight:
-    what the training changed in a tensor is compared as a whole, not each of its numbers.
+    Adam divides each gradient by its own size, so where one is nearly zero its rounding moves the weight:
+    the change of a tensor is compared as a whole, not number by number.
     """
     settings = {"stage2__epochs": 10, "stage2__lr": 3e-4, "train__chunk_size": chunk}
     train.run(trainings.params(**settings), "stage2", Silent())
@@ -194,11 +194,11 @@ def test_two_processes_train_the_weights_of_one(chunk: int) -> None:
     before = load_file("models/stage1/model.safetensors")
     for name, value in alone.items():
         if name.endswith("in_proj_bias"):
-            # A bias of the keys moves no attention: its gradient is rounding alone.
+            # A bias of the keys does not change the attention: its gradient is only rounding.
             keys = slice(len(value) // 3, 2 * len(value) // 3)
             both[name][keys] = value[keys]
         difference, change = (both[name] - value).norm(), (value - before[name]).norm()
-        # At most 3.3e-4 of the change was seen, with kernels that round otherwise.
+        # The largest difference seen, with kernels that round differently, was 3.3e-4 of the change.
         assert difference <= 3e-3 * change, name
 
 
@@ -223,40 +223,40 @@ def test_more_processes_than_gpus_are_refused() -> None:
 
 
 def _fail_or_wait(group: Group) -> None:
-    if group.first:
-        raise UserError("of the first")
+    if group.is_first:
+        raise UserError("of rank 0")
     while True:
-        group.told(None)
+        group.broadcast(None)
 
 
 def _breaks() -> None:
     with pytest.raises((UserError, RuntimeError)) as error, distributed.group(CPU, 2) as group:
         _fail_or_wait(group)
     assert (error.type is UserError) is (os.environ["RANK"] == "0")
-    # It leaves without a farewell, which between GPUs the others would have to answer.
+    # It did not destroy the group, for which the other ranks would have to answer over nccl.
     assert dist.is_initialized()
 
 
-def test_a_process_that_fails_leaves_at_once_and_takes_the_others_along() -> None:
+def test_a_process_that_fails_exits_at_once_and_the_others_fail_too() -> None:
     together(_breaks)
 
 
-def _patient() -> None:
+def _slow_first() -> None:
     c10d.default_pg_timeout = timedelta(seconds=3)
     answered = []
     with pytest.raises(RuntimeError), distributed.group(CPU, 2) as group:  # noqa: PT012
-        for exchange in (group.told, group.any, lambda flag: group.gather(torch.zeros(1))):
-            if group.first:
+        for exchange in (group.broadcast, group.any, lambda flag: group.gather(torch.zeros(1))):
+            if group.is_first:
                 time.sleep(6)
             exchange(False)
             answered.append(exchange)
-    # What waits for the first was answered; an exchange of tensors was not.
+    # broadcast and any wait long enough for rank 0; gather fails.
     assert len(answered) == 2
 
 
 @pytest.mark.slow
-def test_the_first_is_waited_for_longer_than_an_exchange_may_take() -> None:
-    together(_patient)
+def test_ranks_wait_for_a_slow_rank_0_longer_than_for_a_collective_of_tensors() -> None:
+    together(_slow_first)
 
 
 def _orphan(parent: int) -> None:

@@ -187,7 +187,7 @@ def test_a_signal_ends_packing_at_once_and_it_goes_on_later(rows, spec, monkeypa
 
     sender = threading.Thread(target=send)
     sender.start()
-    with pytest.raises(Interrupted, match="packed pictures: stopped;"), signals.taken_down() as asked:
+    with pytest.raises(Interrupted, match="packed pictures: stopped;"), signals.deferred() as asked:
         packed.prepare(many, {}, spec, 10.0, 1)
     sender.join()
     assert not asked()

@@ -1,4 +1,4 @@
-"""The embedded CLIP: made from a seed, shipped in half precision, whole again when loaded."""
+"""The embedded CLIP: trained from a seed, stored in half precision, restored when loaded."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_what_is_stored_comes_back(tmp_path: Path) -> None:
+def test_the_stored_network_is_loaded_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = pretrain.fresh(seed=3)
     trained = torch.zeros(model.spec.vocab_size, dtype=torch.bool)
@@ -42,7 +42,7 @@ def test_what_is_stored_comes_back(tmp_path: Path) -> None:
             assert torch.equal(found.state_dict()[name], value.half().float()), name
 
 
-def test_a_changed_row_that_is_not_stored_is_refused(tmp_path: Path) -> None:
+def test_saving_refuses_a_changed_row_that_would_not_be_stored(tmp_path: Path) -> None:
     model = pretrain.fresh(seed=0)
     with torch.no_grad():
         model.token_embedding.weight[7] += 1
@@ -53,14 +53,14 @@ def test_a_changed_row_that_is_not_stored_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_stream_of_the_token_table_is_frozen() -> None:
-    """These numbers were written down once; the shipped weights hang on them."""
+def test_the_random_token_table_never_changes() -> None:
+    """The shipped weights depend on these numbers, which were recorded once."""
     table = embedded.fresh_table(pretrain.fresh(0).spec, seed=0)
     assert table[0, :3].tolist() == pytest.approx([0.0352810, 0.0080031, 0.0195748], abs=1e-6)
     assert float(table.double().sum()) == pytest.approx(39.41922, abs=1e-3)
 
 
-def test_training_moves_used_rows_only_and_is_the_same_again(made: Path, tmp_path: Path) -> None:
+def test_training_changes_only_used_rows_and_is_reproducible(made: Path, tmp_path: Path) -> None:
     model = embedded.load(made)
     fresh = embedded.fresh_table(model.spec, TINY.seed)
     moved = (model.token_embedding.weight != fresh).any(1)
@@ -71,7 +71,7 @@ def test_training_moves_used_rows_only_and_is_the_same_again(made: Path, tmp_pat
     assert (tmp_path / "again.safetensors").read_bytes() == made.read_bytes()
 
 
-def test_another_file_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_another_file_is_a_user_error(tmp_path: Path) -> None:
     tensorfiles.write(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {})
     with pytest.raises(UserError, match=r"x.safetensors: not written by `goal pretrain-scenes`"):
         embedded.load(tmp_path / "x.safetensors")
@@ -85,14 +85,14 @@ def test_learning_rate_warms_up_and_ends_near_zero() -> None:
     assert rates[-1] < recipe.lr / 1000
 
 
-def test_close_ups_hold_their_thing() -> None:
+def test_close_ups_show_their_object() -> None:
     for view in pretrain.draw(TINY, side=64):
         thing = view.scene.things[view.thing]
         paint = np.array(scenes_render.PAINT[thing.colour])
         near, far = (
-            (np.abs(one.astype(int) - paint).max(-1) < 60).mean() for one in (view.close, view.whole)
+            (np.abs(one.astype(int) - paint).max(-1) < 60).mean() for one in (view.close_up, view.whole)
         )
-        assert view.close.shape == view.whole.shape == (64, 64, 3)
+        assert view.close_up.shape == view.whole.shape == (64, 64, 3)
         assert near > far
 
 
@@ -104,8 +104,8 @@ def test_no_pretraining_scene_is_in_the_data_set() -> None:
     assert not drawn("pretrain") & (drawn("train") | drawn("val") | drawn("test"))
 
 
-def test_the_shipped_weights_are_what_is_said_of_them() -> None:
-    """Zero-shot on long captions: far above chance, with room for fine-tuning; short captions are its own."""
+def test_the_shipped_weights_are_as_good_as_documented() -> None:
+    """Trained on short captions; on long ones far above chance, with room for fine-tuning."""
     model = clip.load("scenes-vit", pretrained="embedded").eval()
     assert model.spec.context_length == 248
     prepare = clip.preprocess(model.spec)

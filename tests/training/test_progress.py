@@ -1,4 +1,4 @@
-"""What who watches a training sees: a bar on a terminal, lines elsewhere, time left, the share of waiting."""
+"""The progress of a training: a bar on a terminal, log lines elsewhere, time left, time waiting for data."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from goal.stages import train
-from goal.training import progress
+from goal.training import progress, trainer
 from goal.training.examples import Examples
 from goal.training.progress import Progress
 from tests import trainings
@@ -31,7 +31,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainings.project()
 
 
-def test_a_terminal_shows_a_bar_with_losses_pace_and_time_left() -> None:
+def test_a_terminal_shows_a_bar_with_losses_speed_and_time_left() -> None:
     params = trainings.params(train__log_every=1).model_dump(by_alias=True, mode="json")
     Path("params.yaml").write_text(yaml.safe_dump(params))
     terminal, end = pty.openpty()
@@ -50,7 +50,7 @@ def test_a_terminal_shows_a_bar_with_losses_pace_and_time_left() -> None:
     bars = re.findall(r"stage2: +(\d+)%\|.*?\| (\d)/4 \[\d\d:\d\d<(\S+),(.*?)\]", shown)
     assert bars[-1][:3] == ("100", "4", "00:00")
     assert re.search(r"global \d\.\d+ .*tsl_text \d.* total \d.*, \d+\.\d samples/s, data \d+%", bars[-1][3])
-    # The lines are for where there is no bar.
+    # There are no log lines where there is a bar.
     assert "s left" not in shown
 
 
@@ -74,12 +74,12 @@ def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 1 << 16)
     except OSError:
-        # Linux says so when the other end is closed.
+        # Linux raises EIO when the other end is closed.
         return b""
 
 
-def test_elsewhere_a_line_tells_the_time_left(caplog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty steps in 40 s, begun after the fiftieth: thirty more take 60 s."""
+def test_without_a_terminal_log_lines_show_the_time_left(caplog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resumed at step 50, 20 steps took 40 s: the remaining 30 take 60 s."""
     clock = itertools.count(0, 20.0)
     now = [next(clock)]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
@@ -97,7 +97,7 @@ def test_elsewhere_a_line_tells_the_time_left(caplog, monkeypatch: pytest.Monkey
 
 
 def _share(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, seconds: float) -> float:
-    """The share of waiting that a training tells, with one of its parts made slow."""
+    """The share of time waiting for data that a training logs while the function `name` is slowed down."""
     real: Callable = getattr(owner, name)
 
     def slow(*arguments: Any) -> Any:
@@ -114,7 +114,7 @@ def _share(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, seconds: floa
 
 @pytest.fixture
 def _one_thread() -> Iterator[None]:
-    # On a busy machine two that wait for each other are much slower than one.
+    # On a busy machine, two threads that wait for each other are much slower than one.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -122,6 +122,6 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_the_share_of_waiting_is_that_of_a_slow_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_loader_counts_as_waiting_and_a_slow_step_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _share(monkeypatch, Examples, "__getitem__", 0.1) > 0.5
-    assert _share(monkeypatch, train.step, "backward", 0.4) < 0.5
+    assert _share(monkeypatch, trainer.step, "backward", 0.4) < 0.5

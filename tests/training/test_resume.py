@@ -1,6 +1,6 @@
-"""Trainings killed and started again by the same command end with the same bytes; a signal saves first.
+"""Trainings that are killed and started again end with the same bytes; after a signal, they save first.
 
-A child trains in the folder it is given; `die` names the place of its death.
+A child process trains in a given folder; `die` names the call at which it kills itself.
 """
 
 import contextlib
@@ -33,11 +33,11 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _child(folder: str, values: dict[str, Any], die: str, status: str) -> None:
     import torch
 
-    # As in `goal train`; a forkserver's children would have one too, which a kill of theirs leaves behind.
+    # As in `goal train`. Children of a forkserver would start one of their own, which outlives a kill.
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     os.chdir(folder)
-    _mine(die)
+    _kill_at(die)
     try:
         train.run(config.parse(values, "tests"), "stage2", Silent())
         Path(status).write_text("done")
@@ -45,8 +45,8 @@ def _child(folder: str, values: dict[str, Any], die: str, status: str) -> None:
         Path(status).write_text(f"interrupted {error}")
 
 
-def _mine(die: str) -> None:
-    """Lay a kill -9 of this very process into the place named."""
+def _kill_at(die: str) -> None:
+    """Make this process kill itself with SIGKILL at the n-th call of a function; die: "<function>:<n>"."""
     place, _, count = die.partition(":")
     targets = {"update": (learner.Learner, "update"), "rename": (checkpoint.os, "rename")}
     targets |= {"sync": (checkpoint, "_sync"), "publish": (finished.weights, "publish")}
@@ -56,13 +56,13 @@ def _mine(die: str) -> None:
     owner, name = targets[place]
     real, left = getattr(owner, name), [int(count or 1)]
 
-    def deadly(*arguments: Any, **named: Any) -> Any:
+    def kill(*arguments: Any, **named: Any) -> Any:
         left[0] -= 1
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*arguments, **named)
 
-    setattr(owner, name, deadly)
+    setattr(owner, name, kill)
 
 
 def _start(params: Params, die: str = "") -> Any:
@@ -80,18 +80,18 @@ def _finish(params: Params) -> dict[str, bytes]:
     return trainings.outputs("stage2")
 
 
-Undisturbed = Callable[[Params], dict[str, bytes]]
+Uninterrupted = Callable[[Params], dict[str, bytes]]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """What a training leaves that nobody kills; one with the same parameters runs once for all tests."""
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    """The outputs of an uninterrupted training; equal parameters are trained once for all tests."""
     known: dict[str, dict[str, bytes]] = {}
 
     def outputs(params: Params) -> dict[str, bytes]:
         key = params.model_dump_json()
         if key not in known:
-            with contextlib.chdir(tmp_path_factory.mktemp("undisturbed")):
+            with contextlib.chdir(tmp_path_factory.mktemp("uninterrupted")):
                 trainings.project(without={1, 4})
                 known[key] = _finish(params)
         return known[key]
@@ -105,23 +105,23 @@ def often(**changes: Any) -> Params:
 
 
 @pytest.mark.parametrize("die", ["update:6", "rename:3"])
-def test_a_killed_training_ends_with_the_same_bytes(die: str, undisturbed: Undisturbed) -> None:
+def test_a_killed_training_ends_with_the_same_bytes(die: str, uninterrupted: Uninterrupted) -> None:
     child = _start(often(), die)
     child.join(300)
     assert child.exitcode == -signal.SIGKILL
     assert list(Path("work/train-stage2").glob("*/step-*"))
-    assert _finish(often()) == undisturbed(often())
+    assert _finish(often()) == uninterrupted(often())
     assert not list(Path("work/train-stage2").glob("*/step-*"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("die", ["update:1", "sync:2", "sync:4", "rename:1", "publish", "clear"])
-def test_a_kill_in_every_delicate_place_changes_nothing(die: str, undisturbed: Undisturbed) -> None:
+def test_a_kill_at_every_critical_call_changes_nothing(die: str, uninterrupted: Uninterrupted) -> None:
     params = often(stage2__keep="best", train__loader_workers=1)
     child = _start(params, die)
     child.join(300)
     assert child.exitcode == -signal.SIGKILL
-    assert _finish(params) == undisturbed(params)
+    assert _finish(params) == uninterrupted(params)
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_twenty_kills_at_random_points_give_the_same_bytes() -> None:
     draw = random.Random(0)
     killed = 0
     while killed < 20:
-        _forget()
+        _remove_outputs()
         child = _start(params)
         child.join(draw.uniform(0.05, 0.95) * lasted)
         if child.is_alive():
@@ -144,10 +144,10 @@ def test_twenty_kills_at_random_points_give_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_the_same_command_goes_on(
-    number: signal.Signals, undisturbed: Undisturbed
+def test_after_a_signal_it_saves_and_the_same_command_resumes(
+    number: signal.Signals, uninterrupted: Uninterrupted
 ) -> None:
-    # Long enough for the signal to come before the end.
+    # Long enough for the signal to arrive before the end.
     params = trainings.params(stage2__epochs=120, stage2__validate_epochs=120)
     child = _start(params)
     while child.is_alive() and not list(Path("work/train-stage2").glob("*/lock")):
@@ -157,20 +157,20 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     child.join(300)
     assert Path("status").read_text().startswith("interrupted stage2: saved after step")
     assert len(list(Path("work/train-stage2").glob("*/step-*"))) == 1
-    assert _finish(params) == undisturbed(params)
+    assert _finish(params) == uninterrupted(params)
 
 
-def _forget() -> None:
+def _remove_outputs() -> None:
     for name in trainings.OUTPUTS:
         Path(name.format("stage2")).unlink()
 
 
-def test_other_parameters_do_not_go_on_from_an_old_state() -> None:
+def test_other_parameters_do_not_resume_an_old_checkpoint() -> None:
     child = _start(often(), "update:6")
     child.join(300)
     other = often(stage2__lr=0.001)
     resumed = _finish(other)
-    _forget()
+    _remove_outputs()
     for folder in Path("work/train-stage2").iterdir():
         os.rename(folder, folder.with_name("aside"))
     assert _finish(other) == resumed

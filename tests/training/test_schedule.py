@@ -1,4 +1,4 @@
-"""The learning rate against the paper's recipe and its own words."""
+"""The learning rate: the paper's cosine, and the warm-up as documented."""
 
 import math
 
@@ -15,7 +15,7 @@ def test_without_warm_up_it_falls_from_the_peak_along_a_cosine() -> None:
     assert 0 < rates[-1] < 5e-6 * (1 + math.cos(math.pi * 0.99)) / 2 + 1e-12
 
 
-def test_the_warm_up_climbs_in_equal_parts_to_the_peak() -> None:
+def test_the_warm_up_rises_linearly_to_the_peak() -> None:
     rates = [learning_rate(step, 20, 4, 1.0) for step in range(20)]
     assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
     assert max(rates) == 1.0

@@ -1,4 +1,4 @@
-"""One step against slow ways to the same numbers: towers one by one, pooling by loops, no chunks."""
+"""One step against slow references: one image or text at a time, pooling by loops, no chunks."""
 
 import math
 from contextlib import nullcontext
@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Examples:
 
 
 def made(images: Path) -> Examples:
-    """Seven pictures, their pairs in the current folder."""
+    """Seven pictures, two of them without usable pairs, which are written to the current folder."""
     rows = trainings.rows(7, images)
     trainings.write_pairs(trainings.pairs(rows, {1, 4}))
     return Examples(rows, read_pairs(Path("pairs/train"), BEST), SPEC, EVERYTHING, 0, 200.0, 0.25)
@@ -90,8 +90,8 @@ def test_embeddings_equal_the_towers_one_by_one(data: Examples) -> None:
                 torch.testing.assert_close(found.tokens[row], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_every_picture_and_text_passes_its_tower_once_per_step(data: Examples) -> None:
-    """Unlike the released code: wholes and crops in one call, texts with others of their length."""
+def test_every_image_and_text_passes_its_tower_once_per_step(data: Examples) -> None:
+    """Unlike the released code: all images in one call, texts with others of their length."""
     model = trainings.model()
     calls: dict[str, list[tuple[int, ...]]] = {"image": [], "text": []}
     model.visual.transformer.register_forward_pre_hook(
@@ -108,8 +108,8 @@ def test_every_picture_and_text_passes_its_tower_once_per_step(data: Examples) -
     assert calls["text"] == [(4, lengths[last], 24) for last in (3, 7, 11, 15)] + [(3, lengths[18], 24)]
 
 
-def test_whole_and_crop_never_mix(data: Examples) -> None:
-    """Unlike the released code: a marked crop moves its own pair's region, nothing else; so do texts."""
+def test_global_and_local_pairs_never_mix(data: Examples) -> None:
+    """A changed crop changes only its own region embedding, a changed sentence only its own embedding."""
     model = trainings.model().eval()
     (batch,) = chunks(data, 0)
     with torch.no_grad():
@@ -142,7 +142,7 @@ def test_bf16_arithmetic_keeps_fp32_weights_and_gradients(data: Examples) -> Non
         assert value.item() != reference[name].item()
 
 
-def test_every_parameter_has_a_gradient_whatever_the_terms(data: Examples) -> None:
+def test_every_parameter_has_a_gradient_for_any_loss_terms(data: Examples) -> None:
     for weights_ in ({"tsl_image": 1.0}, {"local": 1.0}, {"global": 1.0}):
         model = trainings.model()
         step.backward(model, chunks(data, 0, Needs.of(weights_)), weights_, ALONE, nullcontext)
@@ -157,7 +157,7 @@ def _parity_model() -> GoalClip:
 
 @pytest.mark.skipif(not PARITY.exists(), reason="the parity cases are not beside this checkout")
 @pytest.mark.parametrize("size", [0, 4])
-def test_a_whole_step_equals_independent_numbers(size: int) -> None:
+def test_a_whole_step_equals_an_independent_implementation(size: int) -> None:
     case = load_file(PARITY / "goal_step.safetensors")
     model = _parity_model().eval()
     masks = []

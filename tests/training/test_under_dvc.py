@@ -1,4 +1,4 @@
-"""A training as the stage of the pipeline, by real DVC: killed, started again, taken over from outside."""
+"""Training as a DVC stage, with real DVC: killed, started again, and committed after training outside DVC."""
 
 import os
 import random
@@ -40,7 +40,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def expected(project: Path) -> dict[str, bytes]:
-    """What the training leaves that nobody disturbs."""
+    """The outputs of an uninterrupted training."""
     child = trainings.forks().Process(target=_train, args=(str(project),))
     child.start()
     child.join(300)
@@ -56,12 +56,12 @@ def _train(folder: str) -> None:
 
     torch.set_num_threads(1)
     os.chdir(folder)
-    # The identity of a run names its code: here that of the copy, byte for byte the same.
+    # The identity of a run contains a digest of its code; the copy has the same.
     train.run(PARAMS, "stage2", Silent())
 
 
 def start(*words: str) -> subprocess.Popen:
-    """A Python program of the project, in a group of its own."""
+    """Start `python <words>` in the project, in its own process group."""
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": tools, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -76,13 +76,13 @@ def start(*words: str) -> subprocess.Popen:
 
 def finish(*words: str) -> str:
     process = start(*words)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
 
 
 def kill(process: subprocess.Popen, step: int, victim: str) -> None:
-    """kill -9 once the training has saved `step`; returns when nothing of it is left."""
+    """Kill -9 once the training has saved `step`; returns when all its processes have ended."""
     while trainings.last_saved() < step:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
@@ -92,7 +92,7 @@ def kill(process: subprocess.Popen, step: int, victim: str) -> None:
     else:
         family[0 if victim == "dvc" else -1].kill()
     process.communicate(timeout=120)
-    # The trainer that DVC leaves behind is told, saves and goes.
+    # A trainer whose DVC was killed gets a signal, saves and ends.
     _, left = psutil.wait_procs(family[1:], timeout=120)
     assert not left
 
@@ -117,7 +117,7 @@ def test_a_stage_killed_at_random_points_ends_with_the_same_bytes(expected: dict
         assert trainings.outputs("stage2") == expected
 
 
-def test_dvc_takes_over_a_model_that_was_trained_outside(expected: dict[str, bytes]) -> None:
+def test_dvc_commits_a_model_that_was_trained_outside(expected: dict[str, bytes]) -> None:
     finish("-m", "goal", "train", "stage2")
     finish("-m", "dvc", "commit", "--force", STAGE)
     assert "didn't change, skipping" in finish(*REPRO)

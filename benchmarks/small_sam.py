@@ -1,7 +1,7 @@
 """A SAM of 0.8 million weights made of the package's classes, and how the weights beside it were trained.
 
-`python -m tests.regions.small_sam` trains it anew on scenes with the losses of SAM's paper (arXiv 2304.02643,
-section 3 and appendix A): a point in a thing or on the background, three masks, the best of them is taught.
+`python -m benchmarks.small_sam` trains it anew on scenes with the losses of SAM's paper (arXiv 2304.02643,
+section 3 and appendix A): a point in a thing or on the background, three masks, the best of them is trained.
 """
 
 from functools import partial
@@ -71,7 +71,7 @@ def train() -> None:
         optimizer.step()
         schedule.step()
         if step % 50 == 0:
-            print(f"step {step}: loss {loss.item():.3f}, IoU of the best mask {iou:.3f}", flush=True)  # noqa: T201
+            print(f"step {step}: loss {loss.item():.3f}, IoU of the best mask {iou:.3f}", flush=True)
     torch.save({key: value.half() for key, value in sam.state_dict().items()}, WEIGHTS)
 
 

@@ -1,4 +1,4 @@
-"""A copy of the project with its own servers and worker, driven as a user does: `prefect`, `dvc`, the API."""
+"""A copy of the project with its own servers and worker, used as a user does: `prefect`, `dvc`, the API."""
 
 import json
 import os
@@ -17,8 +17,7 @@ from typing import Any
 import psutil
 import requests
 
-from tests.imports import ROOT
-
+ROOT = Path(__file__).parents[1]
 SECONDS = 900.0  # to give up after; no speed is asserted: other work may share the machine
 DEAD_PROXY = "http://127.0.0.1:9"
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -44,7 +43,7 @@ TINY = [
     "report.gallery=2",
     "report.examples=2",
 ]
-# Few pictures, so that the training begins soon; many epochs, so that it is not over before it is cancelled.
+# Few pictures, so that the training starts soon; many epochs, so that it is still running when cancelled.
 LONG = [*TINY, "stage1.epochs=30000", "stage1.validate_epochs=30000", "train.checkpoint_minutes=0.1"]
 
 
@@ -56,11 +55,11 @@ class Project:
         tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.environment = {"PATH": tools, "OMP_NUM_THREADS": "1"}
         self.environment |= {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
-        # As where another user's worker was started first: Prefect's folder for temporary files is not ours.
+        # As if another user's worker had started first: Prefect's folder for temporary files is taken.
         (root.parent / "tmp").mkdir(parents=True)
         (root.parent / "tmp" / "runner_storage").touch()
         self.environment["TMPDIR"] = str(root.parent / "tmp")
-        # A proxy that answers nobody: what is on this machine must be reached without it.
+        # A proxy that never answers: servers on this machine must be reached without it.
         self.environment |= {"HTTP_PROXY": DEAD_PROXY, "HTTPS_PROXY": DEAD_PROXY}
         names = _output(ROOT, "git", "ls-files", "-co", "--exclude-standard").splitlines()
         for name in names:
@@ -84,7 +83,7 @@ class Project:
         )
 
     def say(self, *command: str) -> str:
-        """What a command that must go well prints."""
+        """The output of a command that must succeed."""
         result = self.run(*command)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
@@ -93,16 +92,16 @@ class Project:
         return _output(self.root, "git", "-c", "user.name=t", "-c", "user.email=t@localhost", *words)
 
     def up(self) -> str:
-        """Start the servers; commands in the project's folder find Prefect's by themselves."""
-        told = self.say(sys.executable, "-m", "infra.servers", "up")
-        exports = shlex.split(" ".join(line for line in told.splitlines() if line.startswith("export ")))
+        """Start the servers; returns what `make up` prints."""
+        printed = self.say(sys.executable, "-m", "infra.servers", "up")
+        exports = shlex.split(" ".join(line for line in printed.splitlines() if line.startswith("export ")))
         self.exports = dict(word.split("=", 1) for word in exports if word != "export")
         self.environment["NO_PROXY"] = self.exports["NO_PROXY"]
         self.mlflow = self.exports["MLFLOW_TRACKING_URI"]
         profile = tomllib.loads((self.root / "run" / "profiles.toml").read_text())["profiles"]["goal"]
         self.prefect = profile["PREFECT_API_URL"].removesuffix("/api")
         self.password = tuple(profile["PREFECT_API_AUTH_STRING"].split(":"))
-        return told
+        return printed
 
     def start(self, deployment: str, **parameters: object) -> str:
         """`prefect deployment run`; the id of the flow run."""
@@ -110,23 +109,23 @@ class Project:
         return self.say("prefect", "deployment", "run", deployment, *given).split("UUID: ")[1].split()[0]
 
     def api(self, path: str, **body: object) -> Any:
-        """An answer of Prefect's API; a POST where there is a body."""
+        """A response of Prefect's API, as JSON; a POST if there is a body."""
         given = {"json": body} if body else {}
         address, method = f"{self.prefect}/api/{path}", "POST" if body else "GET"
-        answer = requests.request(method, address, auth=self.password, timeout=60, **given)
-        answer.raise_for_status()
-        return answer.json()
+        response = requests.request(method, address, auth=self.password, timeout=60, **given)
+        response.raise_for_status()
+        return response.json()
 
     def state(self, run: str) -> dict[str, Any]:
         return self.api(f"flow_runs/{run}")["state"]
 
     def ended(self, run: str) -> str:
-        """The type of the state in which a run ends."""
+        """Wait for a run to end; the type of its final state."""
         self.until(lambda: self.state(run)["type"] in ENDED, f"{run} did not end")
         return self.state(run)["type"]
 
     def training(self) -> str:
-        """A flow run that is in the middle of a long training."""
+        """Start a flow run and wait until it is in the middle of a long training."""
         run = self.start("goal/train", overrides=LONG)
         self.until(lambda: "stage1: step " in self.logged(run), f"{run} does not train")
         return run
@@ -141,7 +140,7 @@ class Project:
         return not self.processes("dvc") + self.processes("goal", "train")
 
     def stages(self, run: str) -> tuple[str, str]:
-        """When the first stage of an ended run began and the last one ended."""
+        """When the first stage of an ended run started and the last one ended."""
         tasks = self.api("task_runs/filter", flow_runs={"id": {"any_": [run]}})
         return min(task["start_time"] for task in tasks), max(task["end_time"] for task in tasks)
 
@@ -158,11 +157,11 @@ class Project:
         return "\n".join(line["message"] for line in reversed(lines))
 
     def steps(self, run: str) -> int:
-        """The last step of a training that the log of its run tells."""
+        """The last step of a training in the log of its run."""
         return max(map(int, re.findall(r"stage1: step (\d+) of", self.logged(run))))
 
     def processes(self, *words: str, of: str = "") -> list[psutil.Process]:
-        """What runs for this project (or one of its servers), the words being part of the command line."""
+        """Processes of this project (or of one of its servers) with these words in their command line."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -188,8 +187,8 @@ class Project:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Project]:
-    """A project whose servers run within; nothing of it is left after."""
-    # A name that shells, DVC's configuration and URLs each trip over if it is not quoted.
+    """A project with running servers; afterwards no process of it is left."""
+    # A name that breaks shells, DVC's configuration and URLs if it is not quoted.
     project = Project(folder / "mein Projekt [ü]")
     try:
         project.up()

@@ -14,7 +14,8 @@ import yaml
 from goal import config
 from goal.config import paths
 from goal.runtime import files
-from goal.tracking import mlflow_runs, provenance
+from goal.tracking import lineage, mlflow_store, provenance, records, sync
+from goal.tracking import runs as tracking
 from goal.training.progress import Silent
 from tests.tracking.tracked import artifacts, interrupted, runs, steps_of, train
 
@@ -38,11 +39,11 @@ def test_a_training_leaves_a_run_with_all_that_made_it(project: Path) -> None:
     assert (data.dataset.name, data.dataset.digest) == ("scenes", provenance.md5(Path("data/scenes")))
     assert artifacts(run) == {"loss.csv", "params.yaml", "packages.txt", "figures"}
     assert artifacts(run, "figures") == {"figures/loss.png"}
-    assert not list(paths.work_dir("tracking").glob("*/lines.jsonl"))
+    assert not [path for path in records.root().iterdir() if path.is_dir()]
 
 
 def test_the_load_of_the_machine_is_recorded(project: Path) -> None:
-    with mlflow_runs.training(config.load(), "stage1"):
+    with tracking.training(config.load(), "stage1"):
         deadline = time.monotonic() + 60
         while not any(key.startswith("system/cpu") for run in runs() for key in run.data.metrics):
             assert time.monotonic() < deadline
@@ -72,7 +73,7 @@ def test_a_run_killed_with_9_goes_on_too(project: Path) -> None:
 
 
 def _train_and_die() -> None:
-    with mlflow_runs.training(config.load(), "stage1") as tracker:
+    with tracking.training(config.load(), "stage1") as tracker:
         for step in range(1, 21):
             tracker.log_metrics({"loss/total": 1 / step}, step)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -111,7 +112,7 @@ def test_what_only_changes_the_pace_does_not_end_a_run(project: Path) -> None:
 
 
 def test_a_failure_passes_through_and_the_run_says_failed(project: Path) -> None:
-    with pytest.raises(ZeroDivisionError), mlflow_runs.training(config.load(), "stage1"):
+    with pytest.raises(ZeroDivisionError), tracking.training(config.load(), "stage1"):
         raise ZeroDivisionError
     assert [run.info.status for run in runs()] == ["FAILED"]
 
@@ -121,12 +122,12 @@ def test_switched_off_it_says_so_and_records_nothing(project: Path, caplog: pyte
     values["tracking"]["enabled"] = False
     params = config.parse(values, "off")
     caplog.set_level(logging.INFO)
-    with mlflow_runs.training(params, "stage1") as tracker:
+    with tracking.training(params, "stage1") as tracker:
         tracker.log_metrics({"loss/total": 1.0}, 1)
         assert isinstance(tracker, Silent)
-    mlflow_runs.evaluation(params, "stage1", {})
+    tracking.evaluation(params, "stage1", {})
     assert caplog.text.count("tracking: off") == 2
-    assert not paths.work_dir("tracking").exists()
+    assert not records.root().exists()
 
 
 def test_evaluations_land_on_the_run_of_their_model(project: Path) -> None:
@@ -137,8 +138,8 @@ def test_evaluations_land_on_the_run_of_their_model(project: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text("{}")
     results = {"test/text_to_image_r1": 40.0, "test/image_to_text_r1": 41.0}
-    mlflow_runs.evaluation(params, "stage1", results)
-    mlflow_runs.evaluation(params, "stage1", results | {"test/image_to_text_r1": 42.0})
+    tracking.evaluation(params, "stage1", results)
+    tracking.evaluation(params, "stage1", results | {"test/image_to_text_r1": 42.0})
     (run,) = runs()
     assert run.info.status == "FINISHED"
     assert steps_of(run, "test/text_to_image_r1") == [0]
@@ -154,7 +155,7 @@ def test_the_report_lands_on_the_run_of_its_model(project: Path) -> None:
         path = paths.reports_dir() / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-    mlflow_runs.report(params, "stage1")
+    tracking.report(params, "stage1")
     (run,) = runs()
     assert artifacts(run, "report") == {"report/index.html", "report/pictures"}
     assert artifacts(run, "report/pictures") == {"report/pictures/test.png"}
@@ -162,7 +163,7 @@ def test_the_report_lands_on_the_run_of_its_model(project: Path) -> None:
 
 def test_zero_shot_has_one_run_however_often_it_is_measured(project: Path) -> None:
     for _ in range(2):
-        mlflow_runs.evaluation(config.load(), "zero-shot", {"test/text_to_image_r1": 3.0})
+        tracking.evaluation(config.load(), "zero-shot", {"test/text_to_image_r1": 3.0})
     (run,) = runs()
     assert (run.info.run_name, run.info.status) == ("zero-shot", "FINISHED")
     assert run.data.params["seed"] == "0"
@@ -173,8 +174,8 @@ def test_models_with_equal_weights_keep_their_own_runs(project: Path) -> None:
     """stage1.epochs 0 passes the base's weights on: same digest, two names."""
     params = config.load()
     train(params, range(0), weights="first weights")
-    mlflow_runs.evaluation(params, "zero-shot", {"test/text_to_image_r1": 3.0})
-    mlflow_runs.evaluation(params, "stage1", {"test/text_to_image_r1": 3.0})
+    tracking.evaluation(params, "zero-shot", {"test/text_to_image_r1": 3.0})
+    tracking.evaluation(params, "stage1", {"test/text_to_image_r1": 3.0})
     assert sorted(run.info.run_name for run in runs()) == ["stage1", "zero-shot"]
 
 
@@ -182,7 +183,7 @@ def test_a_second_process_of_the_same_work_is_not_recorded_and_says_so(
     project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     params = config.load()
-    with mlflow_runs.training(params, "stage1"), mlflow_runs.training(params, "stage1") as second:
+    with tracking.training(params, "stage1"), tracking.training(params, "stage1") as second:
         assert isinstance(second, Silent)
     assert "another process records the same work" in caplog.text
     assert len(runs()) == 1
@@ -192,10 +193,11 @@ def test_artefacts_cannot_leave_their_folder(project: Path) -> None:
     outside = project / "outside.txt"
     outside.write_text("x")
     Path("a").mkdir()
-    with mlflow_runs.training(config.load(), "stage1") as tracker:
-        tracker.log_artifact(Path("a/../outside.txt"))
-        tracker.log_artifact(Path(".."))
-        tracker.log_artifact(Path("a"))
+    Path("models/stage1").mkdir()
+    Path("models/stage1/model.safetensors").write_text("weights")
+    given = [(Path(name), "") for name in ("a/../outside.txt", "..", "a")]
+    records.write(lineage.evaluation(config.load(), "stage1", {}), given)
+    sync.run()
     (run,) = runs()
     assert "outside.txt" in artifacts(run)
     assert {path.name for path in (project / "mlartifacts" / run.info.run_id / "artifacts").iterdir()} == {
@@ -208,9 +210,8 @@ def test_artefacts_cannot_leave_their_folder(project: Path) -> None:
 def test_a_metric_that_mlflow_refuses_is_stated_and_the_others_arrive(
     project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with mlflow_runs.training(config.load(), "stage1") as tracker:
+    with tracking.training(config.load(), "stage1") as tracker:
         tracker.log_metrics({"no@such": 1.0}, 1)
-        tracker.set_tags({"goal.note": "later"})
         tracker.log_metrics({"loss/total": 1.0}, 2)
     (run,) = runs()
     assert "not recorded" in caplog.text
@@ -218,10 +219,10 @@ def test_a_metric_that_mlflow_refuses_is_stated_and_the_others_arrive(
 
 
 def test_cold_starts_at_once_make_one_store(project: Path) -> None:
-    mlflow_runs.prepare()
+    mlflow_store.prepare()
     Path("mlflow.db").unlink()
     fork = multiprocessing.get_context("fork")
-    starters = [fork.Process(target=mlflow_runs.connect, args=[mlflow_runs.uri()]) for _ in range(4)]
+    starters = [fork.Process(target=mlflow_store.connect) for _ in range(4)]
     for starter in starters:
         starter.start()
     for starter in starters:
@@ -233,6 +234,6 @@ def test_cold_starts_at_once_make_one_store(project: Path) -> None:
 
 def test_the_user_s_own_settings_of_mlflow_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
-    mlflow_runs.prepare(mlflow_runs.IMPATIENT)
+    mlflow_store.prepare(mlflow_store.IMPATIENT)
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
