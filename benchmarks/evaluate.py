@@ -30,8 +30,7 @@ from torch.nn.functional import normalize
 
 from benchmarks import step_cases
 from goal import metrics, text
-from goal.evaluation import embed
-from goal.model import packing
+from goal.model import embedding
 from goal.model.architectures import spec_of
 from goal.model.network import GoalClip
 
@@ -114,10 +113,9 @@ def encode(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
     """Texts in the order of their length and trimmed, against all of them padded to the context."""
     model = _network(arguments)
     captions = _captions(arguments.captions, arguments.count)
-    settings = embed.Settings(device="cpu", batch_size=32, max_megapixels=200)
     with torch.inference_mode():
-        fast, (ours, counts) = _best(lambda: embed.encode_texts(model, captions, settings), times=1)
-        slow, padded = _timed(lambda: _padded(model, captions, settings.batch_size))
+        fast, (ours, counts) = _best(lambda: embedding.of_texts(model, captions, 32), times=1)
+        slow, padded = _timed(lambda: _padded(model, captions, 32))
     context = model.spec.context_length
     difference = (normalize(ours, dim=1) - normalize(padded, dim=1)).abs().max()
     mean = counts.clamp(max=context).double().mean()
@@ -129,21 +127,20 @@ def encode(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
 
 
 def step(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
-    """Encoding against the forward of a training step: both towers, texts packed, gradients kept."""
+    """Encoding against the forward of a training step: both towers, texts padded, gradients kept."""
     model = _network(arguments)
     captions = _captions(arguments.captions, min(arguments.count, 64))
     size = model.spec.image_size
     images = torch.randn(len(captions), 3, size, size)
     ids = [text.tokenize(one, [], model.spec.context_length).ids for one in captions]
-    settings = embed.Settings(device="cpu", batch_size=16, max_megapixels=200)
     with torch.inference_mode():
         pictures, _ = _best(lambda: [model.encode_images(part) for part in images.split(16)], times=2)
-        texts, _ = _best(lambda: embed.encode_texts(model, captions, settings), times=2)
-    packed = [packing.pack(ids[start : start + 16]) for start in range(0, len(ids), 16)]
+        texts, _ = _best(lambda: embedding.of_texts(model, captions, 16), times=2)
+    padded = [text.pad(ids[start : start + 16]) for start in range(0, len(ids), 16)]
 
     def passes() -> None:
         # What each keeps for its gradients goes before the next one.
-        for part, rows in zip(images.split(16), packed, strict=True):
+        for part, rows in zip(images.split(16), padded, strict=True):
             model(part, rows)
 
     forward, _ = _best(passes, times=2)

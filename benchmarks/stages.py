@@ -26,7 +26,6 @@ from benchmarks.photographs import examples, made_up
 from benchmarks.step_cases import WEIGHTS, Laps
 from goal import losses
 from goal.model.network import Features, GoalClip
-from goal.model.packing import Packed
 from goal.training import batches, step
 from goal.training.batches import Batch, BatchSampler, Collate
 from goal.training.distributed import Group
@@ -45,12 +44,12 @@ class Watched(GoalClip):
 
     laps: Laps
 
-    def forward(self, images: Tensor, texts: Packed) -> tuple[Features, Features]:
+    def forward(self, images: Tensor, *texts: Tensor) -> tuple[Features, ...]:
         seen = self.image_features(images)
         self.laps.mark("image tower")
-        read = self.packed_text_features(texts)
+        read = list(map(self.text_features, texts))
         self.laps.mark("text tower")
-        return seen, read
+        return seen, *read
 
 
 def take(learner: Learner, loader: Iterator[list[Batch]], group: Group, autocast: Callable) -> None:

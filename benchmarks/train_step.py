@@ -8,8 +8,7 @@ random.
 
 | way | what it does |
 |---|---|
-| ours | the training's step and update: each tower once, texts share rows, pooling by matrix products |
-| padded | ours, but captions and sentences in a call each, padded to their longest (padded_texts.py) |
+| ours | the training's step and update: every picture and text once, pooling by matrix products |
 | plain | the release's manner (plain_step.py) |
 | plain, anomaly | the same under torch.autograd.set_detect_anomaly, as released |
 
@@ -28,15 +27,14 @@ from typing import Any
 import torch
 
 from benchmarks import step_cases
-from benchmarks.padded_texts import PaddedClip, padded
 from benchmarks.plain_step import plain
 from benchmarks.step_cases import WEIGHTS, in_a_process, random_pairs, samples
 from goal.model.network import GoalClip
 from goal.training import step
-from goal.training.batches import Collate, FlatBatch
+from goal.training.batches import Collate
 from goal.training.distributed import Group
 
-WAYS = ("ours", "padded", "plain", "plain, anomaly")
+WAYS = ("ours", "plain", "plain, anomaly")
 # Between losses of two ways, relative and absolute.
 NEAR = {"fp32": (1e-3, 1e-4), "bf16": (5e-2, 5e-3)}
 
@@ -60,9 +58,7 @@ def main() -> None:
     ratios = {
         "plain over ours, time": found["plain"]["seconds"] / ours["seconds"],
         "released over ours, time": found["plain, anomaly"]["seconds"] / ours["seconds"],
-        "padded over ours, time": found["padded"]["seconds"] / ours["seconds"],
         "ours over plain, memory": ours["gib"] / found["plain"]["gib"],
-        "ours over padded, memory": ours["gib"] / found["padded"]["gib"],
     }
     step_cases.write("train_step", arguments, {"ways": found, "ratios": ratios})
     for way, values in found.items():
@@ -76,7 +72,7 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a step, losses of the first, peak memory of this process (or of its GPU)."""
-    model = step_cases.network(arguments, PaddedClip if arguments.way == "padded" else GoalClip)
+    model = step_cases.network(arguments)
     pairs = random_pairs(arguments.captions, arguments.batch, model.spec)
     if arguments.way.startswith("plain"):
         torch.autograd.set_detect_anomaly(arguments.way == "plain, anomaly")
@@ -102,11 +98,7 @@ def _ours(
     group = Group(0, 1, model.logit_scale.device)
     learner = step_cases.learner(model, group)
     wrapped = step.wrapped(model, arguments.compile, group)
-    cases = samples(pairs, model.spec)
-    if isinstance(model, PaddedClip):
-        sent = FlatBatch.of([padded(model, cases)])
-    else:
-        sent = Collate(model.spec, arguments.chunk)(cases)
+    sent = Collate(model.spec, arguments.chunk)(samples(pairs, model.spec))
     sent = sent.pin_memory() if group.device.type == "cuda" else sent
 
     def take() -> dict[str, torch.Tensor]:

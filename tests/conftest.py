@@ -7,7 +7,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    [f"goal.{name}" for name in ("boxes", "clip", "losses", "metrics", "model.packing", "positions", "text")],
+    [f"goal.{name}" for name in ("boxes", "clip", "losses", "metrics", "positions", "text")],
     "beartype.beartype",
 )
 

@@ -14,7 +14,7 @@ CAPTIONS = [
     f"A red ball lies here. Beside it stands tree number {n}. " + "It is tall. " * n for n in range(5)
 ]
 RATIOS = {
-    "train_step": {"plain over ours, time", "padded over ours, time", "ours over plain, memory"},
+    "train_step": {"plain over ours, time", "ours over plain, memory"},
     "memory": {"plain", "ours", "ours, chunks of 2"},
 }
 

@@ -1,7 +1,6 @@
-"""GoalClip against open_clip: padded, trimmed and packed texts; preprocessing."""
+"""GoalClip against open_clip: padded and trimmed texts; preprocessing."""
 
 import copy
-import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,9 +16,9 @@ from PIL import Image
 from torch import nn
 
 from goal import clip
-from goal.model import architectures, network
+from goal.model import architectures
 from goal.model.network import GoalClip, Spec
-from goal.model.packing import attention_mask, pack, span_weights
+from goal.text import pad
 
 SPEC = Spec(
     name="custom",
@@ -116,42 +115,14 @@ def test_trimmed_texts_equal_padded_ones(model: GoalClip) -> None:
     torch.testing.assert_close(model.encode_texts(one), model.encode_texts(padded())[:1], atol=1e-5, rtol=0)
 
 
-def test_packed_texts_equal_padded_ones_in_value_and_gradient(model: GoalClip) -> None:
-    packed, whole = model.packed_text_features(pack(texts())), model.text_features(padded())
-    torch.testing.assert_close(packed.pooled, whole.pooled, atol=1e-5, rtol=0)
-    ours, theirs = gradients(model, objective(packed.pooled)), gradients(model, objective(whole.pooled))
+def test_trimmed_texts_have_the_gradient_of_padded_ones(model: GoalClip) -> None:
+    trimmed = model.text_features(pad(texts()[2:3] + texts()[4:5]))
+    whole = model.text_features(padded()[[2, 4]])
+    ours, theirs = gradients(model, objective(trimmed.pooled)), gradients(model, objective(whole.pooled))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         # As a norm: single values near 0 are rounding errors of the largest ones.
         assert (value - theirs[name]).norm() <= 1e-5 * theirs[name].norm() + 1e-5, name
-
-
-@pytest.mark.parametrize("bf16", [False, True])
-def test_all_layers_share_one_mask(model: GoalClip, bf16: bool) -> None:
-    """A copy per layer would take most of the memory that a text tower keeps for the backward pass."""
-    packed = pack(texts())
-    shape = attention_mask(packed.segments, torch.float32).shape
-    kept: list[torch.Tensor] = []
-    with (
-        torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one),
-        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
-    ):
-        model.packed_text_features(packed)
-    masks = [one for one in kept if one.shape == shape]
-    assert len(masks) >= SPEC.text_layers
-    assert {one.dtype for one in masks} == {torch.bfloat16 if bf16 else torch.float32}
-    assert len({one.data_ptr() for one in masks}) == 1
-
-
-@torch.no_grad()
-def test_packed_tokens_equal_padded_ones(model: GoalClip) -> None:
-    packed = pack(texts())
-    which, spans = torch.tensor([1, 3, 5]), torch.tensor([[1, 40], [4, 9], [30, 31]])
-    weights = span_weights(packed, which, spans)
-    means = weights.flatten(1) @ model.packed_text_features(packed).tokens.flatten(0, 1)
-    whole = model.text_features(padded()).tokens
-    expected = [whole[text, start:end].mean(0) for text, (start, end) in zip(which, spans, strict=True)]
-    torch.testing.assert_close(means, torch.stack(expected), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -165,14 +136,12 @@ def test_pooled_tokens_pass_the_models_own_norm_and_projection(model: GoalClip, 
     )
 
 
-def test_a_forward_runs_each_tower_once(model: GoalClip) -> None:
-    calls: list[nn.Module] = []
-    towers = (model.visual, model.visual.transformer, model.transformer, model.token_embedding)
-    hooks = [tower.register_forward_hook(lambda module, _, __: calls.append(module)) for tower in towers]
-    model(images(), pack(texts()))
-    for hook in hooks:
-        hook.remove()
-    assert sorted(map(id, calls)) == sorted(map(id, towers))
+@torch.no_grad()
+def test_a_forward_reads_several_batches_of_texts(model: GoalClip) -> None:
+    seen, *read = model(images(), pad(texts()[:2]), pad(texts()[2:]))
+    torch.testing.assert_close(seen.pooled, model.encode_images(images()))
+    pooled = torch.cat([features.pooled for features in read])
+    torch.testing.assert_close(pooled, model.encode_texts(padded()), atol=1e-5, rtol=0)
 
 
 def test_texts_beyond_the_context_are_refused(model: GoalClip) -> None:
@@ -182,7 +151,7 @@ def test_texts_beyond_the_context_are_refused(model: GoalClip) -> None:
 
 def test_checkpointed_activations_give_the_same_gradient(model: GoalClip) -> None:
     def gradient() -> dict[str, torch.Tensor]:
-        seen, read = model(images(), pack(texts()))
+        seen, read = model(images(), pad(texts()))
         return gradients(model, objective(seen.pooled) + objective(read.pooled))
 
     expected = gradient()
@@ -194,24 +163,22 @@ def test_checkpointed_activations_give_the_same_gradient(model: GoalClip) -> Non
 
 def test_bf16_autocast_stays_close(model: GoalClip) -> None:
     with torch.no_grad():
-        seen, read = model(images(), pack(texts()))
+        seen, read = model(images(), pad(texts()))
         with torch.autocast("cpu", torch.bfloat16):
-            rough = model(images(), pack(texts()))
+            rough = model(images(), pad(texts()))
     for exact, approximate in zip((seen, read), rough, strict=True):
         cosines = F.cosine_similarity(exact.pooled, approximate.pooled.float())
         assert cosines.min() > 0.999
 
 
-def test_the_forward_compiles_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The shape checks of the tests cannot be traced.
-    monkeypatch.setattr(network, "attention_mask", inspect.unwrap(attention_mask))
+def test_the_forward_compiles_whole() -> None:
     # fullgraph: a graph break is an error. The eager backend needs no compiler on the machine.
     model = GoalClip(replace(SPEC, vision_layers=1, text_layers=1))
     compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
     with torch.no_grad():
         for lengths in (LENGTHS, LENGTHS[:3]):
-            packed = pack(texts(lengths))
-            for ours, expected in zip(compiled(images(), packed), model(images(), packed), strict=True):
+            ids = pad(texts(lengths))
+            for ours, expected in zip(compiled(images(), ids), model(images(), ids), strict=True):
                 torch.testing.assert_close(ours.pooled, expected.pooled)
 
 
@@ -223,14 +190,15 @@ def single_rank_group(tmp_path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("single_rank_group")
-def test_ddp_passes_packed_texts_and_features(model: GoalClip) -> None:
+def test_ddp_passes_several_texts_and_features(model: GoalClip) -> None:
     inner = copy.deepcopy(model)
 
     def loss(network: nn.Module) -> torch.Tensor:
-        seen, read = network(images(), pack(texts()))
+        seen, read, more = network(images(), pad(texts()), pad(texts((5, 9))))
         # As in a training, the scale and the final norm are used outside the forward.
         pooled = inner.project_patches(seen.tokens.mean(1))
-        return inner.scale() * (objective(seen.pooled) + objective(read.pooled) + objective(pooled))
+        parts = (seen.pooled, read.pooled, more.pooled, pooled)
+        return inner.scale() * sum(map(objective, parts))
 
     expected = gradients(inner, loss(inner))
     again = gradients(inner, loss(nn.parallel.DistributedDataParallel(inner)))

@@ -24,7 +24,6 @@ PURE = {
     "positions",
     "losses",
     "metrics",
-    "model/packing",
     "evaluation/statistics",
     "tracking/gates",
 }

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from goal import losses, text, weights
 from goal.boxes import patch_masks
 from goal.model.network import Features, GoalClip
-from goal.model.packing import pack, span_weights
 
 FIXTURES = Path(__file__).parent / "fixtures"
 STEP = load_file(FIXTURES / "goal_step.safetensors")
@@ -43,16 +42,8 @@ def _read(features: Features) -> tuple[torch.Tensor, torch.Tensor]:
     return features.pooled, torch.stack(means)
 
 
-def packed_texts(model: GoalClip) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, with packed texts."""
-    packed = pack(list(IDS))
-    features = model.packed_text_features(packed)
-    share = span_weights(packed, torch.arange(PAIRS), STEP["spans"])
-    return features.pooled, share.flatten(1) @ features.tokens.flatten(0, 1)
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("read", [padded_texts, trimmed_texts, packed_texts])
+@pytest.mark.parametrize("read", [padded_texts, trimmed_texts])
 def test_the_step(model: GoalClip, read) -> None:
     texts, means = read(model)
     seen = model.image_features(IMAGES)

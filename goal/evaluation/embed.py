@@ -9,25 +9,24 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from goal import boxes, clip, text, weights
+from goal import boxes, clip, weights
+from goal.clip import Preprocess
 from goal.config import paths
-from goal.datasets import images
+from goal.datasets import images, prefetch
 from goal.errors import UserError
 from goal.evaluation.galleries import Picture
+from goal.model import embedding
 from goal.model.network import GoalClip, Spec
 from goal.runtime import code, tensorfiles
 from goal.runtime.files import digest as digest_of
@@ -35,13 +34,11 @@ from goal.runtime.files import digest as digest_of
 log = logging.getLogger(__name__)
 
 PRECISION = "fp32"
-Item = TypeVar("Item")
-View = TypeVar("View")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to embed; none of it but the device changes a result by more than rounding."""
+    """How to embed; only the device changes a result by more than rounding."""
 
     device: str  # cpu | cuda
     batch_size: int  # pictures, texts
@@ -49,7 +46,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Embeddings:
+class EmbeddingTable:
     """Embeddings (fp32, not normalised), token counts before any cut, and what stands in each row.
 
     `files` is the sha256 of every picture file, `spec` and `model` the network and the digest of its weights.
@@ -77,7 +74,7 @@ class Embeddings:
 
 def embed(
     models: Sequence[Path], pictures: Iterable[Picture], texts: Iterable[str], settings: Settings
-) -> list[Embeddings]:
+) -> list[EmbeddingTable]:
     """Embed different pictures and texts with models from their files, or read what an earlier call kept.
 
     Models that see pictures alike share their decoding. Raises UserError for a picture that cannot be opened
@@ -93,7 +90,7 @@ def embed_with(
     pictures: Iterable[Picture],
     texts: Iterable[str],
     settings: Settings,
-) -> list[Embeddings]:
+) -> list[EmbeddingTable]:
     """The same with networks that are loaded already, and the digests of their weights."""
     pictures, texts = sorted(set(pictures), key=str), sorted(set(texts))
     files = file_digests(pictures)
@@ -107,14 +104,13 @@ def embed_with(
     kept = [paths.work_dir("embeddings") / digest / f"{key}.safetensors" for digest in digests]
     tensors = [_kept(path) for path in kept]
     missing = [place for place, found in enumerate(tensors) if found is None]
-    for place, found in zip(
-        missing, _encode([networks[place] for place in missing], pictures, texts, settings), strict=True
-    ):
+    fresh = _encode([networks[place] for place in missing], pictures, texts, settings)
+    for place, found in zip(missing, fresh, strict=True):
         tensors[place] = found
         _keep(found, kept[place])
     places = {"pictures": rows, "texts": {one: row for row, one in enumerate(texts)}, "files": files}
     return [
-        Embeddings(**found, **places, spec=network.spec, model=digest)
+        EmbeddingTable(**found, **places, spec=network.spec, model=digest)
         for found, network, digest in zip(tensors, networks, digests, strict=True)
     ]
 
@@ -122,54 +118,33 @@ def embed_with(
 def _encode(
     models: Sequence[GoalClip], pictures: Sequence[Picture], texts: Sequence[str], settings: Settings
 ) -> list[dict[str, Tensor]]:
-    tensors: list[dict[str, Tensor]] = [{} for _ in models]
-    groups: dict[tuple, list[int]] = {}
-    for place, model in enumerate(models):
+    alike: dict[tuple[int, str], list[GoalClip]] = {}
+    for model in models:
         model.to(settings.device).eval()
-        spec = model.spec
-        groups.setdefault((spec.image_size, spec.view, spec.mean, spec.std), []).append(place)
-    for group in groups.values():
-        found = encode_pictures([models[place] for place in group], pictures, settings)
-        for place, embedded in zip(group, found, strict=True):
-            tensors[place]["image"] = embedded
-    for place, model in enumerate(models):
-        tensors[place]["text"], tensors[place]["tokens"] = encode_texts(model, texts, settings)
+        alike.setdefault((model.spec.image_size, model.spec.view), []).append(model)
+    images = {
+        model: found
+        for group in alike.values()
+        for model, found in zip(group, encode_pictures(group, pictures, settings), strict=True)
+    }
+    tensors = []
+    for model in models:
+        found, counts = embedding.of_texts(model, texts, settings.batch_size, bar=True)
+        tensors.append({"image": images[model], "text": found, "tokens": counts})
     return tensors
 
 
-@torch.inference_mode()
 def encode_pictures(
     models: Sequence[GoalClip], pictures: Sequence[Picture], settings: Settings
 ) -> list[Float[Tensor, "P D"]]:
-    """Embeddings of pictures by each of the models, which must see them alike.
-
-    Threads decode the next batch while the models work on one.
-    """
+    """Embeddings of pictures by each of the models, whose views must be alike: they are decoded once."""
     read = partial(_view, clip.preprocess(models[0].spec), settings.max_megapixels)
-    embedded: list[list[Tensor]] = [[] for _ in models]
-    for views in prefetched(read, tqdm(pictures, "pictures", unit=""), settings.batch_size):
-        batch = torch.stack(views).to(settings.device)
+    embedded = [[torch.empty(0, model.spec.embed_dim)] for model in models]
+    shown = tqdm(pictures, "pictures", unit="")
+    for views in prefetch.batches_ahead(read, shown, settings.batch_size):
         for model, found in zip(models, embedded, strict=True):
-            found.append(model.encode_images(batch).float().cpu())
-    return [
-        torch.cat([torch.empty(0, model.spec.embed_dim), *found])
-        for model, found in zip(models, embedded, strict=True)
-    ]
-
-
-@torch.inference_mode()
-def encode_texts(
-    model: GoalClip, texts: Sequence[str], settings: Settings
-) -> tuple[Float[Tensor, "T D"], Int[Tensor, " T"]]:
-    """Embeddings of texts and their token counts; texts of like length share a batch: little is padding."""
-    ids = [text.tokenize(one, [], None).ids for one in tqdm(texts, "tokens", unit=" texts")]
-    counts = torch.tensor([len(one) for one in ids])
-    order = counts.argsort(descending=True, stable=True)
-    embedded = torch.empty(len(texts), model.spec.embed_dim)
-    for rows in tqdm(order.split(settings.batch_size), "texts", unit=" batches"):
-        batch = text.pad([text.tokenize(texts[row], [], model.spec.context_length).ids for row in rows])
-        embedded[rows] = model.encode_texts(batch.to(settings.device)).float().cpu()
-    return embedded, counts
+            found.append(embedding.of_views(model, views))
+    return list(map(torch.cat, embedded))
 
 
 def file_digests(pictures: Iterable[Picture]) -> dict[str, str]:
@@ -187,26 +162,14 @@ def content_digest(
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 
-def _view(prepare: Callable[[Image.Image], Tensor], max_megapixels: float, picture: Picture) -> Tensor:
+def _view(prepare: Preprocess, max_megapixels: float, picture: Picture) -> Tensor:
     image = images.open_image(picture.path, max_megapixels)
     if picture.box is None:
-        return prepare(image)
+        return prepare.view(image)
     try:
-        return prepare(image.crop(boxes.pixels(picture.box, image.size)))
+        return prepare.view(image.crop(boxes.pixels(picture.box, image.size)))
     except ValueError as error:
-        raise UserError(f"{picture.path}: {error}; mend the table that names the crop") from error
-
-
-def prefetched(read: Callable[[Item], View], items: Iterable[Item], size: int) -> Iterator[list[View]]:
-    """Batches of what `read` makes of each item, in order; while one is used, threads read the next."""
-    # Pillow registers its formats at the first picture, and two threads at once would trip over it.
-    Image.init()
-    remaining = iter(items)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        coming = [pool.submit(read, picture) for picture in islice(remaining, size)]
-        while coming:
-            batch, coming = coming, [pool.submit(read, picture) for picture in islice(remaining, size)]
-            yield [view.result() for view in batch]
+        raise UserError(f"{picture.path}: {error}; fix the table that names the crop") from error
 
 
 def _key(files: dict[str, str], pictures: list[Picture], texts: list[str], device: str) -> str:

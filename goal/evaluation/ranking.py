@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 
 from goal import metrics, text
-from goal.evaluation.embed import Embeddings
+from goal.evaluation.embed import EmbeddingTable
 from goal.evaluation.galleries import Gallery
 from goal.evaluation.query_metrics import AVERAGE_PRECISION, CORRECT, JOINT_K, QUERY, RANK
 
@@ -15,7 +15,7 @@ from goal.evaluation.query_metrics import AVERAGE_PRECISION, CORRECT, JOINT_K, Q
 PARTS = {"twins": ("picture", "twin"), "joint": ("whole", "crop")}
 
 
-def measure(gallery: Gallery, embeddings: Embeddings, chunk: int) -> pa.Table:
+def measure(gallery: Gallery, embeddings: EmbeddingTable, chunk: int) -> pa.Table:
     """Query with every picture and every text of a gallery: the columns of QUERY and the result."""
     outcome = {"twins": _twins, "joint": _joint}.get(gallery.benchmark, _ranks)
     field, values = outcome(gallery, embeddings, chunk)
@@ -23,7 +23,7 @@ def measure(gallery: Gallery, embeddings: Embeddings, chunk: int) -> pa.Table:
     return rows.append_column(field, pa.array(values, field.type))
 
 
-def _ranks(gallery: Gallery, embeddings: Embeddings, chunk: int) -> tuple[pa.Field, np.ndarray]:
+def _ranks(gallery: Gallery, embeddings: EmbeddingTable, chunk: int) -> tuple[pa.Field, np.ndarray]:
     found = metrics.ranks(
         embeddings.of_pictures(gallery.pictures),
         embeddings.of_texts(gallery.texts),
@@ -33,7 +33,7 @@ def _ranks(gallery: Gallery, embeddings: Embeddings, chunk: int) -> tuple[pa.Fie
     return RANK, torch.cat([found.image_to_text, found.text_to_image]).numpy()
 
 
-def _joint(gallery: Gallery, embeddings: Embeddings, chunk: int) -> tuple[pa.Field, np.ndarray]:
+def _joint(gallery: Gallery, embeddings: EmbeddingTable, chunk: int) -> tuple[pa.Field, np.ndarray]:
     """The caption and the crop's sentence are relevant to a picture, and the same two to its crop."""
     count = len(gallery.pictures)
     relevant = [[number, (number + count // 2) % count] for number in range(count)]
@@ -45,14 +45,14 @@ def _joint(gallery: Gallery, embeddings: Embeddings, chunk: int) -> tuple[pa.Fie
     return AVERAGE_PRECISION, torch.cat(found).numpy()
 
 
-def _twins(gallery: Gallery, embeddings: Embeddings, chunk: int) -> tuple[pa.Field, np.ndarray]:
+def _twins(gallery: Gallery, embeddings: EmbeddingTable, chunk: int) -> tuple[pa.Field, np.ndarray]:
     image, twin = embeddings.of_pictures(gallery.pictures).chunk(2)
     own, other = embeddings.of_texts(gallery.texts).chunk(2)
     found = metrics.twins(image, own, twin, other)
     return CORRECT, torch.cat([found.image_to_text.T.flatten(), found.text_to_image.T.flatten()]).numpy()
 
 
-def _queries(gallery: Gallery, embeddings: Embeddings) -> Iterator[dict[str, object]]:
+def _queries(gallery: Gallery, embeddings: EmbeddingTable) -> Iterator[dict[str, object]]:
     """The columns of QUERY for all pictures, then for all texts."""
     tokens = embeddings.lengths(gallery.texts)
     sentences = [len(text.split_sentences(one)) for one in gallery.texts]

@@ -13,8 +13,9 @@ from goal.config import Params
 from goal.datasets import images
 from goal.datasets.manifest import write_table
 from goal.errors import UserError
-from goal.evaluation.embed import Settings, encode_pictures, encode_texts
+from goal.evaluation.embed import Settings, encode_pictures
 from goal.evaluation.galleries import Picture
+from goal.model import embedding
 from goal.runtime import devices
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def run(params: Params, model: Path, given: Sequence[Path], texts: Sequence[str]
         (found,) = encode_pictures([network], pictures, settings)
         rows += _rows([picture.path for picture in pictures], "image", found)
     if texts:
-        found, _ = encode_texts(network, texts, settings)
+        found, _ = embedding.of_texts(network, texts, settings.batch_size)
         rows += _rows(texts, "text", found)
     write_table(pa.Table.from_pylist(rows, SCHEMA), output)
     log.info("%s: %d pictures, %d texts", output, len(pictures), len(texts))

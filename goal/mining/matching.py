@@ -21,7 +21,7 @@ from torch import Tensor
 
 from goal import boxes, clip, text
 from goal.boxes import BoxTuple
-from goal.datasets import manifest, slices
+from goal.datasets import manifest, prefetch, slices
 from goal.datasets.images import ImageError
 from goal.datasets.manifest import Row
 from goal.mining import matcher as matchers
@@ -130,7 +130,7 @@ class Match:
         """(picture id, view) of every candidate, picture by picture; counts the pictures that have none."""
         read = partial(self._views, candidates, matcher.prepare)
         asked = [row for row in rows if row.id in candidates]
-        for row, views in zip(asked, reading.ahead(read, asked, matcher.threads), strict=True):
+        for row, views in zip(asked, prefetch.ahead(read, asked, matcher.threads), strict=True):
             if isinstance(views, ImageError):
                 unreadable[reading.kind(views)] += 1
             else:
@@ -142,7 +142,7 @@ class Match:
         image = reading.picture(row, Path(self.root), self.max_megapixels)
         if isinstance(image, ImageError):
             return image
-        return [prepare(image.crop(boxes.pixels(one.box, image.size))) for one in candidates[row.id]]
+        return [prepare.view(image.crop(boxes.pixels(one.box, image.size))) for one in candidates[row.id]]
 
 
 def _mentions(row: Row, parameters: str) -> list[Mention]:

@@ -31,7 +31,7 @@ _SCENES_SPEC = Spec(
     quick_gelu=False,
 )
 VOCABULARY = 49408
-# What the shapes of its weights tell of a network; heads, activation and preprocessing leave no trace.
+# What can be read from the shapes of a network's weights; heads, activation and preprocessing cannot.
 SHAPES = (
     "image_size",
     "patch_size",

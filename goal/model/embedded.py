@@ -1,4 +1,4 @@
-"""The small CLIP that ships with the package: half precision, and of the token table only the trained rows.
+"""The small CLIP that ships with the package: half precision, and only the trained rows of the token table.
 
 Pretraining sees less than a hundred of the 49,408 tokens. Every other row keeps its first random value, which
 comes from numpy's legacy generator, whose stream is frozen for good: it is drawn again instead of shipped.

@@ -1,5 +1,4 @@
-"""The key layouts that CLIP checkpoints come in, turned into open_clip's and back: names and shapes, no
-files.
+"""The key layouts of CLIP checkpoints, converted to open_clip's and back: names and shapes, no files.
 
 open_clip's layout, which OpenAI's weights share, is the project's own. Hugging Face's `CLIPModel` keeps
 query, key and value apart and transposes the projections. Long-CLIP splits the position table into a fixed

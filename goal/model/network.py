@@ -1,7 +1,7 @@
 """The two towers: open_clip's CLIP with one forward that returns named features.
 
-Letters: B images or texts, S side of the view in pixels, N patches, T tokens of a padded text, R rows and L
-tokens of packed texts (goal.model.packing), V vision width, W text width, D joint width.
+Letters: B images or texts, S side of the view in pixels, N patches, T tokens of a padded text, V vision
+width, W text width, D joint width.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from open_clip.model import CLIP
-from open_clip.transformer import ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
-
-from goal.model.packing import Packed, attention_mask
 
 MAX_SCALE = 100.0
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -85,7 +82,7 @@ def _ratio(hidden: int, width: int) -> float:
 
 
 class Features(NamedTuple):
-    """What a tower says of its B inputs."""
+    """What a tower returns for its B inputs."""
 
     # Projected, NOT normalised.
     pooled: Float[Tensor, "B D"]
@@ -93,52 +90,26 @@ class Features(NamedTuple):
     tokens: Float[Tensor, "..."]
 
 
-class _Attention(nn.Module):
-    """Self-attention over another module's parameters that takes one mask for all heads.
+class Attention(nn.Module):
+    """Self-attention over the parameters of another module.
 
-    nn.MultiheadAttention wants a copy of the mask for every head of every row.
+    nn.MultiheadAttention would need the causal mask as a tensor, and has another kernel for evaluation.
     """
 
-    def __init__(self, source: nn.MultiheadAttention) -> None:
+    def __init__(self, source: nn.MultiheadAttention, causal: bool) -> None:
         super().__init__()
         self.heads = source.num_heads
+        self.causal = causal
         self.in_proj_weight = source.in_proj_weight
         self.in_proj_bias = source.in_proj_bias
         self.out_proj = source.out_proj
 
-    def forward(self, values: Tensor, mask: Tensor | None) -> Tensor:
-        rows, length, width = values.shape
+    def forward(self, values: Float[Tensor, "B T W"], *same: Tensor, **unused: None) -> tuple[Tensor]:
+        """Called by open_clip's block, which passes the same values as query, key and value, and no mask."""
         joint = F.linear(values, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = joint.view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(mixed.transpose(1, 2).reshape(rows, length, width))
-
-
-class _Block(nn.Module):
-    """open_clip's block over one mask for all layers; theirs casts it anew in each and keeps each copy."""
-
-    def __init__(self, source: ResidualAttentionBlock) -> None:
-        super().__init__()
-        self.ln_1 = source.ln_1
-        self.attn = _Attention(source.attn)
-        self.ln_2 = source.ln_2
-        self.mlp = source.mlp
-
-    def forward(
-        self, values: Tensor, key: None = None, value: None = None, attn_mask: Tensor | None = None
-    ) -> Tensor:
-        values = values + self.attn(self.ln_1(values), attn_mask)
-        return values + self.mlp(self.ln_2(values))
-
-
-def _computed_in(values: Tensor) -> torch.dtype:
-    """The type in which attention meets what comes of `values`: a mask must have it already."""
-    kind = values.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else values.dtype
-
-
-def _share_masks(transformer: Transformer) -> None:
-    transformer.resblocks = nn.ModuleList(map(_Block, transformer.resblocks))
+        q, k, v = joint.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return (self.out_proj(mixed.transpose(1, 2).flatten(2)),)
 
 
 class GoalClip(CLIP):
@@ -150,17 +121,20 @@ class GoalClip(CLIP):
     def __init__(self, spec: Spec) -> None:
         super().__init__(**spec.config)
         self.spec = spec
-        # Masks depend on the batch and are made with it; this one would only hold the network on its device.
+        # The towers' attention makes its own.
         self.attn_mask = None
         # The tower then returns its patches before the final layer norm, which is the same for the CLS token.
         self.visual.output_tokens = True
         self.visual.final_ln_after_pool = True
-        _share_masks(self.visual.transformer)
-        _share_masks(self.transformer)
+        for transformer, causal in ((self.visual.transformer, False), (self.transformer, True)):
+            for block in transformer.resblocks:
+                block.attn = Attention(block.attn, causal)
 
-    def forward(self, images: Tensor, texts: Packed) -> tuple[Features, Features]:
-        """Both towers, once each; the only entry that training uses, so that DDP sees every call."""
-        return self.image_features(images), self.packed_text_features(texts)
+    def forward(self, images: Tensor, *texts: Tensor) -> tuple[Features, ...]:
+        """Features of images and of each batch of texts; the only entry that training uses: DDP must see
+        every call.
+        """
+        return self.image_features(images), *map(self.text_features, texts)
 
     def image_features(self, images: Float[Tensor, "B 3 S S"] | UInt8[Tensor, "B 3 S S"]) -> Features:
         """pooled (B, D); tokens (B, N, V), the patches row by row.
@@ -179,21 +153,15 @@ class GoalClip(CLIP):
         if length > self.spec.context_length:
             raise ValueError(f"texts of {length} tokens do not fit the context of {self.spec.context_length}")
         embedded = self.token_embedding(ids) + self.positional_embedding[:length]
-        nothing = torch.full((), float("-inf"), dtype=_computed_in(embedded), device=ids.device)
-        tokens = self.transformer(embedded, nothing.expand(length, length).triu(1))
+        # A causal tower: no token sees the padding after its text.
+        tokens = self.transformer(embedded)
         last = tokens[torch.arange(count, device=ids.device), ids.argmax(-1)]
         return Features(self.project_tokens(last), tokens)
 
-    def packed_text_features(self, texts: Packed) -> Features:
-        """`text_features` of packed texts: pooled (B, D); tokens (R, L, W), for packing.span_weights."""
-        embedded = self.token_embedding(texts.ids) + F.embedding(texts.positions, self.positional_embedding)
-        tokens = self.transformer(embedded, attention_mask(texts.segments, _computed_in(embedded)))
-        return Features(self.project_tokens(tokens[texts.rows, texts.eos]), tokens)
-
     def encode_images(
-        self, images: Float[Tensor, "B 3 S S"], normalize: bool = False
+        self, images: Float[Tensor, "B 3 S S"] | UInt8[Tensor, "B 3 S S"], normalize: bool = False
     ) -> Float[Tensor, "B D"]:
-        """Embeddings of normalised views."""
+        """Embeddings of images as `image_features` takes them."""
         pooled = self.image_features(images).pooled
         return F.normalize(pooled, dim=-1) if normalize else pooled
 
@@ -201,6 +169,9 @@ class GoalClip(CLIP):
         """Embeddings of zero-padded texts, T at most the context."""
         pooled = self.text_features(ids).pooled
         return F.normalize(pooled, dim=-1) if normalize else pooled
+
+    # open_clip's names, for code written for it.
+    encode_image, encode_text = encode_images, encode_texts
 
     def project_patches(self, mean: Float[Tensor, "B V"]) -> Float[Tensor, "B D"]:
         """The model's own final layer norm and projection of pooled patches (paper, section 3.3, TSL)."""
@@ -215,11 +186,3 @@ class GoalClip(CLIP):
         scale = self.logit_scale.exp()
         # Taken off as a constant: a clamp would cut the gradient, and OpenAI's scale starts a hair above 100.
         return scale - (scale.detach() - MAX_SCALE).clamp(min=0)
-
-    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
-        """open_clip's name, for code written for it."""
-        return self.encode_images(image, normalize)
-
-    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
-        """open_clip's name, for code written for it."""
-        return self.encode_texts(text, normalize)

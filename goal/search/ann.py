@@ -1,9 +1,9 @@
-"""The nearest vectors of an index: all compared where that is soon done, else those that sketches pick.
+"""The nearest vectors of an index: in a small one all are compared, in a large one those that sketches pick.
 
-A sketch (faiss's product quantiser, half a byte for four numbers) takes a thirty-second of its vector, and a
+A sketch (faiss's product quantiser, half a byte per four numbers) takes a thirty-second of its vector, and a
 million are compared in milliseconds; the best CANDIDATES are compared again in half precision. Unlike cells
-or a graph this needs no likeness among the vectors, and it is built in seconds (benchmarks/search.py).
-The file lies beside the index, named by its version, and may be lost at any time.
+or a graph this works for vectors without clusters, and it is built in seconds (benchmarks/search.py).
+The file is stored beside the index, named by its version, and may be deleted at any time.
 Letters: P pictures, Q queries, K results, D width.
 """
 
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 EXACT_UP_TO = 50_000
 # Of a million independent vectors, these hold 99 % of the ten nearest.
 CANDIDATES = 20_000
-# Numbers a code stands for, and its bits.
+# Numbers per code, and bits of a code.
 GROUP, BITS = 4, 4
-# Vectors that the codes are learnt from.
+# Vectors that the codes are trained on.
 SAMPLE = 50_000
 
 
@@ -41,7 +41,7 @@ class Nearest:
         self, queries: Float32[np.ndarray, "Q D"], count: int
     ) -> tuple[Float32[np.ndarray, "Q K"], Int64[np.ndarray, "Q K"]]:
         """Cosines and ids of up to `count` pictures, nearest first; id -1 where there are fewer."""
-        # One thread: a query is little work, and waking others takes longer than it. Each thread has its own.
+        # One thread: waking others takes longer than a query. The setting is per calling thread.
         faiss.omp_set_num_threads(1)
         if not self._sketched:
             return self._index.search(queries, count)
@@ -50,7 +50,7 @@ class Nearest:
 
 
 def load(store: Store) -> Nearest:
-    """All vectors of an index, or its sketches, made anew where they are of another version or damaged."""
+    """All vectors of an index, or its sketches, rebuilt where they are of another version or damaged."""
     path = _path(store)
     if path is None:
         return Nearest(exact(store))
@@ -58,12 +58,12 @@ def load(store: Store) -> Nearest:
         try:
             return Nearest(faiss.read_index(str(path)))
         except RuntimeError as error:
-            log.warning("%s: damaged, made anew (%s)", path, " ".join(str(error).split())[:100])
+            log.warning("%s: damaged, built again (%s)", path, " ".join(str(error).split())[:100])
     found = sketched(store)
     try:
         _keep(found, path)
     except UserError as error:
-        log.warning("%s; until then every start makes it", error)
+        log.warning("%s; until then every start builds it", error)
     return Nearest(found)
 
 
@@ -82,7 +82,7 @@ def _path(store: Store) -> Path | None:
 
 def _keep(index: faiss.Index, path: Path) -> None:
     with files.atomic(path) as draft:
-        # Of earlier versions, and what a kill left of one; another process may be writing this one.
+        # Earlier versions and what a kill left of them; another process may be writing the current one.
         for old in (*path.parent.glob("sketches-*.faiss"), *path.parent.glob(".sketches-*.tmp")):
             if not old.name.lstrip(".").startswith(path.name):
                 old.unlink(missing_ok=True)

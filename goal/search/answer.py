@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def write(path: Path, asked: Mapping[str, str], hits: Sequence[Hit], max_megapixels: float) -> None:
-    """Write the page of an answer to what `text` or `picture` describes; what vanished since is left out."""
+    """Write the page of an answer to what `text` or `picture` describes; files that are gone are left out."""
     found = []
     for hit in hits:
         file = Path(os.fsdecode(hit.path))
@@ -30,10 +30,10 @@ def write(path: Path, asked: Mapping[str, str], hits: Sequence[Hit], max_megapix
 
 
 def text(reading: Reading) -> dict[str, str]:
-    """A text that was asked for: the part that the model reads, and the rest."""
+    """A query text: the part that the model reads, and the rest."""
     return {"read": reading.head, "unread": reading.rest}
 
 
 def picture(path: Path, max_megapixels: float) -> dict[str, str]:
-    """A picture that was asked for."""
+    """A query picture."""
     return {"image": pictures.small_file(path, max_megapixels), "name": store.shown(os.fsencode(path))}

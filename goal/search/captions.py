@@ -1,4 +1,4 @@
-"""The captions of the project's data set: the ones nearest to a picture."""
+"""Search in the captions of the project's data set by picture."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,17 +18,14 @@ if TYPE_CHECKING:
 
 
 class Caption(NamedTuple):
-    """A caption and its cosine with the picture that was asked for."""
+    """A caption and its cosine with the query picture."""
 
     text: str
     score: float
 
 
 class Captions:
-    """All captions of a data set, embedded by the model of a search when the first picture asks for them.
-
-    They are kept on disk, as those of an evaluation.
-    """
+    """All captions of a data set, embedded by the model of a search at the first query, and kept on disk."""
 
     def __init__(self, params: "Params", search: Search) -> None:
         self._params, self._search = params, search
@@ -47,7 +44,7 @@ class Captions:
 
     def nearest(self, picture: Float[Tensor, "1 D"], count: int) -> list[Caption]:
         """The captions nearest to a picture's L2-normalised vector, nearest first; there must be some."""
-        scores, places = (picture.float().cpu() @ self._vectors.T)[0].topk(min(count, len(self.texts)))
+        scores, places = (picture @ self._vectors.T)[0].topk(min(count, len(self.texts)))
         return [
             Caption(self.texts[place], score)
             for place, score in zip(places.tolist(), scores.tolist(), strict=True)

@@ -1,28 +1,27 @@
-"""Bring an index up to date with its folder: new and changed pictures are embedded, vanished ones dropped.
+"""Bring an index up to date with its folder: new and changed pictures are embedded, deleted ones dropped.
 
-Every batch is committed by itself, so the same command goes on after a kill.
+Every batch is a commit of its own, so the same command resumes after a kill.
 """
 
 import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from goal import clip, weights
 from goal.clip import Preprocess
-from goal.datasets import images
+from goal.datasets import images, prefetch
 from goal.datasets.images import ImageError
 from goal.errors import Interrupted, UserError
-from goal.evaluation.embed import prefetched
+from goal.model import embedding
+from goal.model.network import GoalClip
 from goal.runtime import devices, signals
 from goal.search import ann, store
 from goal.search.store import Card, Entry, Stamp
@@ -33,21 +32,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Read(NamedTuple):
-    """A file that was tried: its view, or why there is none."""
-
-    path: bytes
-    view: Tensor | ImageError
-
-
 class Listing(NamedTuple):
-    """What lies below a folder, by the path below it: files, and why other things were not looked into."""
+    """What lies below a folder, by the path below it: files, and why other things were not read."""
 
     files: dict[bytes, Stamp]
     unseen: dict[bytes, str]
 
     def hides(self, path: bytes) -> bool:
-        """Whether a file may be there all the same: unseen is not vanished."""
+        """Whether a file may still exist below a folder that could not be read."""
         parts = path.split(b"/")
         return any(b"/".join(parts[:end]) in self.unseen for end in range(1, len(parts) + 1))
 
@@ -80,17 +72,15 @@ def run(params: "Params", folder: Path, place: Path, model: Path, name: str) -> 
     left_out = dict(listing.unseen)
     embedded = 0
     with signals.deferred() as asked, tqdm(total=len(todo), unit=" files") as progress:
-        for batch in prefetched(read, todo, params.evaluate.batch_size):
-            refused = {one.path: one.view for one in batch if isinstance(one.view, ImageError)}
-            views = {one.path: one.view for one in batch if isinstance(one.view, Tensor)}
-            vectors = _embed(network, views, device)
-            added = [Entry(path, found[path], vector) for path, vector in vectors]
-            index.change(added, refused.keys() & known.keys())
-            left_out |= {path: error.reason for path, error in refused.items()}
+        for batch in prefetch.batches_ahead(read, todo, params.evaluate.batch_size):
+            refused = {path: why for path, why in batch if isinstance(why, str)}
+            views = {path: view for path, view in batch if isinstance(view, Tensor)}
+            index.change(_entries(network, views, found), refused.keys() & known.keys())
+            left_out |= refused
             embedded += len(views)
             progress.update(len(batch))
             if asked() and progress.n < len(todo):
-                raise Interrupted(f"{place}: {len(index)} pictures are in; the same command goes on")
+                raise Interrupted(f"{place}: {len(index)} pictures are indexed; the same command goes on")
     ann.prepare(index)
     log.info(
         "%s: %d pictures: %d embedded, %d as before; %d dropped, their files are gone",
@@ -121,29 +111,27 @@ def _list(root: bytes, place: bytes) -> Listing:
             try:
                 status = os.stat(path)
             except FileNotFoundError:
-                # It vanished, or is a link to nothing.
+                # Deleted meanwhile, or a link to nothing.
                 continue
             except OSError as error:
                 fail(error)
                 continue
-            # A pipe would be waited for.
+            # Opening a pipe would wait for its writer.
             if stat.S_ISREG(status.st_mode):
                 files[os.path.relpath(path, root)] = Stamp(status.st_size, status.st_mtime_ns)
     return Listing(files, unseen)
 
 
-def _read(root: bytes, prepare: Preprocess, max_megapixels: float, path: bytes) -> Read:
+def _read(root: bytes, prepare: Preprocess, max_megapixels: float, path: bytes) -> tuple[bytes, Tensor | str]:
+    """A file's path and its view, or why there is none."""
     try:
-        return Read(path, prepare(images.open_image(os.fsdecode(os.path.join(root, path)), max_megapixels)))
+        return path, prepare.view(images.open_image(os.fsdecode(os.path.join(root, path)), max_megapixels))
     except ImageError as error:
-        return Read(path, error)
+        return path, error.reason
 
 
-@torch.inference_mode()
-def _embed(
-    network: clip.GoalClip, views: dict[bytes, Tensor], device: torch.device
-) -> Iterator[tuple[bytes, np.ndarray]]:
+def _entries(network: GoalClip, views: dict[bytes, Tensor], stamps: dict[bytes, Stamp]) -> list[Entry]:
     if not views:
-        return iter(())
-    found = network.encode_images(torch.stack(list(views.values())).to(device), normalize=True)
-    return zip(views, found.float().cpu().numpy(), strict=True)
+        return []
+    vectors = F.normalize(embedding.of_views(network, list(views.values())), dim=1).numpy()
+    return [Entry(path, stamps[path], vector) for path, vector in zip(views, vectors, strict=True)]

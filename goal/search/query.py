@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from goal import clip, text, weights
 from goal.cleaning import clean
 from goal.errors import UserError
+from goal.model import embedding
 from goal.runtime import devices
 from goal.search import ann, store
 from goal.text.sentences import Sentence
@@ -26,7 +27,7 @@ _WORD = re.compile(r"\S+")
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture that was found: its file (which may be gone since) and its cosine with the query."""
+    """A picture that was found: its file (which may be deleted since) and its cosine with the query."""
 
     path: bytes
     score: float
@@ -51,9 +52,8 @@ class Search:
         store.check_model(place, self.index.card, name, weights.digest(model))
         if not len(self.index):
             raise UserError(f"{place}: holds no picture; `goal index` says why")
-        self._device = devices.resolve(params.train.device, "train.device")
-        self.network = weights.load(model).to(self._device).eval()
-        self._prepare = clip.preprocess(self.network.spec)
+        device = devices.resolve(params.train.device, "train.device")
+        self.network = weights.load(model).to(device).eval()
         self._nearest = ann.load(self.index)
 
     def by_text(self, words: str, count: int) -> list[Hit]:
@@ -66,16 +66,15 @@ class Search:
         """The pictures nearest to one (RGB, image frame)."""
         return self.nearest(self.of_picture(image), count)
 
-    @torch.inference_mode()
     def of_text(self, words: str) -> Float[Tensor, "1 D"]:
-        """The L2-normalised vector of what the model reads of a text."""
-        ids = text.tokenize(words, [], self.network.spec.context_length).ids
-        return self.network.encode_texts(ids[None].to(self._device), normalize=True)
+        """The L2-normalised vector, on the host, of what the model reads of a text."""
+        found, _ = embedding.of_texts(self.network, [words], 1)
+        return F.normalize(found, dim=1)
 
-    @torch.inference_mode()
     def of_picture(self, image: Image.Image) -> Float[Tensor, "1 D"]:
-        """The L2-normalised vector of a picture (RGB, image frame)."""
-        return self.network.encode_images(self._prepare(image)[None].to(self._device), normalize=True)
+        """The L2-normalised vector, on the host, of a picture (RGB, image frame)."""
+        view = clip.preprocess(self.network.spec).view(image)
+        return F.normalize(embedding.of_views(self.network, [view]), dim=1)
 
     def reading(self, words: str) -> Reading:
         """How much of a text the model reads."""
@@ -83,7 +82,7 @@ class Search:
 
     def nearest(self, query: Float[Tensor, "1 D"], count: int) -> list[Hit]:
         """The pictures nearest to a unit vector of this model."""
-        scores, ids = (found[0].tolist() for found in self._nearest(query.float().cpu().numpy(), count))
+        scores, ids = (found[0].tolist() for found in self._nearest(query.numpy(), count))
         paths = self.index.paths(ids)
         return [
             Hit(os.path.join(self.index.root, paths[one]), score)

@@ -1,7 +1,7 @@
 """An index on disk: the vector of every picture of a folder, made by one model.
 
-pictures.sqlite has a card, which names the model and the pictures' folder, and a row a picture. SQLite makes
-each change whole or not at all, also under kill -9. Letters: P pictures, D embedding width.
+pictures.sqlite has a card, which names the model and the pictures' folder, and one row per picture. SQLite
+applies each change as a whole or not at all, also under kill -9. Letters: P pictures, D embedding width.
 """
 
 import json
@@ -21,8 +21,8 @@ from goal.errors import UserError
 from goal.runtime import files
 
 DATABASE = "pictures.sqlite"
-# Paths are bytes, below the pictures' folder: a file's name need not be text. An id is never given twice: a
-# page may still ask for what it read before a picture went.
+# Paths are bytes, below the pictures' folder: a file's name need not be text. An id is never used twice: a
+# page may still ask for a picture that was dropped since.
 SCHEMA = (
     "CREATE TABLE card (content TEXT NOT NULL)",
     """
@@ -45,7 +45,7 @@ ROWS = 4096
 
 
 class Stamp(NamedTuple):
-    """What tells that a file changed."""
+    """A file's size and time, by which a change is noticed."""
 
     size: int  # bytes
     mtime_ns: int
@@ -61,7 +61,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Card:
-    """What an index hangs on; bytes of `folder` that are no text are kept as surrogates."""
+    """What an index depends on; bytes of `folder` that are not text are kept as surrogates."""
 
     folder: str  # absolute
     model: str  # as the user named it
@@ -87,13 +87,13 @@ class Store:
 
     def _make(self, card: Card) -> None:
         with self._database as transaction:
-            # Of two at once, the second finds what the first made.
+            # Of two processes at once, the second finds the first one's tables.
             transaction.execute("BEGIN IMMEDIATE")
             if not transaction.execute("SELECT name FROM sqlite_master").fetchone():
                 for table in SCHEMA:
                     transaction.execute(table)
                 transaction.execute("INSERT INTO card VALUES (?)", (json.dumps(asdict(card)),))
-                # Begun anywhere: what was made of an index that lay here before is not taken for this one's.
+                # Random: the sketches of an earlier index in this folder must not match its version.
                 transaction.execute(f"PRAGMA user_version = {secrets.randbelow(2**30)}")
 
     @property
@@ -154,7 +154,7 @@ class Store:
             yield
         except sqlite3.Error as error:
             raise UserError(
-                f"{self._file}: {error}; make room or mend it, or remove {self.place} to index anew"
+                f"{self._file}: {error}; make room or fix it, or remove {self.place} to index again"
             ) from error
 
 
@@ -176,21 +176,21 @@ def opened(place: Path) -> Store:
 
 
 def check_model(place: Path, card: Card, model: str, digest: str) -> None:
-    """Refuse a model whose vectors cannot be compared with those of the index."""
+    """Raise UserError for a model whose vectors cannot be compared with those of the index."""
     if card.digest == digest:
         return
     if card.model == model:
         raise UserError(
-            f"{place}: {model} changed since (sha256 {card.digest[:12]}, now {digest[:12]}); index anew with "
-            f"another --index, or remove {place}"
+            f"{place}: {model} changed since (sha256 {card.digest[:12]}, now {digest[:12]}); index again "
+            f"with another --index, or remove {place}"
         )
     raise UserError(
         f"{place}: made by {card.model} ({card.network}, sha256 {card.digest[:12]}), not by {model}"
-        f" ({digest[:12]}); give that model, or index anew with another --index"
+        f" ({digest[:12]}); give that model, or index again with another --index"
     )
 
 
 def shown(path: bytes) -> str:
-    """A path for people: on one line, bytes that are no text as \\xNN."""
+    """A path for people: on one line, bytes that are not text as \\xNN."""
     text = path.decode("utf-8", "backslashreplace")
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -12,7 +12,7 @@ from goal.config import paths
 from goal.datasets import manifest
 from goal.errors import UserError
 from goal.evaluation import embed, galleries, query_metrics, ranking
-from goal.evaluation.embed import Embeddings, Settings
+from goal.evaluation.embed import EmbeddingTable, Settings
 from goal.evaluation.galleries import Gallery
 from goal.runtime import devices, files
 
@@ -79,7 +79,7 @@ def run(params: "Params", names: Sequence[str], data_set: str = "") -> dict[str,
 
 
 def _measure(
-    params: "Params", data_set: str, name: str, gallery: Gallery, embeddings: Embeddings
+    params: "Params", data_set: str, name: str, gallery: Gallery, embeddings: EmbeddingTable
 ) -> Measured:
     ks, resamples = sorted(params.evaluate.ks), params.evaluate.bootstrap
     rows = ranking.measure(gallery, embeddings, params.evaluate.chunk)
@@ -112,7 +112,7 @@ def _write(folder: Path, measured: Sequence[Measured], missing: Mapping[str, str
         files.write_json({"images": 0, "texts": 0}, folder / f"{benchmark}.json")
 
 
-def protocol(data_set: str, gallery: Gallery, embeddings: Embeddings) -> dict[str, str | int]:
+def protocol(data_set: str, gallery: Gallery, embeddings: EmbeddingTable) -> dict[str, str | int]:
     """Everything that a metric depends on besides the model; a table shows results of one protocol only."""
     spec = embeddings.spec
     return {

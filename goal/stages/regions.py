@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from goal import config
 from goal.config import Params, paths
-from goal.datasets import slices
+from goal.datasets import prefetch, slices
 from goal.datasets.images import ImageError
 from goal.datasets.manifest import Row
 from goal.mining import reading, shards
@@ -81,7 +81,7 @@ class Propose:
         params, proposer = _loaded(self.params, self.weights)
         rows = slices.rows(Path(self.manifest), start, stop)
         lines, unreadable, without = [], Counter(), 0
-        for row, image in zip(rows, reading.ahead(self._read, rows, params.threads), strict=True):
+        for row, image in zip(rows, prefetch.ahead(self._read, rows, params.threads), strict=True):
             if isinstance(image, ImageError):
                 unreadable[reading.kind(image)] += 1
             else:

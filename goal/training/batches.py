@@ -1,10 +1,12 @@
 """The order of the training pictures, and batches of them as tensors.
 
 A pair is an image with its caption. A batch is split into chunks where train.chunk_size asks for it.
-Letters: B pairs of a chunk, P of them with a usable region and sentence, S side of the view, N patches of it.
+Letters: B pairs of a chunk, P of them with a usable region and sentence, S side of the view, N patches of it,
+T tokens of a padded text.
 """
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,18 +19,20 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from goal.datasets import prefetch
 from goal.errors import UserError
 from goal.model.network import Spec
-from goal.model.packing import Packed, pack
 from goal.runtime import signals
+from goal.text import pad
 from goal.training.examples import Examples, Fault, Key, Sample
 
 
 class Batch(NamedTuple):
     """A chunk: B pairs, ready for one forward of each tower. Row i of every (B, ...) tensor is pair i."""
 
+    texts: list[Int[Tensor, "_ T"]]  # groups of texts of similar length, zero padded to their longest
+    places: Int[Tensor, " B+P+B"]  # of captions, sentences, short captions: their rows in all groups together
     images: UInt8[Tensor, "B+P 3 S S"]  # the whole views, then the crops
-    texts: Packed  # the captions, then the sentences, then the short captions
     rows: Int[Tensor, " P"]  # the pair that each crop and sentence belongs to
     patches: Bool[Tensor, "B N"]  # those that the box touches in the whole view
     spans: Int[Tensor, "B 2"]  # the sentence's tokens in the caption, half open
@@ -50,7 +54,7 @@ class FlatBatch:
 
     @classmethod
     def of(cls, chunks: Sequence[Batch]) -> "FlatBatch":
-        tensors = [[chunk.images, *chunk.texts, *chunk[2:]] for chunk in chunks]
+        tensors = [[*chunk.texts, *chunk[1:]] for chunk in chunks]
         shapes = [[(tensor.dtype, tensor.shape) for tensor in fields] for fields in tensors]
         flat: dict[torch.dtype, list[Tensor]] = defaultdict(list)
         for tensor in itertools.chain(*tensors):
@@ -66,8 +70,8 @@ class FlatBatch:
             return taken.view(shape)
 
         tensors = [[take(dtype, shape) for dtype, shape in fields] for fields in self.shapes]
-        end = 1 + len(Packed._fields)
-        return [Batch(fields[0], Packed(*fields[1:end]), *fields[end:]) for fields in tensors]
+        others = len(Batch._fields) - 1  # the fields of one tensor
+        return [Batch(fields[:-others], *fields[-others:]) for fields in tensors]
 
     def to(self, device: torch.device) -> "FlatBatch":
         moved = {dtype: values.to(device, non_blocking=True) for dtype, values in self.values.items()}
@@ -153,15 +157,19 @@ class Collate:
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         crops = [sample.crop for sample in samples if sample.crop is not None]
-        sentences = [sample.sentence for sample in samples if sample.sentence is not None]
-        shorts = [sample.short for sample in samples if sample.short is not None]
+        texts = [sample.caption for sample in samples]
+        texts += [sample.sentence for sample in samples if sample.sentence is not None]
+        texts += [sample.short for sample in samples if sample.short is not None]
+        # Halves of the captions and of the sentences: little padding, few calls of the tower.
+        groups, places = _grouped(texts, math.ceil(len(samples) / 2))
         has_pair = torch.tensor(
             [sample.crop is not None or sample.sentence is not None for sample in samples]
         )
         no_patches = torch.zeros(self._patches, dtype=torch.bool)
         return Batch(
+            texts=groups,
+            places=places,
             images=torch.stack([sample.whole for sample in samples] + crops),
-            texts=pack([sample.caption for sample in samples] + sentences + shorts),
             rows=has_pair.nonzero()[:, 0],
             patches=torch.stack(
                 [no_patches if sample.patches is None else sample.patches for sample in samples]
@@ -171,6 +179,13 @@ class Collate:
             in_view=torch.tensor([sample.patches is not None for sample in samples]),
             in_context=torch.tensor([sample.span is not None for sample in samples]),
         )
+
+
+def _grouped(texts: Sequence[Tensor], size: int) -> tuple[list[Tensor], Tensor]:
+    """Texts sorted by length, in padded groups of `size`; and the row of each text in all groups together."""
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+    groups = [pad([texts[number] for number in group]) for group in prefetch.batches(order, size)]
+    return groups, torch.tensor(order).argsort()
 
 
 def load(

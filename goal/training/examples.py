@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A sample that could not be made; as a value it survives the way between processes."""
+    """A sample that could not be made; a value, so that it can be sent between processes."""
 
     message: str
 
@@ -172,8 +172,8 @@ class Examples(Dataset):
     def _views(self, index: int, number: int | None) -> tuple[Tensor, Tensor | None]:
         """The whole view, and the crop of pair `number`; UserError for a picture that cannot be used."""
         if self._packed:
-            crop = None if number is None else self._view(self._packed.crop(index, number))
-            return self._view(self._packed.whole(index)), crop
+            crop = None if number is None else self._packed.crop(index, number)
+            return self._packed.whole(index), crop
         row = self.rows[index]
         image = images.open_image(row.image, self._max_megapixels)
         if image.size != (row.width, row.height):

@@ -1,32 +1,28 @@
-"""Training pictures scaled once: views and crops in tar shards, as WebDataset has them, with an index.
+"""Training pictures scaled once: their views and those of their crops in arrays that are mapped into memory.
 
-Decoding and scaling a photograph costs a hundred times what reading its view does. A packed picture is the
-very square of pixels that clip.Preprocess makes, uncompressed, so the tensors are those from the files, bit
-for bit. The shards are the same bytes on every run.
+Decoding and scaling a photograph costs a hundred times what reading its view does. A packed view is what
+clip.Preprocess.view makes, so a training sees the same bits as from the files.
 
-A sample: <row number>.json (id and captions), <row number>.whole.npy and <row number>.crop<pair number>.npy,
-each uint8 (S, S, 3) RGB. Beside each shard lies a table of where its arrays are; it is written last, so what
-has one is whole. Letters: S side of the view in pixels.
+views-<first row>.npy: uint8 (V, 3, S, S), for SHARD pictures in the order of the rows the view of each,
+followed by those of its crops. Letters: V views of a shard, S side of the view in pixels.
 """
 
 import fcntl
 import hashlib
-import io
 import json
 import logging
-import os
 import shutil
-import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from goal import boxes, clip
 from goal.boxes import BoxTuple
@@ -40,20 +36,15 @@ from goal.runtime import code, files, locks, task_progress, tasks
 log = logging.getLogger(__name__)
 
 SHARD = 1000  # pictures
-# offset, size: of the array in its shard, bytes.
-INDEX = pa.schema([(name, pa.int64()) for name in ("picture", "part", "shard", "offset", "size")])
-WHOLE = -1  # the part that is no crop
-IN_USE = "in-use.lock"
 
 
 @dataclass(frozen=True)
-class Work:
-    """One shard, the number-th: rows first.. with the boxes (image frame) of their crops.
+class Shard:
+    """The rows from the `first` on, with the boxes (image frame) of their crops.
 
     root: the folder to which the pictures' paths are relative.
     """
 
-    number: int
     first: int
     rows: tuple[Row, ...]
     crops: tuple[tuple[BoxTuple, ...], ...]
@@ -63,15 +54,16 @@ class Work:
     folder: Path
 
     def __str__(self) -> str:
-        return f"{self.tar.name}, rows {self.first} to {self.first + len(self.rows) - 1}"
+        return f"{self.path.name}, rows {self.first} to {self.first + len(self.rows) - 1}"
 
     @property
-    def tar(self) -> Path:
-        return self.folder / f"pictures-{self.number:06d}.tar"
+    def path(self) -> Path:
+        return self.folder / f"views-{self.first:09d}.npy"
 
     @property
-    def index(self) -> Path:
-        return self.tar.with_suffix(".parquet")
+    def shape(self) -> tuple[int, ...]:
+        side = self.spec.image_size
+        return len(self.rows) + sum(map(len, self.crops)), 3, side, side
 
 
 def prepare(
@@ -84,92 +76,92 @@ def prepare(
     """The packed pictures of these rows and of their crops (boxes by row id), made where they are missing.
 
     They lie in work/packed/, named by all that decides their content; started again after a kill, finished
-    shards are kept, and those of another content go once they are not in use. Raises UserError for a picture
-    that cannot be read, or where the disk refuses, Interrupted on SIGTERM and SIGINT.
+    shards are kept, and those of other content are removed once they are not in use. Raises UserError for a
+    picture that cannot be read, a damaged shard and where the disk refuses, Interrupted on SIGTERM and
+    SIGINT.
     """
     # Stages with crops and stages without take turns in a pipeline.
     kind = "crops" if crops else "whole"
     folder = paths.work_dir("packed") / f"{kind}-{_digest(rows, crops, spec)}"
-    used = _in_use(folder)
+    files.make_folder(folder.parent)
+    used = _lock(folder, fcntl.LOCK_SH)
+    files.make_folder(folder)
+    shards = []
+    for first in range(0, len(rows), SHARD):
+        part = tuple(rows[first : first + SHARD])
+        own = tuple(tuple(crops.get(row.id, ())) for row in part)
+        shards.append(Shard(first, part, own, spec, max_megapixels, Path.cwd(), folder))
     with locks.held(folder / "packing.lock"):
-        shards = [
-            Work(
-                number,
-                first,
-                tuple(rows[first : first + SHARD]),
-                tuple(tuple(crops.get(row.id, ())) for row in rows[first : first + SHARD]),
-                spec,
-                max_megapixels,
-                Path.cwd(),
-                folder,
-            )
-            for number, first in enumerate(range(0, len(rows), SHARD))
-        ]
-        missing = [shard for shard in shards if not shard.index.exists()]
+        missing = [shard for shard in shards if not shard.path.exists()]
         if missing:
             log.info("packing %d pictures into %s", len(rows), folder)
             _pack(missing, max(workers, 1), len(rows))
-    _forget_others(folder, kind)
-    return Pictures(folder, used)
+    _remove_others(folder, kind)
+    return Pictures(shards, used)
 
 
 class Pictures:
     """Packed pictures by row number; may be handed to loader processes."""
 
-    def __init__(self, folder: Path, used: IO[str]) -> None:
-        """folder: of whole shards; used: what tells others so, as long as this object lives."""
-        tables = [pq.read_table(path) for path in sorted(folder.glob("pictures-*.parquet"))]
-        table = pa.concat_tables([INDEX.empty_table(), *tables])
-        self._places = np.stack([table[name].to_numpy() for name in ("shard", "offset", "size")], axis=1)
-        # Rows are sorted by picture, then part: the whole picture, then its crops.
-        self._first = np.flatnonzero(table["part"].to_numpy() == WHOLE)
-        self._folder = folder
-        self._open: dict[int, int] = {}
+    def __init__(self, shards: Sequence[Shard], used: IO[str]) -> None:
+        """used: the lock that keeps other trainings from removing the shards while this object lives."""
+        self._files = [(shard.path, shard.shape) for shard in shards]
+        # Of each shard's pictures, where their views begin.
+        self._starts = [np.cumsum([0, *(1 + len(own) for own in shard.crops)]) for shard in shards]
         self._used: IO[str] | None = used
+        for file in self._files:
+            _mapped(*file)
 
-    def whole(self, picture: int) -> Image.Image:
-        """The view (S, S) of a picture; clip.Preprocess leaves its pixels as they are."""
-        return self._read(picture, WHOLE)
+    def whole(self, picture: int) -> UInt8[Tensor, "3 S S"]:
+        """The view of a picture."""
+        return self._read(picture, 0)
 
-    def crop(self, picture: int, number: int) -> Image.Image:
-        """The view (S, S) of a picture's crop."""
-        return self._read(picture, number)
+    def crop(self, picture: int, number: int) -> UInt8[Tensor, "3 S S"]:
+        """The view of a picture's crop."""
+        return self._read(picture, 1 + number)
 
-    def _read(self, picture: int, part: int) -> Image.Image:
-        shard, offset, size = self._places[self._first[picture] + 1 + part].tolist()
-        if shard not in self._open:
-            self._open[shard] = os.open(self._folder / f"pictures-{shard:06d}.tar", os.O_RDONLY)
-        content = os.pread(self._open[shard], size, offset)
-        return Image.fromarray(np.load(io.BytesIO(content), allow_pickle=False))
+    def _read(self, picture: int, part: int) -> Tensor:
+        shard, place = divmod(picture, SHARD)
+        views = _mapped(*self._files[shard])
+        return torch.from_numpy(np.array(views[self._starts[shard][place] + part]))
 
     def __getstate__(self) -> dict[str, object]:
-        # Open files stay in the process that opened them.
-        return {**self.__dict__, "_open": {}, "_used": None}
+        # The lock stays with the process that took it.
+        return {**self.__dict__, "_used": None}
 
 
-def _in_use(folder: Path) -> IO[str]:
-    """Make the folder; others take it for an old one only once what is returned is closed or lost."""
-    while True:
-        files.make_folder(folder)
-        with suppress(FileNotFoundError):
-            lock = (folder / IN_USE).open("w")
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            # Another training may have removed the folder until this moment.
-            if os.path.samestat(os.fstat(lock.fileno()), (folder / IN_USE).stat()):
-                return lock
+@lru_cache(maxsize=256)
+def _mapped(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "V 3 S S"]:
+    """The array of a shard, checked. Not all stay mapped: each takes an open file, of which there are few."""
+    try:
+        views = np.load(path, mmap_mode="r", allow_pickle=False)
+        if (views.shape, views.dtype) != (shape, np.uint8):
+            raise ValueError(f"{views.dtype} {views.shape} instead of {shape}")
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}); remove {path.parent} and pack again") from error
+    return views
 
 
-def _forget_others(folder: Path, kind: str) -> None:
-    """Remove what was packed of another content and is not in use."""
-    for other in folder.parent.glob(f"{kind}-*"):
-        if other != folder:
-            with suppress(OSError), (other / IN_USE).open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(other)
+def _lock(folder: Path, how: int) -> IO[str]:
+    """Lock a folder as its reader (LOCK_SH) or remover (LOCK_EX) until what is returned is closed.
+
+    The file stays when the folder goes: a lock on a file that another process has removed would hold nobody.
+    """
+    lock = folder.with_name(f".{folder.name}.lock").open("a")
+    fcntl.flock(lock, how)
+    return lock
 
 
-def _pack(missing: list[Work], workers: int, total: int) -> None:
-    sizes = [len(work.rows) for work in missing]
+def _remove_others(folder: Path, kind: str) -> None:
+    """Remove what was packed of other content and is not in use."""
+    for other in set(folder.parent.glob(f"{kind}-*")) - {folder}:
+        # BlockingIOError: in use.
+        with suppress(OSError), _lock(other, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(other)
+
+
+def _pack(missing: list[Shard], workers: int, total: int) -> None:
+    sizes = [len(shard.rows) for shard in missing]
     try:
         tasks.run(
             write,
@@ -182,44 +174,29 @@ def _pack(missing: list[Work], workers: int, total: int) -> None:
             done=total - sum(sizes),
         )
     finally:
-        for draft in missing[0].folder.glob(".pictures-*.tmp"):  # of processes that were killed
+        for draft in missing[0].folder.glob(".views-*.tmp"):  # of processes that were killed
             draft.unlink(missing_ok=True)
 
 
-def write(work: Work) -> None:
-    """Make a shard, then its index; runs in whatever process the engine chose."""
-    try:
-        from webdataset import TarWriter
-    except ModuleNotFoundError as error:
-        raise UserError("train.packed: needs a package: pip install -e '.[scale]'") from error
-    with files.atomic(work.tar) as draft, draft.open("wb") as file, TarWriter(file, mtime=0) as tar:
-        for number, (row, crops) in enumerate(zip(work.rows, work.crops, strict=True), work.first):
-            tar.write(_sample(number, row, crops, work))
+def write(shard: Shard) -> None:
+    """Make a shard; runs in whatever process the engine chose."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": shard.shape}
+    with files.atomic(shard.path) as draft, draft.open("wb") as file:
+        # Not through a map, for which a full disk is a signal that kills.
+        np.lib.format.write_array_header_1_0(file, header)
+        for row, crops in zip(shard.rows, shard.crops, strict=True):
+            for view in _views(row, crops, shard):
+                file.write(view.numpy())
             task_progress.advance(1)
-    with tarfile.open(work.tar) as tar:
-        places = sorted(place for member in tar if (place := _place(member)))
-    lines = [(picture, part, work.number, offset, size) for picture, part, offset, size in places]
-    with files.atomic(work.index) as draft:
-        pq.write_table(pa.table(list(zip(*lines, strict=True)), schema=INDEX), draft)
 
 
-def _sample(number: int, row: Row, crops: Sequence[BoxTuple], work: Work) -> dict[str, object]:
-    image = images.open_image(work.root / row.image, work.max_megapixels)
+def _views(row: Row, crops: Sequence[BoxTuple], shard: Shard) -> Iterator[UInt8[Tensor, "3 S S"]]:
+    image = images.open_image(shard.root / row.image, shard.max_megapixels)
     if image.size != (row.width, row.height):
         raise UserError(f"{row.id}: {row.image} was changed since the manifest; `dvc repro` reads it anew")
-    parts = {f"crop{index}.npy": image.crop(boxes.pixels(box, image.size)) for index, box in enumerate(crops)}
-    prepare = clip.preprocess(work.spec)
-    squares = {name: np.asarray(prepare.square(part)) for name, part in {"whole.npy": image, **parts}.items()}
-    return {"__key__": f"{number:09d}", "json": {"id": row.id, "captions": list(row.captions)}, **squares}
-
-
-def _place(member: tarfile.TarInfo) -> tuple[int, int, int, int] | None:
-    key, _, name = member.name.partition(".")
-    part = name.removesuffix(".npy")
-    if part == name:
-        return None
-    number = WHOLE if part == "whole" else int(part.removeprefix("crop"))
-    return int(key), number, member.offset_data, member.size
+    prepare = clip.preprocess(shard.spec)
+    yield prepare.view(image)
+    yield from (prepare.view(image.crop(boxes.pixels(box, image.size))) for box in crops)
 
 
 def _digest(rows: Sequence[Row], crops: Mapping[str, Sequence[BoxTuple]], spec: Spec) -> str:
@@ -227,5 +204,5 @@ def _digest(rows: Sequence[Row], crops: Mapping[str, Sequence[BoxTuple]], spec: 
     known = hashlib.sha256(json.dumps([code.digest("training/packed"), spec.image_size, spec.view]).encode())
     for row in rows:
         state = slices.state(Path(row.image))
-        known.update(json.dumps([row.id, row.image, row.captions, state, crops.get(row.id, ())]).encode())
+        known.update(json.dumps([row.id, row.image, state, crops.get(row.id, ())]).encode())
     return known.hexdigest()[:16]

@@ -1,24 +1,25 @@
-"""One training step up to the gradient: both towers once, pooling by matrix products, objective, backward.
+"""One training step up to the gradient: both towers, pooling by matrix products, objective, backward.
 
-Letters: B pairs of a chunk, P of them with a usable pair, N patches, D joint width.
+Letters: B pairs of a chunk, P of them with a usable pair, N patches, T tokens, W width of
+either, D joint width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from goal import losses
 from goal.losses import Embeddings
 from goal.model.network import GoalClip
-from goal.model.packing import span_weights
 from goal.training.batches import Batch
 from goal.training.distributed import Group
 from goal.training.examples import Needs
 
-# Fields of Embeddings: what a process's rows meet of all processes, what only their own rows meet, and masks.
+# Fields of Embeddings: those gathered from all processes, all tensors, and masks.
 COLUMNS = ("image", "text", "region", "sentence", "short")
 TENSORS = (*COLUMNS, "patches", "tokens")
 MASKS = ("has_pair", "in_view", "in_context")
@@ -29,26 +30,24 @@ Autocast = Callable[[], AbstractContextManager[None]]
 def embed(model: nn.Module, batch: Batch, needs: Needs, autocast: Autocast) -> Embeddings:
     """Embeddings of a chunk, fp32 also under autocast. `model`: a GoalClip, or DDP or torch.compile of one.
 
-    Wholes and crops go through the image tower in one call, captions, sentences and short captions
-    through the text tower in one.
+    Wholes and crops go through the image tower in one call, texts through the text tower by groups of similar
+    length.
     """
     with autocast():
-        images, texts = model(batch.images, batch.texts)
-    clip = bare(model)
-    pairs, usable = len(batch.spans), len(batch.rows)
-    image, text = _wide(images.pooled), _wide(texts.pooled)
+        images, *groups = model(batch.images, *batch.texts)
+    clip, pairs, usable = unwrap(model), len(batch.spans), len(batch.rows)
+    image = at_least_fp32(images.pooled)
+    text = at_least_fp32(torch.cat([group.pooled for group in groups]))[batch.places]
     region = patches = sentence = tokens = short = None
     if needs.crops:
-        region = _spread(image[pairs:], batch.rows, pairs)
-        seen = _wide(images.tokens[:pairs])
-        touched = batch.patches.to(seen.dtype)
-        share = touched / touched.sum(1, keepdim=True).clamp(min=1)
-        patches = clip.project_patches(torch.bmm(share[:, None], seen)[:, 0])
+        region = scatter_rows(image[pairs:], batch.rows, pairs)
+        patches = clip.project_patches(masked_mean(images.tokens[:pairs], batch.patches))
     if needs.sentences:
-        sentence = _spread(text[pairs : pairs + usable], batch.rows, pairs)
-        share = span_weights(batch.texts, torch.arange(pairs, device=text.device), batch.spans)
-        read = _wide(texts.tokens).flatten(0, 1)
-        tokens = clip.project_tokens(share.flatten(1).to(read.dtype) @ read)
+        sentence = scatter_rows(text[pairs : pairs + usable], batch.rows, pairs)
+        captions = batch.places[:pairs]
+        spans = scatter_rows(batch.spans, captions, len(text)).split([len(ids) for ids in batch.texts])
+        means = [span_mean(group.tokens, own) for group, own in zip(groups, spans, strict=True)]
+        tokens = clip.project_tokens(torch.cat(means)[captions])
     if needs.short:
         short = text[-pairs:]
     return Embeddings(
@@ -72,15 +71,15 @@ def backward(
     """
     needs = Needs.of(weights)
     if len(chunks) == 1:
-        own, scale = embed(model, chunks[0], needs, autocast), bare(model).scale()
+        own, scale = embed(model, chunks[0], needs, autocast), unwrap(model).scale()
         values = objective(own, scale, weights, group)
-        (losses.weighted(values, weights) + _nothing(own, scale)).backward()
+        (losses.weighted(values, weights) + touch_all_params(own, scale)).backward()
         return {name: value.detach() for name, value in values.items()}
     with torch.no_grad():
-        # Nothing to synchronise without a gradient; what is compiled stays compiled.
+        # Without a gradient there is nothing to synchronise; a compiled network stays compiled.
         alone = model.module if isinstance(model, DistributedDataParallel) else model
         own = _joined([embed(alone, chunk, needs, autocast) for chunk in chunks])
-        scale = bare(model).scale()
+        scale = unwrap(model).scale()
     leaves = [getattr(own, name) for name in TENSORS if getattr(own, name) is not None] + [scale]
     for leaf in leaves:
         leaf.requires_grad_()
@@ -99,8 +98,8 @@ def backward(
                 if getattr(own, name) is not None and getattr(own, name).grad is not None
             )
             if last and scale.grad is not None:
-                carried = carried + bare(model).scale() * scale.grad
-            (carried + _nothing(again, bare(model).scale())).backward()
+                carried = carried + unwrap(model).scale() * scale.grad
+            (carried + touch_all_params(again, unwrap(model).scale())).backward()
     return {name: value.detach() for name, value in values.items()}
 
 
@@ -133,19 +132,20 @@ def wrapped(model: GoalClip, compiled: bool, group: Group) -> nn.Module:
     return DistributedDataParallel(inner, own, gradient_as_bucket_view=True)
 
 
-def bare(model: nn.Module) -> GoalClip:
+def unwrap(model: nn.Module) -> GoalClip:
     """The network inside what DDP or torch.compile put around it."""
     while isinstance(model, DistributedDataParallel | torch._dynamo.OptimizedModule):
         model = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
     return model
 
 
-def _wide(values: Tensor) -> Tensor:
+def at_least_fp32(values: Tensor) -> Tensor:
+    """The values in fp32, or in fp64 where they have it."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _nothing(own: Embeddings, scale: Tensor) -> Tensor:
-    # DDP waits for the gradient of every parameter, also where no term with a weight reaches one.
+def touch_all_params(own: Embeddings, scale: Tensor) -> Tensor:
+    """0, with a gradient of 0 for every parameter: DDP waits for each, also where no term reaches one."""
     return 0.0 * (own.image.sum() + own.text.sum() + scale)
 
 
@@ -153,7 +153,20 @@ def _unsynchronised(model: nn.Module) -> AbstractContextManager[None]:
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
-def _spread(values: Tensor, rows: Tensor, count: int) -> Tensor:
+def masked_mean(tokens: Float[Tensor, "B N W"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B W"]:
+    """The mean of the tokens that each row's mask marks, 0 where it marks none (paper, section 3.3, TSL)."""
+    tokens = at_least_fp32(tokens)
+    share = mask.to(tokens.dtype) / mask.sum(1, keepdim=True).clamp(min=1)
+    return torch.bmm(share[:, None], tokens)[:, 0]
+
+
+def span_mean(tokens: Float[Tensor, "B T W"], spans: Int[Tensor, "B 2"]) -> Float[Tensor, "B W"]:
+    """The mean of each row's tokens in its half-open span, 0 for an empty span."""
+    place = torch.arange(tokens.shape[1], device=tokens.device)
+    return masked_mean(tokens, (place >= spans[:, :1]) & (place < spans[:, 1:]))
+
+
+def scatter_rows(values: Tensor, rows: Tensor, count: int) -> Tensor:
     """(P, D) to (B, D): row i of `values` becomes row rows[i]; the others are 0, the objective masks them."""
     return values.new_zeros(count, values.shape[1]).index_copy(0, rows, values)
 

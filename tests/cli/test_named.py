@@ -53,7 +53,7 @@ def test_an_index_keeps_the_model_that_made_it(
     registered.train(1)
     register.run(registered.params("names"))
     with pytest.raises(
-        UserError, match="index: challenger changed since .*; index anew with another --index"
+        UserError, match="index: challenger changed since .*; index again with another --index"
     ):
         commands.index(pictures, index=place, model="challenger")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

@@ -15,7 +15,7 @@ LIMIT = 300 * 2**20  # bytes
 PROGRAM = """
 import re, sys, torch
 from goal.evaluation import ranking
-from goal.evaluation.embed import Embeddings
+from goal.evaluation.embed import EmbeddingTable
 from goal.evaluation.galleries import Gallery, Picture
 from tests import tiny
 
@@ -26,7 +26,7 @@ draw = torch.Generator().manual_seed(0)
 image = torch.randn(count, 8, generator=draw)
 places = {picture: place for place, picture in enumerate(pictures)}, {one: p for p, one in enumerate(texts)}
 tokens = torch.ones(count, dtype=torch.long)
-embeddings = Embeddings(image, image.clone(), tokens, *places, {}, tiny.SPEC, "")
+embeddings = EmbeddingTable(image, image.clone(), tokens, *places, {}, tiny.SPEC, "")
 
 def peak():
     with open("/proc/self/status") as status:

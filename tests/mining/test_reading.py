@@ -1,8 +1,5 @@
-"""Pictures read ahead: in order, not too many at once, each fault kept to its picture."""
+"""The pictures of a shard: each fault kept to its picture."""
 
-import threading
-
-import pytest
 from PIL import Image
 
 from goal.datasets.images import ImageError
@@ -12,36 +9,6 @@ from goal.mining import reading
 
 def row(name: str, width: int = 10, height: int = 10) -> Row:
     return Row(name, f"{name}.png", width, height, ("A.",), "x")
-
-
-@pytest.mark.parametrize("threads", [1, 3, 50])
-def test_results_come_in_order(threads):
-    assert list(reading.ahead(lambda item: item * item, range(20), threads)) == [n * n for n in range(20)]
-
-
-def test_no_more_wait_than_there_are_threads():
-    begun, lock = [], threading.Lock()
-
-    def begin(item: int) -> int:
-        with lock:
-            begun.append(item)
-        return item
-
-    for taken in reading.ahead(begin, range(30), 4):
-        # The one that is used, and the next four.
-        assert len(begun) <= taken + 1 + 4
-
-
-def test_a_fault_reaches_the_caller():
-    results = reading.ahead(lambda item: 1 // item, [1, 0, 1], 2)
-    assert next(results) == 1
-    with pytest.raises(ZeroDivisionError):
-        next(results)
-
-
-def test_batches_take_all_in_order():
-    assert list(reading.batches(iter("abcde"), 2)) == [["a", "b"], ["c", "d"], ["e"]]
-    assert list(reading.batches([], 3)) == []
 
 
 def test_a_picture_of_another_size_is_not_the_rows(tmp_path):

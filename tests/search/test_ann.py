@@ -108,7 +108,7 @@ def test_damaged_sketches_are_made_anew(tmp_path: Path, caplog: pytest.LogCaptur
     path.write_bytes(path.read_bytes()[:1000])
     with caplog.at_level(logging.WARNING):
         assert share(kept, vectors, vectors[::100]) >= 0.95
-    assert "damaged, made anew" in caplog.text
+    assert "damaged, built again" in caplog.text
 
 
 @pytest.mark.usefixtures("large")

@@ -60,7 +60,7 @@ def test_a_kill_loses_at_most_a_batch(command: subprocess.Popen, project: Path, 
     assert 40 <= kept < 4 + MANY, said
     if number == signal.SIGTERM:
         assert command.returncode == 75
-        assert f"index: {kept} pictures are in; the same command goes on" in said
+        assert f"index: {kept} pictures are indexed; the same command goes on" in said
     database = sqlite3.connect(PLACE / store.DATABASE)
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     version = store.opened(PLACE).version()

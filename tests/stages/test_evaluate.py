@@ -16,8 +16,9 @@ from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import UserError
 from goal.evaluation import embed, query_metrics, ranking
-from goal.evaluation.embed import Embeddings, Settings
+from goal.evaluation.embed import EmbeddingTable, Settings
 from goal.evaluation.galleries import DIRECTIONS, Gallery, Picture
+from goal.model import embedding
 from goal.stages import evaluate
 from tests import tiny
 
@@ -42,8 +43,8 @@ def headline(benchmark: str) -> dict:
     return json.loads(Path(f"metrics/zero-shot/{benchmark}.json").read_text())
 
 
-def by_hand(gallery: Gallery, image: torch.Tensor, texts: torch.Tensor) -> Embeddings:
-    return Embeddings(
+def by_hand(gallery: Gallery, image: torch.Tensor, texts: torch.Tensor) -> EmbeddingTable:
+    return EmbeddingTable(
         image=image,
         text=texts,
         tokens=torch.full((len(texts),), 5),
@@ -123,7 +124,7 @@ def test_a_damaged_cache_of_embeddings_is_replaced(project: Path, params: Params
 
 def test_sorted_trimmed_batches_give_the_same_embeddings_as_padded_ones(project: Path) -> None:
     model = weights.load(Path("models/base")).eval()
-    embedded, counts = embed.encode_texts(model, tiny.CAPTIONS, SETTINGS)
+    embedded, counts = embedding.of_texts(model, tiny.CAPTIONS, SETTINGS.batch_size)
     ids = torch.zeros(len(tiny.CAPTIONS), 77, dtype=torch.long)
     for row, caption in enumerate(tiny.CAPTIONS):
         tokens = text.tokenize(caption, [], 77).ids

@@ -1,4 +1,4 @@
-"""Batches of the training pictures: their order, pairs, masks, packing and counts."""
+"""Batches of the training pictures: their order, pairs, masks, padding and counts."""
 
 from pathlib import Path
 
@@ -217,10 +217,11 @@ def test_chunks_keep_every_part_with_its_pair(chunk: int) -> None:
         texts = [sample.caption for sample in own] + [
             sample.sentence for sample in own if sample.sentence is not None
         ]
-        assert len(part.texts.rows) == len(texts)
-        for number, text in enumerate(texts):
-            row, start = int(part.texts.rows[number]), int(part.texts.starts[number])
-            assert torch.equal(part.texts.ids[row, start : start + len(text)], text)
+        rows_of_texts = [row for group in part.texts for row in group]
+        assert len(rows_of_texts) == len(texts) == len(part.places)
+        for place, text in zip(part.places.tolist(), texts, strict=True):
+            assert torch.equal(rows_of_texts[place][: len(text)], text)
+            assert not rows_of_texts[place][len(text) :].any()
         for place, row in enumerate(part.rows.tolist()):
             assert torch.equal(part.images[len(own) + place], own[row].crop)
         for row, sample in enumerate(own):

@@ -89,7 +89,7 @@ def gradient(
 ) -> dict[str, Any]:
     wrapped.zero_grad()
     values = step.backward(wrapped, chunks, weights, group, nullcontext)
-    found = {name: value.grad.clone() for name, value in step.bare(wrapped).named_parameters()}
+    found = {name: value.grad.clone() for name, value in step.unwrap(wrapped).named_parameters()}
     return found | {f"loss {name}": group.mean(value) for name, value in values.items()}
 
 

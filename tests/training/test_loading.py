@@ -35,18 +35,11 @@ def test_a_picture_that_cannot_be_read_is_named_by_its_id() -> None:
 def test_loader_processes_give_the_same_batches_as_this_process() -> None:
     rows = trainings.rows(6, Path("images"))
     data = made(rows, mined(rows))
-    found = [
-        list(
-            batches.load(
-                data, BatchSampler(6, 3, 2, 0, 0, 0, 1), Collate(SPEC, 2), workers, torch.device("cpu")
-            )
-        )
-        for workers in (0, 2)
-    ]
+    sampler, cpu = BatchSampler(6, 3, 2, 0, 0, 0, 1), torch.device("cpu")
+    found = [list(batches.load(data, sampler, Collate(SPEC, 2), workers, cpu)) for workers in (0, 2)]
     for one, other in zip(*found, strict=True):
         for a, b in zip(one, other, strict=True):
-            assert all(torch.equal(x, y) for x, y in zip(a[:1] + a[2:], b[:1] + b[2:], strict=True))
-            assert all(torch.equal(x, y) for x, y in zip(a.texts, b.texts, strict=True))
+            assert all(map(torch.equal, [*a.texts, *a[1:]], [*b.texts, *b[1:]]))
     assert np.all([len(chunks) == 2 for chunks in found[0]])
 
 

@@ -1,9 +1,11 @@
-"""Packed: tensors from files bit for bit, the same bytes every run, as WebDataset reads them."""
+"""Packed: tensors from files bit for bit, the same bytes every run, whole shards or none."""
 
 import dataclasses
 import hashlib
+import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -22,8 +24,6 @@ from goal.model import architectures
 from goal.runtime import signals
 from goal.training import packed
 from tests.servers import until
-
-webdataset = pytest.importorskip("webdataset", reason="of the extra `scale`")
 
 SIZES = [(300, 200), (64, 64), (50, 170), (33, 31)]
 BOXES = {"p0": [(10.5, 20.0, 200.25, 111.0), (0.0, 0.0, 300.0, 200.0)], "p2": [(3.0, 5.0, 9.0, 160.0)]}
@@ -64,29 +64,69 @@ def folder(kind: str = "crops") -> Path:
 
 @BOTH_VIEWS
 def test_tensors_are_those_from_the_files(rows, spec) -> None:
-    prepare = preprocess(spec)
-    pictures = pickle.loads(pickle.dumps(packed.prepare(rows, BOXES, spec, 10.0, 1)))  # noqa: S301
+    view = preprocess(spec).view
+    pictures = packed.prepare(rows, BOXES, spec, 10.0, 1)
+    sent = pickle.dumps(pictures)
+    assert len(sent) < 1000
+    pictures = pickle.loads(sent)  # noqa: S301
     for number, row in enumerate(rows):
         image = open_image(row.image, 10.0)
-        assert torch.equal(prepare(pictures.whole(number)), prepare(image))
+        assert torch.equal(pictures.whole(number), view(image))
         for index, box in enumerate(BOXES.get(row.id, [])):
             crop = image.crop(boxes.pixels(box, image.size))
-            assert torch.equal(prepare(pictures.crop(number, index)), prepare(crop))
+            assert torch.equal(pictures.crop(number, index), view(crop))
 
 
 def test_bytes_repeat_and_what_is_there_is_kept(rows, spec) -> None:
     packed.prepare(rows, BOXES, spec, 10.0, 2)
     first, made = folder(), digests(folder())
-    assert set(made) == {f"pictures-00000{n}.{suffix}" for n in (0, 1) for suffix in ("parquet", "tar")}
-    times = {path: path.stat().st_mtime_ns for path in first.glob("pictures-*")}
+    assert set(made) == {"views-000000000.npy", "views-000000003.npy"}
+    times = {path: path.stat().st_mtime_ns for path in first.glob("views-*")}
     packed.prepare(rows, BOXES, spec, 10.0, 1)
-    assert {path: path.stat().st_mtime_ns for path in first.glob("pictures-*")} == times
-    # Killed between a shard and its index, and in the middle of a shard.
-    (first / "pictures-000001.parquet").unlink()
-    (first / ".pictures-000001.tar.0123.tmp").write_bytes(b"half")
+    assert {path: path.stat().st_mtime_ns for path in first.glob("views-*")} == times
+    # Killed in the middle of a shard.
+    (first / "views-000000003.npy").rename(first / ".views-000000003.npy.0123.tmp")
     packed.prepare(rows, BOXES, spec, 10.0, 1)
     assert digests(folder()) == made
-    assert (first / "pictures-000000.tar").stat().st_mtime_ns == times[first / "pictures-000000.tar"]
+    assert (first / "views-000000000.npy").stat().st_mtime_ns == times[first / "views-000000000.npy"]
+
+
+def test_shards_are_arrays_of_all_views(rows, spec) -> None:
+    pictures = packed.prepare(rows, BOXES, spec, 10.0, 1)
+    first, second = (np.load(path) for path in sorted(folder().glob("*.npy")))
+    # Three pictures with two, no and one crop, then one without.
+    assert (first.shape, second.shape) == ((6, 3, 64, 64), (1, 3, 64, 64))
+    assert np.array_equal(first[2], pictures.crop(0, 1))
+    assert np.array_equal(second[0], pictures.whole(3))
+
+
+@pytest.mark.parametrize("keep", [0, 100, 5000])
+def test_a_truncated_shard_is_refused_in_one_line(rows, spec, keep: int) -> None:
+    packed.prepare(rows, BOXES, spec, 10.0, 1)
+    os.truncate(folder() / "views-000000003.npy", keep)
+    packed._mapped.cache_clear()  # as in a new process
+    line = r"^\S+views-000000003\.npy: damaged \(.+\); remove \S+ and pack again$"
+    with pytest.raises(UserError, match=line):
+        packed.prepare(rows, BOXES, spec, 10.0, 1)
+
+
+def _prepare(rows, spec) -> None:
+    packed.SHARD = 3
+    packed.prepare(rows, BOXES, spec, 10.0, 1)
+
+
+def test_processes_that_pack_at_once_make_each_shard_once(rows, spec) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_prepare, args=(rows, spec)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    both = digests(folder())
+    shutil.rmtree(folder())
+    packed.prepare(rows, BOXES, spec, 10.0, 1)
+    assert digests(folder()) == both
 
 
 @BOTH_VIEWS
@@ -96,7 +136,7 @@ def test_another_picture_box_or_view_is_packed_anew(rows, spec) -> None:
     packed.prepare(rows, {}, spec, 10.0, 1)
     Image.new("RGB", SIZES[0]).save(rows[0].image)
     pictures = packed.prepare(rows, BOXES, spec, 10.0, 1)
-    assert np.asarray(pictures.whole(0)).max() == 0
+    assert pictures.whole(0).max() == 0
     # A pipeline goes back and forth between stages with crops and without; what is replaced goes.
     assert folder() != first
     assert folder("whole").exists()
@@ -122,27 +162,13 @@ def test_what_is_in_use_is_not_removed(rows, spec) -> None:
     assert not first.exists()
 
 
-@BOTH_VIEWS
-def test_webdataset_reads_the_shards(rows, spec) -> None:
-    pictures = packed.prepare(rows, BOXES, spec, 10.0, 1)
-    urls = [path.as_posix() for path in sorted(folder().glob("*.tar"))]
-    samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode())
-    assert [sample["json"] for sample in samples] == [
-        {"id": row.id, "captions": list(row.captions)} for row in rows
-    ]
-    for number, sample in enumerate(samples):
-        assert np.array_equal(sample["whole.npy"], np.asarray(pictures.whole(number)))
-    assert {"crop0.npy", "crop1.npy"} <= samples[0].keys()
-    assert "crop0.npy" not in samples[1]
-
-
 def test_a_picture_that_cannot_be_read_leaves_finished_shards_and_no_parts(rows, spec) -> None:
     content = Path(rows[3].image).read_bytes()
     Path(rows[3].image).write_bytes(content[:200])
     os.utime(rows[3].image, ns=(1, 1))
     with pytest.raises(UserError, match=r"p3\.jpg"):
         packed.prepare(rows, BOXES, spec, 10.0, 1)
-    assert list(digests(folder())) == ["pictures-000000.parquet", "pictures-000000.tar"]
+    assert list(digests(folder())) == ["views-000000000.npy"]
     Image.new("RGB", (5, 5)).save(rows[3].image)
     with pytest.raises(UserError, match=r"p3\.jpg was changed since the manifest"):
         packed.prepare(rows, BOXES, spec, 10.0, 1)
@@ -156,7 +182,7 @@ def test_a_signal_ends_packing_at_once_and_it_goes_on_later(rows, spec, monkeypa
     many = [Row(f"{row.id}-{n:02d}", *list(vars(row).values())[1:]) for n in range(150) for row in rows]
 
     def send() -> None:
-        until(lambda: any(Path("work/packed").glob("*/*.parquet")))
+        until(lambda: any(Path("work/packed").glob("*/*.npy")))
         os.kill(os.getpid(), number)
 
     sender = threading.Thread(target=send)
@@ -166,21 +192,20 @@ def test_a_signal_ends_packing_at_once_and_it_goes_on_later(rows, spec, monkeypa
     sender.join()
     assert not asked()
     whole = digests(folder("whole"))
-    assert 0 < len(whole) < 2 * len(many)
+    assert 0 < len(whole) < len(many)
     packed.prepare(many, {}, spec, 10.0, 1)
     done = digests(folder("whole"))
-    assert len(done) == 2 * len(many)
+    assert len(done) == len(many)
     assert whole.items() <= done.items()
 
 
 def test_a_disk_that_fills_up_is_one_line_and_a_rerun_completes(rows, spec, small_disk, monkeypatch) -> None:
     disk = small_disk(60)
     monkeypatch.setenv("DVC_ROOT", str(disk.path))
-    with pytest.raises(UserError, match=r"pictures-00000\d\.\w+: cannot be written: No space left on device"):
+    with pytest.raises(UserError, match=r"views-00000000\d\.npy: cannot be written: No space left on device"):
         packed.prepare(rows, BOXES, spec, 10.0, 2)
-    (made,) = disk.path.glob("work/packed/*")
-    assert all(name.startswith("pictures-") for name in digests(made))
+    (made,) = disk.path.glob("work/packed/crops-*")
+    assert all(name.startswith("views-") for name in digests(made))
     disk.grow(2000)
     pictures = packed.prepare(rows, BOXES, spec, 10.0, 2)
-    prepare = preprocess(spec)
-    assert torch.equal(prepare(pictures.whole(3)), prepare(open_image(rows[3].image, 10.0)))
+    assert torch.equal(pictures.whole(3), preprocess(spec).view(open_image(rows[3].image, 10.0)))

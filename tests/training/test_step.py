@@ -11,7 +11,7 @@ from torch import nn
 
 from goal import losses, weights
 from goal.model.network import GoalClip
-from goal.model.packing import pack
+from goal.text import pad
 from goal.training import step
 from goal.training.batches import Batch, Collate
 from goal.training.distributed import Group
@@ -90,8 +90,8 @@ def test_embeddings_equal_the_towers_one_by_one(data: Examples) -> None:
                 torch.testing.assert_close(found.tokens[row], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_towers_run_once_per_step(data: Examples) -> None:
-    """Unlike the released code: all images in one call, all texts in one, with little padding."""
+def test_every_image_and_text_passes_its_tower_once_per_step(data: Examples) -> None:
+    """Unlike the released code: all images in one call, texts with others of their length."""
     model = trainings.model()
     calls: dict[str, list[tuple[int, ...]]] = {"image": [], "text": []}
     model.visual.transformer.register_forward_pre_hook(
@@ -101,18 +101,11 @@ def test_towers_run_once_per_step(data: Examples) -> None:
     batch = chunks(data, 0)
     step.backward(model, batch, WEIGHTS | {"short_caption": 0.5}, ALONE, nullcontext)
     assert calls["image"] == [(7 + 5, 17, 24)]
-    ((rows, length, width),) = calls["text"]
     samples = [data[Key(0, index)] for index in range(7)]
-    texts = [
-        one
-        for sample in samples
-        for one in (sample.caption, sample.sentence, sample.short)
-        if one is not None
-    ]
-    tokens = sum(map(len, texts))
-    assert len(texts) == 7 + 5 + 7
-    assert width == 24
-    assert tokens <= rows * length < 1.25 * tokens
+    texts = [text for sample in samples for text in (sample.caption, sample.sentence, sample.short)]
+    lengths = sorted(len(text) for text in texts if text is not None)
+    assert len(lengths) == 7 + 5 + 7
+    assert calls["text"] == [(4, lengths[last], 24) for last in (3, 7, 11, 15)] + [(3, lengths[18], 24)]
 
 
 def test_global_and_local_pairs_never_mix(data: Examples) -> None:
@@ -124,10 +117,9 @@ def test_global_and_local_pairs_never_mix(data: Examples) -> None:
         marked = batch.images.clone()
         marked[7 + 2] = 255 - marked[7 + 2]
         crop = embed(model, batch._replace(images=marked), EVERYTHING, nullcontext)
-        ids = batch.texts.ids.clone()
-        sentence = 7 + 2
-        ids[batch.texts.rows[sentence], batch.texts.starts[sentence] + 1] = 555
-        text = embed(model, batch._replace(texts=batch.texts._replace(ids=ids)), EVERYTHING, nullcontext)
+        group, row = divmod(int(batch.places[7 + 2]), 4)
+        batch.texts[group][row, 1] = 555
+        text = embed(model, batch, EVERYTHING, nullcontext)
     own = int(batch.rows[2])
     for found, field in ((crop, "region"), (text, "sentence")):
         for name in step.TENSORS:
@@ -182,7 +174,8 @@ def test_a_whole_step_equals_an_independent_implementation(size: int) -> None:
         parts.append(
             Batch(
                 images=torch.cat([case["global_images"][rows], case["local_images"][rows]]),
-                texts=pack([texts[row] for row in rows] + [texts[6 + row] for row in rows]),
+                texts=[pad([texts[row] for row in rows]), pad([texts[6 + row] for row in rows])],
+                places=torch.arange(2 * len(rows)),
                 rows=torch.arange(len(rows)),
                 patches=torch.stack([masks[row] for row in rows]),
                 spans=case["spans"][rows],
