@@ -106,12 +106,6 @@ class Service:
 def port(host: str, wanted: int) -> int:
     """The usual port if it is free, else one that the system chooses."""
     for number in (wanted, 0):
-        with socket.socket() as probe:
-            # As servers do: connections of one that has just ended do not count.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, number))
-            except OSError:
-                continue
+        with contextlib.suppress(OSError), socket.create_server((host, number)) as probe:
             return probe.getsockname()[1]
     raise UserError(f"no free port on {host}")
