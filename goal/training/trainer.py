@@ -141,11 +141,12 @@ class Trainer:
         self.metrics.log_validation()
         is_best = self.learner.validations_since_best == 0
         if self.group.is_first and self.plan.stage.keep == "best" and is_best:
-            weights = self.learner.model.state_dict()
-            self.unsaved_best = {name: value.detach().cpu().clone() for name, value in weights.items()}
+            self.unsaved_best = self.learner.model.state_dict()
             try:
                 self.save_best()
             except UserError as error:
+                # A copy: the next steps change the tensors of the state dict.
+                self.unsaved_best = {name: value.cpu().clone() for name, value in self.unsaved_best.items()}
                 log.warning("%s; the best weights stay in memory until the next checkpoint", error)
 
     def save_best(self) -> None:
@@ -177,6 +178,8 @@ class Trainer:
         stop, save = self.group.any(self.stop_requested(), due)
         if stop or save:
             self.check_finite()
+            # A training that resumes from this checkpoint logs no earlier step again.
+            self.metrics.flush()
             self.save(required=stop)
         if stop:
             raise Interrupted(

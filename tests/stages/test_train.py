@@ -188,6 +188,21 @@ def test_a_disk_too_full_for_the_best_weights_does_not_end_the_training(
     assert "the best weights stay in memory" in caplog.text
 
 
+def test_what_a_checkpoint_has_trained_on_is_logged_before_it_is_written(monkeypatch) -> None:
+    """A training that is killed after it and resumes from it logs no earlier step again."""
+    recorder, save = Recorder(), trainer.Checkpoints.save
+    logged: dict[int, list[int]] = {}
+
+    def noted(self: Any, state: Any) -> None:
+        logged[state.step] = recorder.steps()
+        save(self, state)
+
+    monkeypatch.setattr(trainer.Checkpoints, "save", noted)
+    params = trainings.params(stage2__epochs=3, train__checkpoint_minutes=1e-9, train__log_every=100)
+    train.run(params, "stage2", recorder)
+    assert logged == {step: list(range(1, step + 1)) for step in range(6)}
+
+
 def test_a_loss_that_is_not_finite_is_logged_up_to_its_step() -> None:
     recorder = Recorder()
     with pytest.raises(UserError, match="not finite at step"):
