@@ -69,7 +69,6 @@ def _checked(wanted: str, function: Function, task: Any) -> None:
     from distributed import get_worker
 
     worker = get_worker()
-    # First: Python 3.11 cannot parse code, which the digest does, in two threads at once.
     if worker.state.nthreads != 1:
         raise UserError(
             f"{worker.address}: this worker has {worker.state.nthreads} threads: start it with --nthreads 1"

@@ -15,14 +15,13 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-_PARSING = threading.Lock()
 ROOT = PACKAGE.parent
 # The command line only calls a stage, and configuration acts through values, which DVC watches as params.
 NOT_RUN = ("cli", "config")
 # Files beside the code that a stage reads.
 ASSETS = {"stages/base": ("scenes-vit.safetensors",), "stages/report": ("overlay.html", "report.html")}
 # Packages whose version can change a result, by the name that code imports.
-DECISIVE = {
+RESULT_PACKAGES = {
     "PIL": "pillow",
     "ftfy": "ftfy",
     "matplotlib": "matplotlib",
@@ -56,7 +55,7 @@ def listing(module: str = "") -> str:
         file = PACKAGE / "assets" / asset
         lines.append(f"{name(file)} {hashlib.sha256(file.read_bytes()).hexdigest()}")
     imported = {module.partition(".")[0] for file in files for module in modules(file)}
-    for package in sorted(DECISIVE[module] for module in imported & DECISIVE.keys()):
+    for package in sorted(RESULT_PACKAGES[module] for module in imported & RESULT_PACKAGES.keys()):
         lines.append(f"{package} {_version(package)}")
     return "\n".join(lines) + "\n"
 
@@ -133,6 +132,9 @@ def bare(source: str) -> str:
 def name(file: Path) -> str:
     """A file of the package as it is listed: goal/..., whichever folder the package lies in."""
     return file.relative_to(ROOT).as_posix()
+
+
+_PARSING = threading.Lock()
 
 
 def _tree(source: str) -> ast.Module:

@@ -152,8 +152,7 @@ class Collate:
             if isinstance(sample, Fault):
                 return sample
         size = self._chunk_size or len(samples)
-        parts = [samples[first : first + size] for first in range(0, len(samples), size)]
-        return FlatBatch.of([self._batch(part) for part in parts])
+        return FlatBatch.of([self._batch(part) for part in prefetch.batches(samples, size)])
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         crops = [sample.crop for sample in samples if sample.crop is not None]

@@ -39,7 +39,9 @@ class MetricsBuffer:
         if measured.is_cuda:
             speed["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self._tracker.log_metrics(speed, learner.step)
-        self._progress.show(learner.step, dict(zip(learner.names, rows[-1], strict=False)), speed)
+        self._progress.show(
+            learner.step, dict(zip(learner.names, rows[-1][: len(learner.names)], strict=True)), speed
+        )
 
     def log_validation(self) -> None:
         """Log the last validation."""

@@ -107,8 +107,7 @@ def objective(
     own: Embeddings, scale: Tensor, weights: Mapping[str, float], group: Group
 ) -> dict[str, Tensor]:
     """The terms of this process's rows against the columns of all processes (goal.losses.terms)."""
-    everyone = gathered(own, group)
-    return losses.terms(own, scale, weights, everyone, group.rank * len(own.image))
+    return losses.terms(own, scale, weights, gathered(own, group), group.rank * len(own.image))
 
 
 def gathered(own: Embeddings, group: Group) -> Embeddings:
