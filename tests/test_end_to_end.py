@@ -151,16 +151,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_dvc_runs_only_stale_stages(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "project")
     # DVC does not know the state of the registry, so this stage always runs and checks it itself.
-    assert running(dvc(folder, "repro")) == {"register"}
+    assert running(dvc(folder, "repro")) == {"code", "register"}
 
     # A dry run names the stages that depend on a changed parameter, not those that depend on these stages.
     change(folder, {"stage2.epochs": 2})
     stale = {f"train@{name}" for name in paths.TRAINED} - {"train@stage1"}
-    assert running(dvc(folder, "repro", "--dry")) == stale | {"register"}
+    assert running(dvc(folder, "repro", "--dry")) == stale | {"code", "register"}
     change(folder, {"stage2.epochs": 1})
 
     changed = dvc(folder, "exp", "run", "--name", "no-tsl", "-S", "stage2.loss.tsl_text=0")
-    assert running(changed) == {"train@stage2", "evaluate", "report", "register"}
+    assert running(changed) == {"code", "train@stage2", "evaluate", "report", "register"}
     assert "no-tsl" in dvc(folder, "exp", "list", "--name-only")
     shown = dvc(folder, "metrics", "show")
     assert all(name in shown for name in paths.MODELS)

@@ -53,15 +53,15 @@ def test_a_lock_ends_with_its_process_and_not_with_the_children_that_it_leaves(t
 
 def test_a_killed_process_gives_its_lock_to_the_one_that_waits(tmp_path):
     other = holder(tmp_path / "lock")
-    told = []
+    calls = []
 
     def busy() -> None:
-        told.append("busy")
+        calls.append("busy")
         other.kill()
 
     with locks.held(tmp_path / "lock", busy):
         assert other.wait() == -signal.SIGKILL
-    assert told == ["busy"]
+    assert calls == ["busy"]
 
 
 def test_a_disk_that_refuses_a_lock_is_one_line(tmp_path, small_disk):
