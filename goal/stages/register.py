@@ -93,9 +93,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _state(params: Params, tags: Mapping[str, str]) -> str:
-    """What is registered, and when the store's file was last written; the same again need not load MLflow.
+    """The version, and when the file of the store was last written: the same again need not load MLflow.
 
-    Empty, which equals no note, for a server, whose state only a question tells, and while records wait.
+    Empty for a server, which has to be asked, and while records are to be sent.
     """
     file = Path(mlflow_store.uri().removeprefix(mlflow_store.SQLITE))
     if not file.is_file() or records.pending():

@@ -24,8 +24,7 @@ from goal.evaluation import query_metrics
 from goal.evaluation.galleries import DIRECTIONS
 from goal.runtime import locks, signals
 from goal.tracking import gates, lineage, mlflow_store, registry
-from goal.tracking.decision import Decision
-from goal.tracking.gates import Answers, Outcome
+from goal.tracking.gates import Answers, Decision, Outcome
 from goal.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS
 
 if TYPE_CHECKING:

@@ -31,6 +31,10 @@ Run = dict[str, Any]  # what run.json holds
 Point = tuple[str, float, int, int]  # name, value, time in ms, step
 
 
+class Busy(Exception):
+    """Another process writes this record."""
+
+
 class Record:
     """The folder of one run, and the tracker of a training: log_metrics raises nothing."""
 
@@ -121,10 +125,10 @@ def root() -> Path:
 
 
 def lock(work: str) -> AbstractContextManager[None]:
-    """Hold the record of a training; BlockingIOError where a live process does."""
+    """Hold the record of a training; raises Busy where a live process does."""
 
     def busy() -> None:
-        raise BlockingIOError
+        raise Busy
 
     return locks.held(root() / f"{work}.lock", busy)
 
@@ -156,7 +160,7 @@ def pending() -> list[Record]:
     found = []
     for file in root().glob("*/run.json"):
         # Sent and removed by another process, or of a live training.
-        with suppress(FileNotFoundError, BlockingIOError):
+        with suppress(FileNotFoundError, Busy):
             record = Record(file.parent)
             if record.run["status"] is None:
                 with lock(record.run["work"]):

@@ -11,7 +11,7 @@ from goal.errors import Interrupted, UserError
 from goal.runtime import files
 from goal.tracking import lineage, mlflow_store, records, sync
 from goal.tracking.mlflow_store import IMPATIENT
-from goal.tracking.records import FAILED, FINISHED, KILLED, Record
+from goal.tracking.records import FAILED, FINISHED, KILLED, Busy, Record
 from goal.training.progress import Silent, Tracker
 
 log = logging.getLogger("goal.tracking")
@@ -45,7 +45,7 @@ def _begun(params: Params, name: str, stack: contextlib.ExitStack) -> Record | N
     try:
         stack.enter_context(records.lock(run["work"]))
         return records.of_training(run)
-    except BlockingIOError:
+    except Busy:
         log.warning("tracking: another process records the same work; this run is not recorded")
     except (OSError, UserError) as error:
         log.warning("tracking: %s; this run is not recorded", error)

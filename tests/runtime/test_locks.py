@@ -24,7 +24,7 @@ def _record(folder: Path) -> AbstractContextManager[None]:
 
 
 def _refuse() -> None:
-    raise BlockingIOError
+    raise records.Busy
 
 
 def _lock(folder: Path) -> AbstractContextManager[None]:
@@ -41,7 +41,7 @@ def test_a_lock_ends_with_its_process_and_not_with_the_children_that_it_leaves(t
         child = context.Process(target=lambda: (begun.set(), time.sleep(600)))
         child.start()
         begun.wait()
-        with pytest.raises((BlockingIOError, UserError)), hold(tmp_path / "new"):
+        with pytest.raises((UserError, records.Busy)), hold(tmp_path / "new"):
             pass
     try:
         with hold(tmp_path / "new"):

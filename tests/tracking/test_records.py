@@ -17,7 +17,7 @@ def test_a_record_survives_a_torn_line_and_has_one_owner(project: Path) -> None:
         record = records.of_training(run)
         record.log_metrics({"loss": 0.5}, 1)
         assert records.pending() == []
-        with pytest.raises(BlockingIOError), records.lock(run["work"]):
+        with pytest.raises(records.Busy), records.lock(run["work"]):
             pass
     with (record.folder / "metrics.jsonl").open("a") as lines:
         lines.write('{"metrics": {"loss')
