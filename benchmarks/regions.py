@@ -13,7 +13,7 @@
 | memory | peak memory beyond the network on the larger picture, a process each |
 | detector | seconds of a small detector and the fixed crops on the larger picture |
 
-In `speed` and `large` the package has the points per batch that suit it best, tried first; goal has its own default.
+In `speed` and `large` the package has the points per batch that suit it best, tried first.
 Without a checkpoint SAM has random weights. Its time depends on them only by how many masks pass the filters:
 half do here (`--passing`), and those count as stable, more than do of real masks. Pruning needs masks that
 mean something: they measure it with a checkpoint only.
