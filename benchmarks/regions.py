@@ -1,21 +1,22 @@
 """Regions: goal's SAM against the package's mask generator, as ratios of one run, and a detector.
 
     python -m benchmarks.regions              # all parts on a CPU; figures in benchmarks/results/regions.json
-    python -m benchmarks.regions agreement    # some of: agreement speed memory detector
+    python -m benchmarks.regions agreement    # some of: agreement speed large memory detector
     python -m benchmarks.regions speed --checkpoint sam_vit_b_01ec64.pth
     python -m benchmarks.regions --device cuda --model vit_h --checkpoint sam_vit_h_4b8939.pth
 
 | part | measures |
 |---|---|
 | agreement | scenes, a small trained SAM: which of the package's boxes goal finds, and how fast |
-| speed | encoder and points of a 1024 x 768 and a 2000 x 1500 picture, medians of alternating runs |
+| speed | encoder and points of a 1024 x 768 picture, medians of alternating runs |
+| large | the same of a 2000 x 1500 picture |
 | memory | peak memory beyond the network on the larger picture, a process each |
-| detector | seconds per picture of a small detector and the fixed crops |
+| detector | seconds of a small detector and the fixed crops on the larger picture |
 
-In `speed` the package has the points per batch that suit it best, tried first; goal has its own default.
+In `speed` and `large` the package has the points per batch that suit it best, tried first.
 Without a checkpoint SAM has random weights. Its time depends on them only by how many masks pass the filters:
 half do here (`--passing`), and those count as stable, more than do of real masks. Pruning needs masks that
-mean something: `speed` measures it with a checkpoint only.
+mean something: they measure it with a checkpoint only.
 The detector has random weights too, which find nothing: of its time, sorting out boxes is missing.
 """
 
@@ -47,15 +48,15 @@ from goal.regions.fixed import Fixed
 from goal.regions.sam import MaskGenerator
 from goal.runtime import devices
 
-SIZES = [(1024, 768), (2000, 1500)]
+SMALL, LARGE = (1024, 768), (2000, 1500)
 AREAS = (0.01, 0.80)
 DETECTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
-BATCHES = [1, 2, 4, 8, 16, 64]
+BATCHES = [1, 4, 64]
 GRID = 32  # points per side of params.yaml
 
 
 def main() -> None:
-    parts = {"agreement": agreement, "speed": speed, "memory": memory, "detector": detector}
+    parts = {"agreement": agreement, "speed": speed, "large": large, "memory": memory, "detector": detector}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -68,7 +69,7 @@ def main() -> None:
         "--passing", type=float, default=0.5, help="share of masks that pass (random weights)"
     )
     parser.add_argument("--pictures", type=int, default=12, help="scenes of `agreement`")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of `speed` per side")
+    parser.add_argument("--repeats", type=int, default=3, help="runs per side")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--child", default="", choices=["package", "goal"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -129,6 +130,14 @@ def agreement(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
 
 
 def speed(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
+    return _speed(arguments, _photograph(*SMALL))
+
+
+def large(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
+    return _speed(arguments, _photograph(*LARGE))
+
+
+def _speed(arguments: argparse.Namespace, picture: np.ndarray) -> Iterator[tuple[str, float]]:
     """Encoder, points and both, per picture; goal and the package take turns."""
     settings = _settings(arguments)
     networks = {"package": _network(arguments), "goal": _network(arguments)}
@@ -138,42 +147,36 @@ def speed(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
         networks["pruned"] = networks["goal"]
         ours["pruned"] = settings.model_copy(update={"prune_points": True})
     sources: dict[str, Source] = {name: MaskGenerator(networks[name], given) for name, given in ours.items()}
+    tried = {}
+    for batch in BATCHES:
+        few = settings.model_copy(update={"points_per_side": 8, "points_per_batch": batch})
+        tried[batch] = _seconds(device, Package(networks["package"], few).propose, picture)[0]
+    best = min(tried, key=tried.__getitem__)
+    yield "package: points per batch that suit it best", best
+    sources["package"] = Package(networks["package"], settings.model_copy(update={"points_per_batch": best}))
     side = networks["goal"].image_encoder.img_size
     pixels = torch.randn(1, 3, side, side, device=device)
-    for width, height in SIZES:
-        picture, size = _photograph(width, height), f"{width} x {height}"
-        # The encoder's part is the same for all batches.
-        few = settings.model_copy(update={"points_per_side": 8})
-        tried = {}
-        for batch in BATCHES:
-            package = Package(networks["package"], few.model_copy(update={"points_per_batch": batch}))
-            tried[batch] = _seconds(device, package.propose, picture)[0]
-        best = min(tried, key=tried.__getitem__)
-        yield f"{size}: package: points per batch that suit it best", best
-        sources["package"] = Package(
-            networks["package"], settings.model_copy(update={"points_per_batch": best})
+    encoder: dict[str, list[list[float]]] = {name: [] for name in sources}
+    whole: dict[str, list[list[float]]] = {name: [] for name in sources}
+    for _ in range(arguments.repeats):
+        for name, source in sources.items():
+            with torch.inference_mode():
+                encoder[name].append(_seconds(device, networks[name].image_encoder, pixels))
+            whole[name].append(_seconds(device, source.propose, picture))
+    for index, clock in enumerate(("seconds", "CPU seconds")):
+        encoders, wholes = (
+            {name: median(run[index] for run in runs) for name, runs in found.items()}
+            for found in (encoder, whole)
         )
-        whole: dict[str, list[list[float]]] = {name: [] for name in sources}
-        encoder: dict[str, list[list[float]]] = {name: [] for name in sources}
-        for _ in range(arguments.repeats):
-            for name, source in sources.items():
-                with torch.inference_mode():
-                    encoder[name].append(_seconds(device, networks[name].image_encoder, pixels))
-                whole[name].append(_seconds(device, source.propose, picture))
-        for index, clock in enumerate(("seconds", "CPU seconds")):
-            encoders, wholes = (
-                {name: median(run[index] for run in runs) for name, runs in found.items()}
-                for found in (encoder, whole)
-            )
-            points = {name: (wholes[name] - encoders[name]) / arguments.points**2 for name in sources}
-            grids = {name: encoders[name] + GRID**2 * points[name] for name in sources}
-            for name in sources:
-                yield f"{size}: {name}: encoder, {clock}", encoders[name]
-                yield f"{size}: {name}: {clock} per point", points[name]
-                yield f"{size}: {name}: encoder and {GRID} x {GRID} points, {clock}", grids[name]
-            for name in ours:
-                for what, of in (("encoder", encoders), ("points", points), ("both", grids)):
-                    yield f"{size}: {name}: times faster, {what} ({clock})", of["package"] / of[name]
+        points = {name: (wholes[name] - encoders[name]) / arguments.points**2 for name in sources}
+        grids = {name: encoders[name] + GRID**2 * points[name] for name in sources}
+        for name in sources:
+            yield f"{name}: encoder, {clock}", encoders[name]
+            yield f"{name}: {clock} per point", points[name]
+            yield f"{name}: encoder and {GRID} x {GRID} points, {clock}", grids[name]
+        for name in ours:
+            for what, of in (("encoder", encoders), ("points", points), ("both", grids)):
+                yield f"{name}: times faster, {what} ({clock})", of["package"] / of[name]
 
 
 def memory(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
@@ -194,7 +197,7 @@ def detector(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
         torch.save(get_model(DETECTOR, weights=None, weights_backbone=None).state_dict(), file.name)
         settings = config.Detector(model=DETECTOR, checkpoint=file.name, min_score=0.3, max_boxes=30)
         network = Detector(settings, arguments.device)
-    picture = _photograph(*SIZES[-1])
+    picture = _photograph(*LARGE)
     network.propose(picture)
     runs = [
         _seconds(network.device, lambda: Fixed().propose(picture) + network.propose(picture))
@@ -207,7 +210,7 @@ def detector(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
 def _peak(arguments: argparse.Namespace) -> float:
     # With few points: their number does not change the peak. The package takes few of them at once.
     settings = _settings(arguments).model_copy(update={"points_per_side": 4, "points_per_batch": 4})
-    network, picture = _network(arguments), _photograph(*SIZES[-1])
+    network, picture = _network(arguments), _photograph(*LARGE)
     source = {"package": Package, "goal": MaskGenerator}[arguments.child](network, settings)
     devices.forget_peak(network.device)
     before = devices.peak(network.device)
@@ -246,7 +249,7 @@ def _settings(arguments: argparse.Namespace) -> config.Sam:
     network = _network(arguments)
     few = settings.model_copy(update={"points_per_side": 8, "pred_iou_threshold": torch.inf})
     with _qualities(network) as qualities:
-        MaskGenerator(network, few).propose(_photograph(*SIZES[0]))
+        MaskGenerator(network, few).propose(_photograph(*SMALL))
     threshold = torch.cat(qualities)[:, 1:].float().quantile(1 - arguments.passing).item()
     assert threshold > 0, "the package filters nothing at 0 or below"
     return settings.model_copy(update={"pred_iou_threshold": threshold, "stability_threshold": 0.0})

@@ -23,12 +23,10 @@ from goal.regions import Region, sam_encoder, sam_weights
 from goal.regions.sam_decoder import Picture
 from goal.runtime import devices
 
-# A point's patches take 4 MB: more points at once leave a CPU's cache and are no faster.
-CPU_POINTS = 4
 # The package's: a mask is stable if thresholds this far above and below its own change its area little.
 STABILITY_OFFSET = 1.0
-# Pixels of masks scaled to the picture at once.
-FULL_SIZE = 2**24
+# Pixels of masks scaled to the picture at once: few fit a CPU's cache, many keep a GPU busy.
+PIXELS = {"cpu": 2**22, "cuda": 2**26}
 # Pruning skips a point that lies in the smallest masks of so many others; fewer lose more boxes.
 EXPLAINED = 3
 
@@ -100,8 +98,8 @@ class MaskGenerator:
             picture = Picture(self.network.mask_decoder, embedding + dense[0], positions)
         pending = torch.from_numpy(self.order).to(self.device)
         explained = torch.zeros(len(points), dtype=torch.int, device=self.device)
-        at_once = self.params.points_per_batch
-        step = min(at_once, CPU_POINTS) if self.device.type == "cpu" else at_once
+        # A point's patches take 4 MB: several at once leave a CPU's cache and are slower.
+        step = 1 if self.device.type == "cpu" else self.params.points_per_batch
         while len(pending):
             batch, pending = pending[:step], pending[step:]
             with self._autocast():
@@ -123,11 +121,13 @@ class MaskGenerator:
         """
         threshold = self.network.mask_threshold
         found = [(logits.new_zeros(0, 4), logits.new_zeros(0), logits.new_zeros(0))]
-        for some in logits.split(max(1, FULL_SIZE // (size[0] * size[1]))) if len(logits) else ():
+        pixels = size[0] * size[1]
+        for some in logits.split(max(1, PIXELS[self.device.type] // pixels)) if len(logits) else ():
             full = self.network.postprocess_masks(some[None], used, size)[0]
             inside = full > threshold
+            area = inside.sum(dim=-1, dtype=torch.int32).sum(dim=-1) / pixels
             stability = calculate_stability_score(full, threshold, STABILITY_OFFSET)
-            found.append((batched_mask_to_box(inside), inside.float().mean(dim=(1, 2)), stability))
+            found.append((batched_mask_to_box(inside), area, stability))
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     def _autocast(self) -> torch.autocast:

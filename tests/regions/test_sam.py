@@ -167,7 +167,7 @@ def test_the_boxes_are_the_packages(trained, pictures) -> None:
 @pytest.mark.parametrize("size", [(256, 256), (375, 500), (300, 97), (33, 97), (7, 9), (900, 30)])
 def test_a_masks_measures_are_those_of_its_pixels(trained, size: tuple[int, int], monkeypatch) -> None:
     """Some masks at a time; padding does not count, an empty mask is never stable."""
-    monkeypatch.setattr(sam, "FULL_SIZE", 3 * size[0] * size[1])
+    monkeypatch.setitem(sam.PIXELS, "cpu", 3 * size[0] * size[1])
     generator = MaskGenerator(trained, settings())
     used = generator.resize.get_preprocess_shape(*size, 256)
     coarse = torch.randn(10, 1, 5, 5, generator=torch.Generator().manual_seed(0)) * 4 - 1
