@@ -57,9 +57,9 @@ def contrastive(
     """Symmetric InfoNCE between image i and text i (paper, section 3.3); normalises the embeddings itself.
 
     Pairs that are not `valid` are neither queries nor negatives; without any valid pair the term is 0 with a
-    gradient of 0. `hard_negative` is gamma of HN-CLIP (arXiv 2608.18521): gamma * cos(text i, text j),
-    detached, is added to the scaled logits of the negatives. HN-CLIP's eq. 2 adds it before the scale, where
-    the same gamma weighs `scale` times as much. `gathered`: compare this rank's rows with those of all ranks.
+    gradient of 0. `hard_negative` is gamma of HN-CLIP (arXiv 2608.18521, eq. 2), a margin in cosine: the
+    logits of negatives are scale * (cosine + gamma * cos(text i, text j)), the latter cosine detached.
+    `gathered`: compare this rank's rows with those of all ranks.
     """
     gathered = gathered or Gathered(image, text, valid, 0)
     image, text = _unit(image, valid), _unit(text, valid)
@@ -69,9 +69,9 @@ def contrastive(
     to_image = scale * text @ images.T
     if hard_negative:
         similarity = (text @ texts.T).detach()
-        similarity = similarity.scatter(1, target[:, None], 0.0)
-        to_text = to_text + hard_negative * similarity
-        to_image = to_image + hard_negative * similarity
+        margin = scale * hard_negative * similarity.scatter(1, target[:, None], 0.0)
+        to_text = to_text + margin
+        to_image = to_image + margin
     if valid is None or gathered.valid is None:
         # torch.full, not torch.tensor: avoids a host-device sync.
         count = torch.full((), len(images), device=image.device)

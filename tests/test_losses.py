@@ -29,8 +29,8 @@ def naive_contrastive(image, text, scale, valid=None, gamma=0.0):
         for anchor, candidates in ((image[i], text), (text[i], image)):
             logits = []
             for j in keep:
-                extra = gamma * cosine(text[i], text[j]).detach() if i != j else 0.0
-                logits.append(scale * cosine(anchor, candidates[j]) + extra)
+                margin = gamma * cosine(text[i], text[j]).detach() if i != j else 0.0
+                logits.append(scale * (cosine(anchor, candidates[j]) + margin))
             total = total + torch.logsumexp(torch.stack(logits), 0) - logits[keep.index(i)]
     return total / (2 * max(1, len(keep)))
 
@@ -88,6 +88,17 @@ def test_hard_negatives_raise_the_loss_only_for_similar_captions():
     )
     text[1] = text[0]
     assert losses.contrastive(image, text, 5.0, hard_negative=3.0) > losses.contrastive(image, text, 5.0)
+
+
+def test_a_negative_with_the_same_caption_must_lie_gamma_below_in_cosine():
+    """Two pairs, one caption. Worked by hand: scale 10, gamma 0.5, image 1 at cosine 0.5 of the caption."""
+    text = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    image = torch.tensor([[1.0, 0.0], [0.5, math.sqrt(0.75)]], dtype=torch.float64)
+    # Positive and negative logits: image 0: 10, 15; image 1: 5, 10; caption 0: 10, 10 (margin just met);
+    # caption 1: 5, 15.
+    expected = (2 * math.log1p(math.exp(5)) + math.log(2) + math.log1p(math.exp(10))) / 4
+    ours = losses.contrastive(image, text, 10.0, hard_negative=0.5).item()
+    assert ours == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("valid", [None, [1, 0, 1, 1, 0], [0, 0, 0, 0, 0]])
