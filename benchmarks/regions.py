@@ -1,7 +1,7 @@
 """Regions: goal's SAM against the package's mask generator, as ratios of one run, and a detector.
 
     python -m benchmarks.regions              # all parts on a CPU; figures in benchmarks/results/regions.json
-    python -m benchmarks.regions agreement    # some of: agreement speed large memory detector
+    python -m benchmarks.regions agreement    # some of: agreement speed memory detector
     python -m benchmarks.regions speed --checkpoint sam_vit_b_01ec64.pth
     python -m benchmarks.regions --device cuda --model vit_h --checkpoint sam_vit_h_4b8939.pth
 
@@ -9,14 +9,13 @@
 |---|---|
 | agreement | scenes, a small trained SAM: which of the package's boxes goal finds, and how fast |
 | speed | encoder and points of a 1024 x 768 picture, medians of alternating runs |
-| large | the same of a 2000 x 1500 picture |
-| memory | peak memory beyond the network on the larger picture, a process each |
-| detector | seconds of a small detector and the fixed crops on the larger picture |
+| memory | peak memory beyond the network on that picture, a process each |
+| detector | seconds of a small detector and the fixed crops on that picture |
 
-In `speed` and `large` the package has the points per batch that suit it best, tried first.
+In `speed` the package has the points per batch that suit it best, tried first; goal has its own default.
 Without a checkpoint SAM has random weights. Its time depends on them only by how many masks pass the filters:
 half do here (`--passing`), and those count as stable, more than do of real masks. Pruning needs masks that
-mean something: they measure it with a checkpoint only.
+mean something: `speed` measures it with a checkpoint only.
 The detector has random weights too, which find nothing: of its time, sorting out boxes is missing.
 """
 
@@ -48,7 +47,7 @@ from goal.regions.fixed import Fixed
 from goal.regions.sam import MaskGenerator
 from goal.runtime import devices
 
-SMALL, LARGE = (1024, 768), (2000, 1500)
+PHOTOGRAPH = (1024, 768)
 AREAS = (0.01, 0.80)
 DETECTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
 BATCHES = [1, 4, 64]
@@ -56,7 +55,7 @@ GRID = 32  # points per side of params.yaml
 
 
 def main() -> None:
-    parts = {"agreement": agreement, "speed": speed, "large": large, "memory": memory, "detector": detector}
+    parts = {"agreement": agreement, "speed": speed, "memory": memory, "detector": detector}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -95,16 +94,15 @@ def agreement(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
     settings = config.load().regions.sam.model_copy(
         update={"pred_iou_threshold": 0.8, "stability_threshold": 0.85}
     )
-    # Each has its own network: goal replaces the attention of its encoder.
-    networks = [sam_weights.fill(small_sam.build, small_sam.WEIGHTS, "small").to(device) for _ in range(3)]
+    network = sam_weights.fill(small_sam.build, small_sam.WEIGHTS, "small").to(device)
     sources = {
-        "package": Package(networks[0], settings),
-        "goal": MaskGenerator(networks[1], settings),
-        "pruned": MaskGenerator(networks[2], settings.model_copy(update={"prune_points": True})),
+        "package": Package(network, settings),
+        "goal": MaskGenerator(network, settings),
+        "pruned": MaskGenerator(network, settings.model_copy(update={"prune_points": True})),
     }
     pictures = [_scene(index) for index in range(arguments.pictures)]
     found, points, seconds = {}, {}, {}
-    for network, (name, source) in zip(networks, sources.items(), strict=True):
+    for name, source in sources.items():
         source.propose(pictures[0])
         with _qualities(network) as asked:
             start = _clock(device)
@@ -130,53 +128,41 @@ def agreement(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
 
 
 def speed(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
-    return _speed(arguments, _photograph(*SMALL))
-
-
-def large(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
-    return _speed(arguments, _photograph(*LARGE))
-
-
-def _speed(arguments: argparse.Namespace, picture: np.ndarray) -> Iterator[tuple[str, float]]:
-    """Encoder, points and both, per picture; goal and the package take turns."""
-    settings = _settings(arguments)
-    networks = {"package": _network(arguments), "goal": _network(arguments)}
-    device = networks["goal"].device
-    ours = {"goal": settings}
-    if arguments.checkpoint:
-        networks["pruned"] = networks["goal"]
-        ours["pruned"] = settings.model_copy(update={"prune_points": True})
-    sources: dict[str, Source] = {name: MaskGenerator(networks[name], given) for name, given in ours.items()}
+    """Encoder, points and both, per picture; goal and the package take turns, each at its best batch."""
+    settings, network, picture = _settings(arguments), _network(arguments), _photograph(*PHOTOGRAPH)
     tried = {}
     for batch in BATCHES:
         few = settings.model_copy(update={"points_per_side": 8, "points_per_batch": batch})
-        tried[batch] = _seconds(device, Package(networks["package"], few).propose, picture)[0]
+        tried[batch] = _seconds(network.device, Package(network, few).propose, picture)[0]
     best = min(tried, key=tried.__getitem__)
     yield "package: points per batch that suit it best", best
-    sources["package"] = Package(networks["package"], settings.model_copy(update={"points_per_batch": best}))
-    side = networks["goal"].image_encoder.img_size
-    pixels = torch.randn(1, 3, side, side, device=device)
-    encoder: dict[str, list[list[float]]] = {name: [] for name in sources}
-    whole: dict[str, list[list[float]]] = {name: [] for name in sources}
+    sources: dict[str, Source] = {
+        "package": Package(network, settings.model_copy(update={"points_per_batch": best})),
+        "goal": MaskGenerator(network, settings),
+    }
+    if arguments.checkpoint:
+        sources["pruned"] = MaskGenerator(network, settings.model_copy(update={"prune_points": True}))
+    side = network.image_encoder.img_size
+    pixels = torch.randn(1, 3, side, side, device=network.device)
+    encoder, whole = [], {name: [] for name in sources}
     for _ in range(arguments.repeats):
+        with torch.inference_mode():
+            encoder.append(_seconds(network.device, network.image_encoder, pixels))
         for name, source in sources.items():
-            with torch.inference_mode():
-                encoder[name].append(_seconds(device, networks[name].image_encoder, pixels))
-            whole[name].append(_seconds(device, source.propose, picture))
+            whole[name].append(_seconds(network.device, source.propose, picture))
     for index, clock in enumerate(("seconds", "CPU seconds")):
-        encoders, wholes = (
-            {name: median(run[index] for run in runs) for name, runs in found.items()}
-            for found in (encoder, whole)
-        )
-        points = {name: (wholes[name] - encoders[name]) / arguments.points**2 for name in sources}
-        grids = {name: encoders[name] + GRID**2 * points[name] for name in sources}
+        encoding = median(run[index] for run in encoder)
+        yield f"encoder, {clock}", encoding
+        points = {
+            name: (median(run[index] for run in runs) - encoding) / arguments.points**2
+            for name, runs in whole.items()
+        }
         for name in sources:
-            yield f"{name}: encoder, {clock}", encoders[name]
             yield f"{name}: {clock} per point", points[name]
-            yield f"{name}: encoder and {GRID} x {GRID} points, {clock}", grids[name]
-        for name in ours:
-            for what, of in (("encoder", encoders), ("points", points), ("both", grids)):
-                yield f"{name}: times faster, {what} ({clock})", of["package"] / of[name]
+            yield f"{name}: times faster, points ({clock})", points["package"] / points[name]
+            grid = {source: encoding + GRID**2 * points[source] for source in ("package", name)}
+            yield f"{name}: encoder and {GRID} x {GRID} points, {clock}", grid[name]
+            yield f"{name}: times faster, both ({clock})", grid["package"] / grid[name]
 
 
 def memory(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
@@ -192,12 +178,12 @@ def memory(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
 
 
 def detector(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
-    """A small detector with the fixed crops, on the large picture."""
+    """A small detector with the fixed crops."""
     with tempfile.NamedTemporaryFile(suffix=".pth") as file:
         torch.save(get_model(DETECTOR, weights=None, weights_backbone=None).state_dict(), file.name)
         settings = config.Detector(model=DETECTOR, checkpoint=file.name, min_score=0.3, max_boxes=30)
         network = Detector(settings, arguments.device)
-    picture = _photograph(*LARGE)
+    picture = _photograph(*PHOTOGRAPH)
     network.propose(picture)
     runs = [
         _seconds(network.device, lambda: Fixed().propose(picture) + network.propose(picture))
@@ -210,7 +196,7 @@ def detector(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
 def _peak(arguments: argparse.Namespace) -> float:
     # With few points: their number does not change the peak. The package takes few of them at once.
     settings = _settings(arguments).model_copy(update={"points_per_side": 4, "points_per_batch": 4})
-    network, picture = _network(arguments), _photograph(*LARGE)
+    network, picture = _network(arguments), _photograph(*PHOTOGRAPH)
     source = {"package": Package, "goal": MaskGenerator}[arguments.child](network, settings)
     devices.forget_peak(network.device)
     before = devices.peak(network.device)
@@ -249,7 +235,7 @@ def _settings(arguments: argparse.Namespace) -> config.Sam:
     network = _network(arguments)
     few = settings.model_copy(update={"points_per_side": 8, "pred_iou_threshold": torch.inf})
     with _qualities(network) as qualities:
-        MaskGenerator(network, few).propose(_photograph(*SMALL))
+        MaskGenerator(network, few).propose(_photograph(*PHOTOGRAPH))
     threshold = torch.cat(qualities)[:, 1:].float().quantile(1 - arguments.passing).item()
     assert threshold > 0, "the package filters nothing at 0 or below"
     return settings.model_copy(update={"pred_iou_threshold": threshold, "stability_threshold": 0.0})

@@ -19,12 +19,13 @@ from torchvision.ops import nms
 
 from goal import config
 from goal.errors import UserError
-from goal.regions import Region, sam_encoder, sam_weights
-from goal.regions.sam_decoder import Picture
+from goal.regions import Region, sam_weights
 from goal.runtime import devices
 
 # The package's: a mask is stable if thresholds this far above and below its own change its area little.
 STABILITY_OFFSET = 1.0
+# A point's patches take 4 MB: more points at once leave a CPU's cache and are slower.
+CPU_POINTS = 4
 # Pixels of masks scaled to the picture at once: few fit a CPU's cache, many keep a GPU busy.
 PIXELS = {"cpu": 2**22, "cuda": 2**26}
 # Pruning skips a point that lies in the smallest masks of so many others; fewer lose more boxes.
@@ -59,7 +60,6 @@ class MaskGenerator:
         self.order = np.arange(len(self.grid))
         if params.prune_points:
             self.order = _coarse_to_fine(params.points_per_side)
-        sam_encoder.save_memory(network.image_encoder)
 
     @torch.inference_mode()
     def propose(self, image: np.ndarray) -> list[Region]:
@@ -74,7 +74,7 @@ class MaskGenerator:
             return []
         pixels = torch.from_numpy(self.resize.apply_image(image)).permute(2, 0, 1).to(self.device)
         with self._autocast():
-            embedding = self.network.image_encoder(self.network.preprocess(pixels)[None])[0]
+            embedding = self.network.image_encoder(self.network.preprocess(pixels)[None])
         masks = torch.cat(list(self._masks(embedding, size, used)))
         kept = nms(masks[:, :4], masks[:, 5], self.params.box_nms_threshold)
         return [
@@ -86,30 +86,33 @@ class MaskGenerator:
     def _masks(self, embedding: Tensor, size: tuple[int, int], used: tuple[int, int]) -> Iterator[Tensor]:
         """Good and stable masks of the grid's points, some points at a time: box, area ratio, quality (K, 6).
 
-        embedding: (C, S / 16, S / 16) of a picture of size (H, W), which fills `used` pixels of SAM's input.
+        embedding: (1, C, S / 16, S / 16) of a picture of size (H, W), which fills `used` pixels of the input.
         """
         points = torch.from_numpy(self.resize.apply_coords(self.grid * size[::-1], size)).to(self.device)
         labels = torch.ones(len(points), 1, device=self.device)
         # In fp32: half precision moves points by several pixels.
         encoder = self.network.prompt_encoder
         prompts, dense = encoder(points=(points[:, None], labels), boxes=None, masks=None)
-        positions = encoder.get_dense_pe()[0]
-        with self._autocast():
-            picture = Picture(self.network.mask_decoder, embedding + dense[0], positions)
         pending = torch.from_numpy(self.order).to(self.device)
         explained = torch.zeros(len(points), dtype=torch.int, device=self.device)
-        # A point's patches take 4 MB: several at once leave a CPU's cache and are slower.
-        step = 1 if self.device.type == "cpu" else self.params.points_per_batch
+        step = self.params.points_per_batch
+        step = min(step, CPU_POINTS) if self.device.type == "cpu" else step
+        least = self.params.pred_iou_threshold
         while len(pending):
             batch, pending = pending[:step], pending[step:]
             with self._autocast():
-                masks = picture.masks(prompts[batch], self.params.pred_iou_threshold)
-            boxes, area, stability = self._measured(masks.logits, size, used)
-            good = stability >= self.params.stability_threshold
-            yield torch.column_stack([boxes, area, masks.quality])[good]
+                logits, quality = self.network.mask_decoder(
+                    embedding, encoder.get_dense_pe(), prompts[batch], dense[:1], multimask_output=True
+                )
+            # The package filters nothing at 0.
+            good = (quality > least) | (least == 0)
+            point, logits, quality = good.nonzero()[:, 0], logits[good].float(), quality[good].float()
+            boxes, area, stability = self._measured(logits, size, used)
+            stable = stability >= self.params.stability_threshold
+            yield torch.column_stack([boxes, area, quality])[stable]
             if self.params.prune_points:
-                smallest = _smallest(masks.point[good], area[good], len(batch))
-                inside = masks.logits[good][smallest] > self.network.mask_threshold
+                smallest = _smallest(point[stable], area[stable], len(batch))
+                inside = logits[stable][smallest] > self.network.mask_threshold
                 column, row = (points * (inside.shape[-1] / self.resize.target_length)).long().T
                 explained += inside[:, row, column].sum(dim=0)
                 pending = pending[explained[pending] < EXPLAINED]
