@@ -163,7 +163,7 @@ def _thin(image: Image.Image, view: View) -> Image.Image:
     for whole, resized, offset in zip(image.size, view.resized, view.offset, strict=True):
         scale = whole / resized
         start, end = offset * scale, (offset + view.view_size) * scale
-        # The bicubic filter reads two pixels on each side: of the picture or of the view, whichever are larger.
+        # The bicubic filter reads two pixels on each side, of the picture or of the view: the larger ones.
         margin = 2 * max(scale, 1) + 1
         first, last = max(math.floor(start - margin), 0), min(math.ceil(end + margin), whole)
         starts.append(start - first)

@@ -134,8 +134,10 @@ def _content(row: int, columns: dict[str, list[Any]]) -> tuple[str, Any]:
 
 
 def _empty(value: Any) -> bool:
-    # What an absent cell becomes on its way through JSON, CSV and pandas.
-    return value is None or (isinstance(value, float) and np.isnan(value)) or value in ("", b"")
+    # What an absent cell becomes on its way through JSON, CSV and pandas: also NaN of any type and pandas.NA.
+    return (pd.api.types.is_scalar(value) and pd.isna(value)) or (
+        isinstance(value, str | bytes) and not value
+    )
 
 
 def _from_base64(row: int, value: str) -> bytes | None:
