@@ -44,15 +44,14 @@ class GoalEmbedder(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        import torch
-
         from goal import clip, weights
+        from goal.runtime import devices
 
         # Pillow registers its formats at the first picture, and two requests at once would trip over it.
         Image.init()
         if SERVER in sys.modules:
             _answer_reasons_only()
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = devices.resolve("auto", "device")
         self._model = weights.load(context.artifacts["weights"]).eval().to(self._device)
         self._prepare = clip.preprocess(self._model.spec)
         self._max_megapixels = context.model_config["max_megapixels"]

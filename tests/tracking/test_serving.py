@@ -20,6 +20,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mlflow.exceptions import MlflowException
 
 from goal import clip, text, weights
@@ -46,7 +47,10 @@ def model(project: Path) -> mlflow.pyfunc.PyFuncModel:
     """The model as a server loads it, in this process."""
     mlflow_store.prepare()
     served_model.save(project / "saved", project / "models/stage2/model.safetensors", 0.01, None, None)
-    return mlflow.pyfunc.load_model(str(project / "saved"))
+    torch.backends.cudnn.allow_tf32 = True
+    loaded = mlflow.pyfunc.load_model(str(project / "saved"))
+    assert not torch.backends.cudnn.allow_tf32
+    return loaded
 
 
 @pytest.fixture
