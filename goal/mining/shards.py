@@ -30,7 +30,7 @@ ROW_GROUP = 16384
 
 
 class Work(Protocol):
-    """What makes one shard; picklable by reference, the same rows give the same table on machines of one kind."""
+    """What makes one shard; picklable by reference, equal machines make equal tables of the same rows."""
 
     def __call__(self, start: int, stop: int) -> pa.Table:
         """The table of manifest rows start..stop; calls task_progress.advance for each one that is done."""
