@@ -1,5 +1,6 @@
 """Load a CLIP network by name or file, and preprocess its pictures."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ EMBEDDED = "embedded"
 _REASON_LENGTH = 160
 # Rows of CLIP's own position table; a longer one is already stretched and is not changed again.
 _ORIGINAL_CONTEXT = 77
+# Pixels: a picture that would be larger after the resize, and before the crop, is so long and thin that it
+# is cropped first. Other pictures keep open_clip's order, and with it the bits of its transform.
+_LARGEST_RESIZED = 2**22
 
 
 def load(
@@ -134,6 +138,7 @@ class Preprocess:
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 S S"]:
         """Bicubic resize, crop (goal.boxes.View), scale to 0..1, normalise; equal to open_clip's transform.
 
+        Only for pictures so thin that the resize alone would take over 16 MB, the last bits may differ.
         image: RGB, image frame. Returns the view (S pixels wide and high), channels first.
         """
         return normalised(self.view(image)[None], self.spec)[0]
@@ -146,8 +151,27 @@ class Preprocess:
         """The resized and cropped picture (S, S); a picture that is (S, S) already stays unchanged."""
         side = self.spec.image_size
         view = View(image.size, side, self.spec.view)
+        if math.prod(view.resized) > _LARGEST_RESIZED:
+            return _thin(image, view)
         left, top = view.offset
         return image.resize(view.resized, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+
+
+def _thin(image: Image.Image, view: View) -> Image.Image:
+    """The view (S, S) of a long, thin picture: its part of the picture is cut out first, then resized."""
+    starts, ends, cut = [], [], []
+    for whole, resized, offset in zip(image.size, view.resized, view.offset, strict=True):
+        scale = whole / resized
+        start, end = offset * scale, (offset + view.view_size) * scale
+        # The bicubic filter reads two pixels on each side, of the picture or of the view: the larger ones.
+        margin = 2 * max(scale, 1) + 1
+        first, last = max(math.floor(start - margin), 0), min(math.ceil(end + margin), whole)
+        starts.append(start - first)
+        ends.append(min(end, last) - first)
+        cut.append((first, last))
+    (left, right), (top, bottom) = cut
+    part = image.crop((left, top, right, bottom))
+    return part.resize((view.view_size, view.view_size), Image.Resampling.BICUBIC, (*starts, *ends))
 
 
 def preprocess(spec: Spec) -> Preprocess:

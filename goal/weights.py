@@ -29,7 +29,7 @@ def save(model: GoalClip, path: Path | str) -> Path:
     `open_clip.create_model(spec.name, pretrained=path, force_context_length=spec.context_length,
     force_quick_gelu=spec.quick_gelu)`; the folders that goal.exports writes need no such arguments.
     """
-    file = file_of(path)
+    file = _default_file(Path(path))
     tensorfiles.write(file, model.state_dict(), {_METADATA: json.dumps(asdict(model.spec), sort_keys=True)})
     return file
 
@@ -45,7 +45,7 @@ def publish(model: GoalClip, folder: Path, card: Mapping[str, Any]) -> Path:
 def load(
     path: Path | str, *, heads: tuple[int, int] | None = None, quick_gelu: bool | None = None
 ) -> GoalClip:
-    """Read a network from a weights file or a folder with model.safetensors; its context length is kept.
+    """Read a network from a weights file or a folder with one (`file_of`); its context length is kept.
 
     Reads this project's safetensors, and state dicts (safetensors, or torch.save) in the layout of open_clip
     and OpenAI, of Hugging Face's CLIPModel (such as the GOAL authors' release) and of Long-CLIP.
@@ -144,8 +144,23 @@ def _huggingface_config(file: Path) -> tuple[tuple[int, int] | None, bool | None
 
 
 def file_of(path: Path | str) -> Path:
-    """The weights file itself, or the one in a model's folder."""
+    """The weights file itself, or the one in a folder: model.safetensors, else the only weights file there.
+
+    The file may be missing. Raises UserError for a folder with several, naming them.
+    """
     path = Path(path)
+    if not path.is_dir():
+        return _default_file(path)
+    file = path / paths.WEIGHTS
+    others = sorted(one.name for one in path.iterdir() if one.suffix in _SUFFIXES)
+    if file.exists() or not others:
+        return file
+    if len(others) > 1:
+        raise UserError(f"{path}: has no {paths.WEIGHTS}; name one of the weights in it: {', '.join(others)}")
+    return path / others[0]
+
+
+def _default_file(path: Path) -> Path:
     return path if path.is_file() or path.suffix in _SUFFIXES else path / paths.WEIGHTS
 
 

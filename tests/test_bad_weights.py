@@ -63,7 +63,20 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path, dict], None], str]] = {
     ),
     "empty": ("w.pt", lambda path, state: path.touch(), "is empty"),
     "words": ("w.pt", lambda path, state: path.write_text("not weights at all"), "is no checkpoint"),
-    "folder": ("w.pt", lambda path, state: path.mkdir(), "is a folder; name the weights file in it"),
+    "empty folder": (
+        "w.pt",
+        lambda path, state: path.mkdir(),
+        "w.pt/model.safetensors: cannot be read: No such",
+    ),
+    "several": (
+        "model",
+        lambda path, state: (
+            path.mkdir(),
+            torch.save(state, path / "b.bin"),
+            torch.save(state, path / "a.pt"),
+        ),
+        "model: has no model.safetensors; name one of the weights in it: a.pt, b.bin",
+    ),
     "absent": ("w.pt", lambda path, state: None, "cannot be read: No such file"),
     "not a dict": ("w.pt", lambda path, state: torch.save([1, 2], path), "holds a list, not a state dict"),
     "other values": ("w.pt", lambda path, state: torch.save({"a": 1}, path), "these are not tensors: a"),

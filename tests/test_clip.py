@@ -227,6 +227,18 @@ def test_preprocessing_equals_open_clips(size: tuple[int, int], view: str) -> No
     assert torch.equal(clip.preprocess(spec)(Image.fromarray(pixels)), theirs)
 
 
+@pytest.mark.parametrize("size", [(3, 4000), (4000, 3), (1, 30_000), (20_000, 2)])
+def test_the_view_of_a_thin_picture_is_open_clips(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    spec = replace(SPEC, view="center_crop", image_size=64, mean=(0, 0, 0), std=(1, 1, 1))
+    settings = PreprocessCfg(64, resize_mode="shortest", mean=spec.mean, std=spec.std)
+    theirs = image_transform_v2(settings, is_train=False)(Image.fromarray(pixels))
+    # One step of 255, where a sum rounds differently.
+    torch.testing.assert_close(
+        clip.preprocess(spec)(Image.fromarray(pixels)), theirs, rtol=0, atol=1.01 / 255
+    )
+
+
 def test_views_as_bytes_give_the_same_features(model: GoalClip) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 45, 70, 3), np.uint8)
     prepare = clip.preprocess(replace(SPEC, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4)))

@@ -137,6 +137,32 @@ def test_every_verb_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(versions) == 1
 
 
+EXPERIMENTS = (
+    "dvc exp run --name here base",
+    "dvc exp run --temp --name there -S model.keep_positions=10 base",
+    "dvc exp run --queue --name later -S model.keep_positions=12 base; dvc exp run --run-all",
+)
+
+
+@pytest.mark.parametrize(
+    "command", [EXPERIMENTS[0], *(pytest.param(one, marks=pytest.mark.slow) for one in EXPERIMENTS[1:])]
+)
+def test_an_experiment_in_a_fresh_clone_is_kept(command: str, tmp_path: Path) -> None:
+    """dvc.lock has the digests of all results, the cache has none of them."""
+    folder = project(tmp_path)
+    report = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]["report"]
+    outs = [
+        {"path": path, "hash": "md5", "md5": "0" * 32 + ("" if Path(path).suffix else ".dir")}
+        for path in report["outs"] + report.get("plots", [])
+    ]
+    lock = {"schema": "2.0", "stages": {"report": {"cmd": report["cmd"], "outs": outs}}}
+    (folder / "dvc.lock").write_text(yaml.safe_dump(lock))
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "-m", "finished elsewhere")
+    shell(folder, command)
+    assert dvc(folder, "exp", "list", "--name-only").split() == [re.search("name ([a-z]+)", command)[1]]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small project after `dvc repro`, committed."""
@@ -162,6 +188,8 @@ def test_dvc_runs_only_stale_stages(finished: Path, tmp_path: Path) -> None:
     changed = dvc(folder, "exp", "run", "--name", "no-tsl", "-S", "stage2.loss.tsl_text=0")
     assert running(changed) == {"code", "train@stage2", "evaluate", "report", "register"}
     assert "no-tsl" in dvc(folder, "exp", "list", "--name-only")
+    dvc(folder, "plots", "show")
+    assert list((folder / "dvc_plots" / "static").glob("*loss.png"))
     shown = dvc(folder, "metrics", "show")
     assert all(name in shown for name in paths.MODELS)
     assert "metrics/stage2/" in dvc(folder, "metrics", "diff", "HEAD")

@@ -32,7 +32,8 @@ def open_clip(model: GoalClip, folder: Path) -> None:
 def transformers(model: GoalClip, folder: Path) -> None:
     """Write a folder for transformers' `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained`.
 
-    Texts: open_clip and this project repair broken characters and HTML entities, transformers does not.
+    Texts: transformers does not clean them as open_clip and this project do (goal.cleaning.repair); once
+    cleaned, by the line in the model card, they get the same tokens.
     Pictures: its resizing rounds differently, and its centre crop may be one pixel off ours.
     Raises UserError if the disk refuses.
     """

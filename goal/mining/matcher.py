@@ -62,5 +62,4 @@ def load(path: str, digest: str, section: str) -> Matcher:
     files.expect(Path(path), digest)
     # A fixed number: with another number of threads, sums differ in the last bits.
     torch.set_num_threads(params.threads)
-    torch.backends.cudnn.allow_tf32 = False
     return Matcher(weights.load(path), params)

@@ -1,7 +1,7 @@
 """Work on a manifest's rows in shards that survive a kill: a finished shard is a whole file, made once.
 
 The work on a shard is a pure function of its rows, so any engine may run it anywhere
-(goal.runtime.tasks), and the files are the same bytes whoever made them.
+(goal.runtime.tasks), and the files are the same bytes whichever process on machines of one kind made them.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ ROW_GROUP = 16384
 
 
 class Work(Protocol):
-    """What makes one shard; picklable by reference, the same rows give the same table on any machine."""
+    """What makes one shard; picklable by reference, equal machines make equal tables of the same rows."""
 
     def __call__(self, start: int, stop: int) -> pa.Table:
         """The table of manifest rows start..stop; calls task_progress.advance for each one that is done."""

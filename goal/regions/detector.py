@@ -37,8 +37,14 @@ class Detector:
 
     @torch.inference_mode()
     def propose(self, image: np.ndarray) -> list[Region]:
-        """The surest boxes of a picture, surest first; image: uint8 (H, W, 3), image frame."""
+        """The surest boxes of a picture, surest first; image: uint8 (H, W, 3), image frame.
+
+        There are none in a picture so long and thin that the network's input has no row or column for it.
+        """
         height, width = image.shape[:2]
+        resize = self.network.transform
+        if not resize.fixed_size and min(height, width) * resize.max_size <= max(height, width):
+            return []
         # A copy: the picture may be read-only, which torch does not know.
         pixels = torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1).float() / 255
         found = self.network([pixels])[0]

@@ -28,9 +28,10 @@ class Felzenszwalb:
         high, wide = small.shape[:2]
         # scikit-image sorts the edges with argsort, which orders equal ones differently on different CPUs.
         distinct = small / 255.0 + TIE_BREAK * np.random.default_rng(0).random(small.shape)
+        blurred = _blur(distinct, self.params.sigma)
         regions = []
         for scale in self.params.scales:
-            labels = self._segments(distinct, scale)
+            labels = self._segments(blurred, scale)
             areas = np.bincount(labels.ravel()) / labels.size
             for area, (rows, columns) in zip(areas, find_objects(labels + 1), strict=True):
                 x1, x2 = columns.start * width / wide, columns.stop * width / wide
@@ -39,8 +40,26 @@ class Felzenszwalb:
         return regions
 
     def _segments(self, image: np.ndarray, scale: float) -> np.ndarray:
-        """The number of each pixel's segment; image: (H, W, 3) in 0..1."""
-        return felzenszwalb(image, scale=scale, sigma=self.params.sigma, min_size=self.params.min_size)
+        """The number of each pixel's segment; image: (H, W, 3) in 0..1, blurred."""
+        return felzenszwalb(image, scale=scale, sigma=0, min_size=self.params.min_size)
+
+
+def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    """scipy's gaussian_filter of an image (H, W, 3), the same bits on every processor."""
+    radius = int(4 * sigma + 0.5)
+    # numpy's exp differs between processors in the last bit.
+    weights = np.exp(-0.5 / sigma**2 * np.arange(radius + 1.0) ** 2) if sigma else np.ones(1)
+    weights = np.round(weights / (weights[0] + 2 * weights[1:].sum()) * 2**40) / 2**40
+    for _ in range(2):
+        height = len(image)
+        padded = np.pad(image, ((radius, radius), (0, 0), (0, 0)), mode="symmetric")
+        rows = [padded[start : start + height] for start in range(2 * radius + 1)]
+        # Separate products and sums: a compiler that fuses them rounds once instead of twice.
+        image = rows[radius] * weights[0]
+        for step in range(radius, 0, -1):
+            image = image + (rows[radius - step] + rows[radius + step]) * weights[step]
+        image = image.swapaxes(0, 1)
+    return image
 
 
 def _shrink(image: np.ndarray, max_side: int) -> np.ndarray:

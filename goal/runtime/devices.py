@@ -16,11 +16,14 @@ CPU_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one: Arm
 
 
 def resolve(name: str, field: str, worker: int = 0) -> torch.device:
-    """The device for auto | cpu | cuda; auto takes a GPU where there is one.
+    """The device for auto | cpu | cuda; auto takes a GPU where there is one. From here on fp32 is not TF32.
 
     worker: the place of this process among those that work alike on this machine: they take its GPUs in turn.
     Raises UserError, naming the field of params, where a GPU is asked for and none is usable.
     """
+    # torch computes convolutions, such as that of the patches, in TF32 otherwise: with 10 bits of 23.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     usable = torch.cuda.is_available()
     if name == "cuda" and not usable:
         raise UserError(f"params.yaml: {field}: cuda, but torch sees no GPU here; set it to auto or cpu")

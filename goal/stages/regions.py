@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 
 from goal import config
 from goal.config import Params, paths
+from goal.config.schema import REGION_SOURCES
 from goal.datasets import prefetch, slices
 from goal.datasets.images import ImageError
 from goal.datasets.manifest import Row
@@ -43,9 +45,10 @@ def run(params: Params) -> None:
             str(Path.cwd()),
         )
         rows = slices.count(manifest)
-        # How many work at it, on which other splits and where the weights lie changes no shard.
+        # No shard depends on the number of workers, other splits, where the weights lie, or unused sources.
         aside = {"workers": True, "splits": True, "sam": {"checkpoint"}, "detector": {"checkpoint"}}
-        decisive = params.regions.model_dump_json(exclude=aside)
+        unused = {name: True for name in get_args(REGION_SOURCES) if name not in params.regions.sources}
+        decisive = params.regions.model_dump_json(exclude=aside | unused)
         content = (slices.content(manifest), decisive, *weights, str(work.max_megapixels))
         folder = shards.working_folder("regions", split, *content)
         size, workers = params.regions.shard_size, params.regions.workers

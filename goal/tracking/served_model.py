@@ -44,15 +44,14 @@ class GoalEmbedder(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        import torch
-
         from goal import clip, weights
+        from goal.runtime import devices
 
         # Pillow registers its formats at the first picture, and two requests at once would trip over it.
         Image.init()
         if SERVER in sys.modules:
             _answer_reasons_only()
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = devices.resolve("auto", "device")
         self._model = weights.load(context.artifacts["weights"]).eval().to(self._device)
         self._prepare = clip.preprocess(self._model.spec)
         self._max_megapixels = context.model_config["max_megapixels"]
@@ -134,8 +133,10 @@ def _content(row: int, columns: dict[str, list[Any]]) -> tuple[str, Any]:
 
 
 def _empty(value: Any) -> bool:
-    # What an absent cell becomes on its way through JSON, CSV and pandas.
-    return value is None or (isinstance(value, float) and np.isnan(value)) or value in ("", b"")
+    # What an absent cell becomes on its way through JSON, CSV and pandas: also NaN of any type and pandas.NA.
+    return (pd.api.types.is_scalar(value) and pd.isna(value)) or (
+        isinstance(value, str | bytes) and not value
+    )
 
 
 def _from_base64(row: int, value: str) -> bytes | None:

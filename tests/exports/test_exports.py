@@ -1,16 +1,18 @@
 """What `goal export` writes, loaded by the libraries that it is for."""
 
+import html
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
+import ftfy
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 import yaml
-from transformers import CLIPModel, CLIPProcessor
+from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from goal import clip, exports, text, weights
 from goal.datasets import images
@@ -18,8 +20,17 @@ from goal.errors import UserError
 from goal.exports import onnx_files
 from goal.stages import evaluate
 from tests import tiny
+from tests.text.test_text import CAPTION_FILES, shared
 
 MODEL = Path("models/base")
+# What CLIP's cleaning changes: curly quotes, entities, escaped twice, broken encodings, ligatures.
+MESSY = (
+    "A “curly” dog’s toy.",
+    "Salt &amp; pepper &lt;b&gt;",
+    "&amp;amp; twice",
+    "It\u00e2\u20ac\u2122s broken.",
+    "ﬁne ligature",
+)
 
 
 @pytest.fixture
@@ -62,6 +73,15 @@ def test_onnx_equals_the_network_for_any_batch(written: Path, batch: int) -> Non
     )
 
 
+def by_the_card(texts: list[str], pictures: list | None) -> dict:
+    """The variables after the code in the model card of the folder `out`."""
+    (code,) = re.findall("```python\n(.*?)```", Path("out/README.md").read_text(), re.DOTALL)
+    names = {"texts": texts, "pictures": pictures, "ftfy": ftfy, "html": html}
+    names |= {"CLIPModel": CLIPModel, "CLIPProcessor": CLIPProcessor}
+    exec(code.replace("<this folder>", "out"), names)
+    return names
+
+
 @pytest.mark.parametrize("changes", [{}, {"quick_gelu": True, "view": "squash"}], ids=str)
 def test_transformers_reads_the_same_model_without_a_network(
     project: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
@@ -71,11 +91,10 @@ def test_transformers_reads_the_same_model_without_a_network(
     weights.save(weights.GoalClip(replace(tiny.SPEC, **changes)), MODEL)
     exports.run(MODEL, Path("out"), "transformers")
     theirs = CLIPModel.from_pretrained("out").eval()
-    processor = CLIPProcessor.from_pretrained("out")
     ours = weights.load(MODEL).eval()
-    texts = [*tiny.CAPTIONS, "Café, naïve: 'so' it's 4.5 m; U.S. 12,345\n日本 ❤️", ""]
+    texts = [*tiny.CAPTIONS, "Café, naïve: 'so' it's 4.5 m; U.S. 12,345\n日本 ❤️", "", *MESSY]
     pictures = [images.open_image(f"data/tiny/images/{number}.png", 200) for number in range(4)]
-    inputs = processor(text=texts, images=pictures, padding=True, truncation=True, return_tensors="pt")
+    inputs = by_the_card(texts, pictures)["inputs"]
     ids = [text.tokenize(one, [], ours.spec.context_length).ids for one in texts]
     for own, row, mask in zip(ids, inputs["input_ids"], inputs["attention_mask"], strict=True):
         assert torch.equal(row[mask.bool()], own)
@@ -88,6 +107,23 @@ def test_transformers_reads_the_same_model_without_a_network(
         words = torch.cat([ours.encode_texts(one[None], normalize=True) for one in ids])
     torch.testing.assert_close(found.image_embeds, image, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.text_embeds, words, atol=1e-5, rtol=0)
+
+
+def test_real_captions_get_the_same_tokens_once_cleaned(project: Path) -> None:
+    """The counts in docs/weights.md."""
+    captions = [row["caption"] for name in CAPTION_FILES for row in shared(f"captions/{name}")]
+    exports.run(MODEL, Path("out"), "transformers")
+    tokenizer = CLIPTokenizer.from_pretrained("out")
+    ours = [text.tokenize(one, [], None).ids.tolist() for one in captions]
+
+    def differing(texts: list[str]) -> int:
+        return sum(tokenizer(one)["input_ids"] != ids for one, ids in zip(texts, ours, strict=True))
+
+    assert (len(captions), differing(captions), differing(by_the_card(captions, None)["texts"])) == (
+        9098,
+        39,
+        0,
+    )
 
 
 def test_an_onnx_file_that_differs_is_not_kept(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,15 @@ def test_workers_take_the_gpus_in_turn(three_gpus) -> None:
     assert devices.resolve("cpu", "regions.device", 4) == torch.device("cpu")
 
 
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+def test_fp32_is_not_tf32_once_a_device_is_resolved(name: str) -> None:
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        torch.backends.cuda.matmul.allow_tf32 = True
+        devices.resolve(name, "train.device")
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_without_a_gpu_there_is_the_cpu_or_one_line() -> None:
     assert devices.resolve("auto", "train.device", 3) == torch.device("cpu")

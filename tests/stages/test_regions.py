@@ -57,6 +57,17 @@ def test_the_same_weights_under_another_name_make_no_shard_anew(project: Path) -
     assert {path: path.stat().st_mtime_ns for path in (project / "work").rglob("shard-*.parquet")} == made
 
 
+def test_parameters_of_unused_sources_make_no_shard_anew(project: Path) -> None:
+    given = params(["fixed"])
+    stage.run(given)
+    made = {path: path.stat().st_mtime_ns for path in (project / "work").rglob("shard-*.parquet")}
+    values = given.model_dump(by_alias=True)
+    values["regions"]["sam"]["points_per_side"] += 1
+    values["regions"]["felzenszwalb"]["sigma"] += 1
+    stage.run(config.parse(values, "test"))
+    assert {path: path.stat().st_mtime_ns for path in (project / "work").rglob("shard-*.parquet")} == made
+
+
 def test_a_worker_that_sees_another_file_refuses_it(project: Path) -> None:
     """On another machine the same path may be another file."""
     small_detector.write(project / "detector.pth")

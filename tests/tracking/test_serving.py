@@ -20,6 +20,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mlflow.exceptions import MlflowException
 
 from goal import clip, text, weights
@@ -46,7 +47,10 @@ def model(project: Path) -> mlflow.pyfunc.PyFuncModel:
     """The model as a server loads it, in this process."""
     mlflow_store.prepare()
     served_model.save(project / "saved", project / "models/stage2/model.safetensors", 0.01, None, None)
-    return mlflow.pyfunc.load_model(str(project / "saved"))
+    torch.backends.cudnn.allow_tf32 = True
+    loaded = mlflow.pyfunc.load_model(str(project / "saved"))
+    assert not torch.backends.cudnn.allow_tf32
+    return loaded
 
 
 @pytest.fixture
@@ -90,6 +94,14 @@ def test_texts_and_pictures_of_every_kind_in_one_request(model: mlflow.pyfunc.Py
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
 
 
+def test_cells_that_pandas_calls_missing_are_empty(model: mlflow.pyfunc.PyFuncModel) -> None:
+    rows = pd.DataFrame({"text": [tiny.CAPTIONS[1], None], "image": [None, in_base64()]}).convert_dtypes()
+    assert rows.loc[1, "text"] is pd.NA
+    np.testing.assert_allclose(model.predict(rows), own([tiny.CAPTIONS[1]], [PICTURE]), atol=1e-5)
+    rows = pd.DataFrame({"text": [tiny.CAPTIONS[1]], "image": [np.float32("nan")]})
+    np.testing.assert_allclose(model.predict(rows), own([tiny.CAPTIONS[1]], []), atol=1e-5)
+
+
 def test_more_rows_than_a_batch_keep_their_order(model: mlflow.pyfunc.PyFuncModel) -> None:
     captions = [f"Picture number {number}." for number in range(served_model.BATCH + 3)]
     found = model.predict(pd.DataFrame({"text": captions}))
@@ -103,6 +115,8 @@ def test_more_rows_than_a_batch_keep_their_order(model: mlflow.pyfunc.PyFuncMode
         ({"text": None, "image": None}, "row 1: give a text or an image"),
         ({"text": "  \n"}, "row 1: text: blank"),
         ({"image": 3}, "row 1: image: expected a string, found"),
+        ({"image": np.zeros(2)}, "row 1: image: expected a string, found ndarray"),
+        ({"text": pd.NA, "image": np.float32("nan")}, "row 1: give a text or an image"),
         ({"image": "no.png"}, "row 1: image: not found"),
         ({"image": "not base64!"}, "row 1: image: neither base64 nor a path"),
         ({"image": "data:image/png,abc"}, "row 1: image: a data URI must be"),
