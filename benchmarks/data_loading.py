@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from benchmarks import photographs, step_cases
+from benchmarks import figures, photographs, step_cases
 from goal.model.network import GoalClip, Spec
 from goal.text import split_sentences
 from goal.training import batches, step
@@ -140,6 +140,7 @@ def main() -> None:
     spec = step_cases.spec(arguments.network)
     with tempfile.TemporaryDirectory() as folder:
         found: dict[str, Any] = {
+            "origin": figures.origin(),
             "pictures": len(files),
             "decoders": decoders(files, arguments.rounds),
             "loader": loader(files, spec, arguments.epochs, Path(folder)),

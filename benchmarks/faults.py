@@ -31,6 +31,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from benchmarks import figures
 from goal import boxes, config, weights
 from goal.boxes import View
 from goal.config import Params, paths
@@ -203,7 +204,7 @@ def measure(file: Path, found: Sequence[Gallery], params: Params) -> dict[str, f
     means = {}
     for gallery in found:
         rows = ranking.measure(gallery, embedded, params.evaluate.chunk)
-        summary = query_metrics.summarise(rows, [1], 2, 0)
+        summary = query_metrics.summarise(rows, query_metrics.shown(rows, [1]))
         means |= {(gallery.benchmark, name): one["mean"] for name, one in summary.items()}
     return {label: means[where] for label, where in METRICS.items()}
 
@@ -267,7 +268,7 @@ def main() -> None:
 
 def _write(results: Mapping[str, Sequence[Mapping[str, float]]], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"torch": torch.__version__, "arms": results}, indent=1) + "\n")
+    out.write_text(json.dumps({"origin": figures.origin(), "arms": results}, indent=1) + "\n")
 
 
 def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:

@@ -39,7 +39,6 @@ TINY = [
     "stage2.epochs=1",
     "stage2.batch_size=16",
     "stage2.warmup_steps=1",
-    "evaluate.bootstrap=50",
     "report.gallery=2",
     "report.examples=2",
 ]

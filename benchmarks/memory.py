@@ -4,10 +4,12 @@
     python -m benchmarks.memory --captions captions.json --device cuda --precision bf16 --budget 24
 
 Each way takes steps of two batches, --batch and three times that, each in a process of its own; what a pair
-takes follows from the difference, and the largest batch from that. The budget covers weights, gradients and
-AdamW's state too. In chunks a pair takes little: those batches are eight times as large.
+takes follows from the difference, and from that the batch to try. That batch is run, and made smaller until
+its peak is within the budget, so that every largest batch was measured. The budget covers weights, gradients
+and AdamW's state too. In chunks a pair takes little: those batches are eight times as large.
 """
 
+import math
 from typing import NamedTuple
 
 from benchmarks import step_cases
@@ -39,6 +41,7 @@ def least(network: str) -> float:
 def main() -> None:
     parser = step_cases.options(__doc__, batch=4, steps=1)
     parser.add_argument("--budget", type=float, default=8.0, help="GiB")
+    parser.add_argument("--most", type=int, default=4096, help="pairs; larger batches are not tried")
     arguments = parser.parse_args()
     shared = ["--captions", str(arguments.captions), "--network", arguments.network, "--steps", "1"]
     shared += ["--device", arguments.device, "--precision", arguments.precision]
@@ -53,13 +56,16 @@ def main() -> None:
         low, high = peak(way, few), peak(way, many)
         # What the measurement cannot tell from nothing is taken for the pictures alone.
         a_pair = max((high - low) / (many - few), least(arguments.network))
-        largest = max(0, few + int((arguments.budget - low) / a_pair))
+        largest = min(max(0, few + int((arguments.budget - low) / a_pair)), arguments.most)
+        while largest and (measured := peak(way, largest)) > arguments.budget:
+            largest = max(0, largest - math.ceil((measured - arguments.budget) / a_pair))
         found[name] = {
             "batches": [few, many],
             "gib": [low, high],
             "gib_a_pair": a_pair,
             "gib_at_rest": low - few * a_pair,
             "largest_batch": largest,
+            "gib_of_largest": measured if largest else None,
         }
         print(f"{name}: {1024 * a_pair:.1f} MiB a pair, batch {largest}")
     plain = found["plain"]["largest_batch"]

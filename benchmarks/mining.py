@@ -35,12 +35,12 @@ def params(device: str = "cpu", **sections: dict) -> Params:
     return config.parse(values, "benchmark")
 
 
-def enter(folder: Path, network: str = SCENES) -> None:
+def enter(folder: Path, network: str = SCENES, context_length: int = 248) -> None:
     """Make `folder` the project's folder, with a random matcher of this network in models/base."""
     os.chdir(folder)
     (paths.data_dir(NAME) / "images").mkdir(parents=True)
     torch.manual_seed(0)
-    spec = replace(spec_of(network), context_length=248)
+    spec = replace(spec_of(network), context_length=context_length)
     weights.save(GoalClip(spec), paths.model_dir("zero-shot"))
 
 

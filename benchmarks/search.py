@@ -4,6 +4,9 @@
     python -m benchmarks.search --sizes 10000   # some of them
     python -m benchmarks.search --others --sizes 100000    # faiss's inverted file and graph (HNSW) too
 
+The others get as much time for a query as the sketches took for the same vectors: they search the most cells
+or candidates (the column `effort`) with which the median stays within it.
+
 | vectors | what they are |
 |---|---|
 | clustered | unit vectors, 512 wide, 100 around each centre at a cosine near 0.8: pictures alike |
@@ -27,6 +30,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from benchmarks import figures
 from goal.search import ann, store
 from goal.search.store import Card, Entry, Stamp
 
@@ -36,7 +40,9 @@ SIZES = (10_000, 50_000, 100_000, 1_000_000)
 KINDS = ("clustered", "random")
 A_CLUSTER = 100
 OTHERS_UP_TO = 100_000
-COLUMNS = ("index", "vectors", "size", "build s", "load s", "ms a query", "recall@10", "peak GiB")
+COLUMNS = ("index", "vectors", "size", "effort", "build s", "load s", "ms a query", "recall@10", "peak GiB")
+# What makes an index of faiss search longer and find more.
+EFFORTS = {"cells": "nprobe", "graph": "efSearch"}
 RESULTS = Path("benchmarks/results")
 
 
@@ -47,11 +53,11 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="vectors")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--others", action="store_true")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        index, kind, size = arguments.one
-        print(json.dumps(measure(index, kind, int(size))))
+        index, kind, size, limit = arguments.one
+        print(json.dumps(measure(index, kind, int(size), float(limit))))
         return
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     rows = []
@@ -61,16 +67,20 @@ def main() -> None:
             indexes = ["exact"] if kind == arguments.kinds[0] else []
             indexes += ["sketches"] if size > BLOCK else []
             indexes += ["cells", "graph"] if arguments.others and BLOCK < size <= OTHERS_UP_TO else []
+            limit = math.inf
             for index in indexes:
-                rows.append([index, kind, f"{size:,}", *_in_its_process(index, kind, size)])
+                rows.append([index, kind, f"{size:,}", *_in_its_process(index, kind, size, limit)])
+                if index == "sketches":
+                    limit = float(rows[-1][COLUMNS.index("ms a query")])
                 print(f"| {' | '.join(rows[-1])} |", flush=True)
     measured = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
     file = RESULTS / ("search_others.json" if arguments.others else "search.json")
-    file.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    content = {"origin": figures.origin(), "rows": measured}
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def measure(index: str, kind: str, size: int) -> list[str]:
-    """A row of the table from `build s` on."""
+def measure(index: str, kind: str, size: int, limit: float) -> list[str]:
+    """A row of the table from `effort` on; limit: milliseconds a query, for those that have an effort."""
     with tempfile.TemporaryDirectory() as folder:
         kept = store.create(Path(folder), Card("/pictures", "random", "0" * 64, "none", WIDTH))
         for start in range(0, size, BLOCK):
@@ -84,19 +94,43 @@ def measure(index: str, kind: str, size: int) -> list[str]:
             faiss.write_index(INDEXES[index](kept), f"{folder}/built")
             build = time.perf_counter() - start
         start = time.perf_counter()
-        nearest = ann.Nearest(ann.exact(kept) if index == "exact" else faiss.read_index(f"{folder}/built"))
+        built = ann.exact(kept) if index == "exact" else faiss.read_index(f"{folder}/built")
         load = time.perf_counter() - start
         queries = asked(kind, size)
-        nearest(queries[:1], NEAREST)
-        found, times = [], []
-        for query in queries:
-            start = time.perf_counter()
-            found.append(nearest(query[None], NEAREST)[1][0])
-            times.append(time.perf_counter() - start)
+        if index in EFFORTS:
+            effort, found, spent = within(built, EFFORTS[index], queries, limit)
+        else:
+            effort, (found, spent) = "all" if index == "exact" else ann.CANDIDATES, answers(built, queries)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         hits = np.mean([len(np.intersect1d(*pair)) for pair in zip(found, truth(kept, queries), strict=True)])
     share = f"{hits / NEAREST:.3f}"
-    return [f"{build:.0f}", f"{load:.1f}", f"{1000 * np.median(times):.1f}", share, f"{peak:.1f}"]
+    return [str(effort), f"{build:.0f}", f"{load:.1f}", f"{spent:.1f}", share, f"{peak:.1f}"]
+
+
+def answers(index: faiss.Index, queries: np.ndarray) -> tuple[list[np.ndarray], float]:
+    """The ids that each query finds, and the median of their milliseconds."""
+    nearest = ann.Nearest(index)
+    nearest(queries[:1], NEAREST)
+    found, times = [], []
+    for query in queries:
+        start = time.perf_counter()
+        found.append(nearest(query[None], NEAREST)[1][0])
+        times.append(time.perf_counter() - start)
+    return found, 1000 * float(np.median(times))
+
+
+def within(
+    index: faiss.Index, effort: str, queries: np.ndarray, limit: float
+) -> tuple[int, list[np.ndarray], float]:
+    """The largest effort (a power of 2, up to all vectors) within `limit` ms a query, and its answers."""
+    best = None
+    for value in (2**power for power in range(4, 1 + math.ceil(math.log2(index.ntotal)))):
+        faiss.ParameterSpace().set_index_parameter(index, effort, value)
+        found, spent = answers(index, queries)
+        if best is not None and spent > limit:
+            break
+        best = value, found, spent
+    return best
 
 
 def vectors(kind: str, start: int) -> np.ndarray:
@@ -133,12 +167,11 @@ def truth(kept: store.Store, queries: np.ndarray) -> np.ndarray:
 
 
 def cells(kept: store.Store) -> faiss.Index:
-    """faiss's inverted file, for comparison: 2 sqrt(P) cells, of which a query looks into 64."""
+    """faiss's inverted file, for comparison: 2 sqrt(P) cells."""
     count = 2 * math.isqrt(len(kept))
     index = faiss.IndexIVFScalarQuantizer(
         faiss.IndexFlatIP(WIDTH), WIDTH, count, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     )
-    index.nprobe = 64
     sample = kept.vectors(max(1, len(kept) // (40 * count)))
     index.train(np.concatenate([vectors for _, vectors in sample]))
     return _filled(index, kept)
@@ -147,7 +180,7 @@ def cells(kept: store.Store) -> faiss.Index:
 def graph(kept: store.Store) -> faiss.Index:
     """faiss's HNSW, for comparison: 32 links a vector."""
     index = faiss.IndexHNSWFlat(WIDTH, 32, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction, index.hnsw.efSearch = 80, 128
+    index.hnsw.efConstruction = 80
     return _filled(index, kept)
 
 

@@ -17,6 +17,7 @@ from statistics import median
 
 import psutil
 
+from benchmarks import figures
 from goal import config
 from goal.config import paths
 from goal.datasets import manifest
@@ -74,7 +75,7 @@ def main() -> None:
     print(f"pace, last over second: {settled[-1]['pace'] / settled[0]['pace']:.2f}")
     print(f"memory, last less second: {settled[-1]['mib'] - settled[0]['mib']:.0f} MiB")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=1) + "\n")
+    out.write_text(json.dumps({"origin": figures.origin(), "tenths": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import figures
 from goal import boxes, config
 from goal.model.architectures import spec_of
 from goal.model.network import GoalClip, Spec
@@ -55,7 +56,7 @@ def write(name: str, arguments: argparse.Namespace, found: dict[str, Any]) -> No
     kept = {key: value for key, value in vars(arguments).items() if key not in hidden}
     # Of files their names: where they lie says nothing to others.
     settings = {key: value.name if isinstance(value, Path) else str(value) for key, value in kept.items()}
-    where = {"torch": torch.__version__, "machine": machine(arguments.device)}
+    where = {"origin": figures.origin(), "machine": machine(arguments.device)}
     file.write_text(json.dumps({"settings": settings, **where, **found}, indent=1) + "\n")
 
 

@@ -72,13 +72,8 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a step, losses of the first, peak memory of this process (or of its GPU)."""
-    model = step_cases.network(arguments)
-    pairs = random_pairs(arguments.captions, arguments.batch, model.spec)
-    if arguments.way.startswith("plain"):
-        torch.autograd.set_detect_anomaly(arguments.way == "plain, anomaly")
-        take = plain(model, pairs, step_cases.autocast(arguments))
-    else:
-        take = _ours(model, pairs, arguments)
+    torch.autograd.set_detect_anomaly(arguments.way == "plain, anomaly")
+    take = step_of(arguments)
     times, losses = [], []
     for _ in range(arguments.steps + 1):
         began = time.perf_counter()
@@ -88,6 +83,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         times.append(time.perf_counter() - began)
     first = losses[0] if isinstance(losses[0], list) else torch.stack([*losses[0].values()]).tolist()
     return {"seconds": median(times[1:]), "losses": first, "gib": step_cases.peak_gib(arguments.device)}
+
+
+def step_of(arguments: argparse.Namespace) -> Callable[[], Any]:
+    """A function that takes one step; it alone holds the network, so that no way pays for a second copy."""
+    model = step_cases.network(arguments)
+    pairs = random_pairs(arguments.captions, arguments.batch, model.spec)
+    if arguments.way.startswith("plain"):
+        return plain(model, pairs, step_cases.autocast(arguments))
+    return _ours(model, pairs, arguments)
 
 
 def _ours(

@@ -66,7 +66,7 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch, models: tuple[str, ...] = 
 def params() -> Params:
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["data"]["name"] = "tiny"
-    values["evaluate"] = {"ks": [1, 2, 10], "batch_size": 4, "chunk": 3, "bootstrap": 50}
+    values["evaluate"] = {"ks": [1, 2, 10], "batch_size": 4, "chunk": 3}
     values["regions"] |= {"sources": ["fixed"], "workers": 1}
     values["pairs"]["workers"] = 1
     values["report"] = {"gallery": 3, "examples": 2, "grounding": 2}

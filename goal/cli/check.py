@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from goal import clip, positions
-from goal.config import Params, paths
-from goal.datasets import captions_file, manifest
+from goal.config import Params, drawn, paths
+from goal.datasets import captions_file, slices
 from goal.errors import UserError
 from goal.model import architectures
 from goal.model.network import GoalClip, Spec
@@ -67,6 +67,8 @@ def _model(params: Params, spec: Spec) -> Iterator[Fact]:
         "model",
         f"{model.name}, {parameters(spec) / 1e6:.1f} M parameters, {spec.image_size} px, {model.view}",
     )
+    if drawn.unfit(model.name, params.data.source):
+        yield Fact("model", drawn.ADVICE)
     longest = positions.longest(architectures.spec_of(model.name).context_length, model.keep_positions)
     if model.context_length > longest:
         yield Fact("model", f"model.context_length {model.context_length} is over {longest}", fault=True)
@@ -86,7 +88,7 @@ def _pictures(params: Params) -> int | None:
     """The number of training pictures; None if it is not known yet."""
     made = paths.manifest(params.data.name, "train")
     if made.exists():
-        return len(manifest.read(made))
+        return slices.count(made)
     if params.data.source == "scenes":
         return params.data.scenes.train
     return SETS[params.data.source][0] if params.data.source in SETS else None

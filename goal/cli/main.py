@@ -102,10 +102,13 @@ _stage("register", "Make a version of the registered model, with the alias `chal
 @app.command(rich_help_panel=DAILY)
 def use(preset: Annotated[str, typer.Argument(help="a file of presets/, without .yaml")]) -> None:
     """Write params.yaml from a preset, comments included; keeps your data, register and tracking settings."""
-    from goal.config import presets
+    from goal.config import drawn, presets
 
     kept = presets.use(preset)
     typer.echo(f"params.yaml is now {preset}; next: goal check, then dvc repro")
+    params = config.load()
+    if drawn.unfit(params.model.name, params.data.source):
+        typer.echo(f"note: {drawn.ADVICE}")
     for field, value in kept.items():
         typer.echo(f"kept, as you set it: {field}: {value}")
 
@@ -164,7 +167,7 @@ def compare(
     from goal.evaluation import results
     from goal.evaluation import table as benchmark_table
 
-    lines = comparison.compare(first, second, params.evaluate.ks, params.evaluate.bootstrap, params.seed)
+    lines = comparison.compare(first, second, params.evaluate.ks)
     notes = benchmark_table.notes(results.load([first, second]))
     _print(comparison.rich(first, second, lines), notes)
 

@@ -194,7 +194,6 @@ class Evaluate(Section):
     ks: Annotated[list[Count], Field(min_length=1)]
     batch_size: Count
     chunk: Count
-    bootstrap: Count
 
 
 class Report(Section):
@@ -214,7 +213,7 @@ class Gate(Section):
     # One of another data set than the pipeline's own: <data set>/<benchmark>.
     benchmark: Annotated[str, Field(pattern=f"^{WORD}(/{WORD})?$")]
     metric: Name
-    rule: Literal["minimum", "max_drop", "improves"]
+    rule: Literal["minimum", "above_chance", "max_drop", "improves"]
     value: Weight
 
 

@@ -11,8 +11,8 @@ A picture and its twin are a minimal pair: the same scene with one attribute cha
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -48,12 +48,23 @@ class Gallery:
     texts: tuple[str, ...]
     text_to_picture: tuple[int, ...]
     attributes: tuple[str, ...] = ()
+    source: str = ""  # of the pictures, as data.source has it
 
-    @property
-    def repeated_texts(self) -> int:
-        """How many texts another picture has too: they count as not found, since ties count as errors."""
-        owners = Counter(text for text, _ in set(zip(self.texts, self.text_to_picture, strict=True)))
-        return sum(owners[text] > 1 for text in self.texts)
+    def unanswerable(self, files: Mapping[str, str]) -> dict[str, int]:
+        """Queries of each direction whose right answer cannot rank first, since ties count as errors.
+
+        text_to_image: the texts of a picture that is there again under another name. image_to_text: the
+        pictures all of whose texts another picture has too. files: the digest of every picture file, by path.
+        """
+        shown = [(files[picture.path], picture.box) for picture in self.pictures]
+        copies = Counter(shown)
+        pairs = set(zip(self.texts, self.text_to_picture, strict=True))
+        owners = Counter(text for text, _ in pairs)
+        own = {picture for text, picture in pairs if owners[text] == 1}
+        return {
+            "text_to_image": sum(copies[shown[picture]] > 1 for picture in self.text_to_picture),
+            "image_to_text": len(set(self.text_to_picture) - own),
+        }
 
 
 def load(data_set: str, mined: bool = True) -> tuple[list[Gallery], dict[str, str]]:
@@ -73,7 +84,7 @@ def load(data_set: str, mined: bool = True) -> tuple[list[Gallery], dict[str, st
     for benchmark in BENCHMARKS:
         made = makers[benchmark](data_set, test) if test else f"{data_set} has no test pictures"
         if isinstance(made, Gallery):
-            found.append(made)
+            found.append(replace(made, source=test[0].source))
         else:
             missing[benchmark] = made
     return found, missing

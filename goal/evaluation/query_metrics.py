@@ -4,7 +4,7 @@ Letters: Q queries, K metrics.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -43,9 +43,7 @@ CORRECT = pa.field("correct", pa.bool_())
 def metric_values(rows: pa.Table, ks: Sequence[int]) -> tuple[list[str], np.ndarray]:
     """Names of the metrics of these rows, and their values per query (Q, K) in percent."""
     if RANK.name in rows.column_names:
-        # A picture without a text has rank 0 (goal.metrics): nothing was found.
-        ranks = rows[RANK.name].to_numpy()[:, None]
-        return [f"r{k}" for k in ks], 100.0 * ((ranks > 0) & (ranks <= np.array(ks)))
+        return [f"r{k}" for k in ks], 100.0 * (rows[RANK.name].to_numpy()[:, None] <= np.array(ks))
     if AVERAGE_PRECISION.name in rows.column_names:
         return [f"map{JOINT_K}"], 100.0 * rows[AVERAGE_PRECISION.name].to_numpy()[:, None]
     return ["accuracy"], 100.0 * rows[CORRECT.name].to_numpy(zero_copy_only=False)[:, None].astype(float)
@@ -57,12 +55,61 @@ def by_direction(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         yield direction, rows.filter(pc.equal(rows["direction"], direction))
 
 
-def summarise(rows: pa.Table, ks: Sequence[int], resamples: int, seed: int) -> dict[str, dict[str, float]]:
-    """Every metric in both directions: mean and 95 % interval in percent, and the number of queries."""
+def shown(rows: pa.Table, ks: Sequence[int]) -> dict[str, list[int]]:
+    """The ks of each direction that say something: those below the number of items that are ranked.
+
+    With a larger k every query finds its item. The smallest k stays, whatever the gallery.
+    """
+    sizes = {direction: len(own) for direction, own in by_direction(rows)}
+    items = dict(zip(DIRECTIONS, reversed([sizes[direction] for direction in DIRECTIONS]), strict=True))
+    return {way: [k for k in sorted(ks) if k < items[way] or k == min(ks)] for way in DIRECTIONS}
+
+
+def chance(rows: pa.Table, ks: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """What every metric would be on average if galleries were ranked at random, in percent.
+
+    rows: of a whole benchmark; ks: of each direction.
+    """
+    found = {}
+    both = dict(by_direction(rows))
+    for direction, other in zip(DIRECTIONS, reversed(DIRECTIONS), strict=True):
+        items = len(both[other])
+        if AVERAGE_PRECISION.name in rows.column_names:
+            found[f"{direction}_map{JOINT_K}"] = 100.0 * _chance_precision(items)
+        elif CORRECT.name in rows.column_names:
+            found[f"{direction}_accuracy"] = 50.0
+        else:
+            # A picture finds any of its texts, a text its one picture.
+            texts = pc.value_counts(both["text_to_image"]["id"]).field("counts").to_numpy()
+            right = texts if direction == "image_to_text" else np.ones(1)
+            found |= {f"{direction}_r{k}": 100.0 * _chance_recall(right, items, k) for k in ks[direction]}
+    return found
+
+
+def _chance_recall(right: np.ndarray, items: int, k: int) -> float:
+    """Mean over queries, each with `right` of the items, of the probability that one is among k of them."""
+    drawn = np.arange(min(k, items))
+    missed = np.clip(items - drawn - right[:, None], 0, None) / (items - drawn)
+    return float(1 - missed.prod(1).mean())
+
+
+def _chance_precision(items: int) -> float:
+    """Mean average precision at JOINT_K of two relevant items among `items` in random order."""
+    places = np.arange(1, min(JOINT_K, items) + 1)
+    return float(((1 + (places - 1) / (items - 1)) / places).sum() / items)
+
+
+def summarise(rows: pa.Table, ks: Mapping[str, Sequence[int]]) -> dict[str, dict[str, float]]:
+    """Every metric in both directions: mean and 95 % interval in percent, and the number of queries.
+
+    ks: of each direction. A direction without queries is left out: a group may hold texts alone.
+    """
     summary = {}
     for direction, own in by_direction(rows):
-        names, values = metric_values(own, ks)
-        found = statistics.intervals(values, own["id"].to_numpy(), resamples, seed)
+        if not len(own):
+            continue
+        names, values = metric_values(own, ks[direction])
+        found = statistics.intervals(values, own["id"].to_numpy())
         for name, interval in zip(names, found, strict=True):
             # Four decimals: in a set of ten thousand, one query changes a metric by 0.01.
             rounded = {key: round(value, 4) for key, value in asdict(interval).items()}
@@ -71,7 +118,7 @@ def summarise(rows: pa.Table, ks: Sequence[int], resamples: int, seed: int) -> d
 
 
 def breakdowns(
-    rows: pa.Table, ks: Sequence[int], resamples: int, seed: int
+    rows: pa.Table, ks: Mapping[str, Sequence[int]]
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """The summary of each group of queries: by tokens, by sentences, by twins' attribute and by part."""
     groups = {
@@ -82,7 +129,7 @@ def breakdowns(
     }
     return {
         name: {
-            key: summarise(rows.filter(pa.array([one == key for one in keys])), ks, resamples, seed)
+            key: summarise(rows.filter(pa.array([one == key for one in keys])), ks)
             for key in sorted(set(keys), key=_order)
         }
         for name, keys in groups.items()

@@ -30,7 +30,9 @@ def _ranks(gallery: Gallery, embeddings: EmbeddingTable, chunk: int) -> tuple[pa
         torch.tensor(gallery.text_to_picture),
         chunk,
     )
-    return RANK, torch.cat([found.image_to_text, found.text_to_image]).numpy()
+    # A picture without a text is in the gallery but is no query.
+    asked = found.image_to_text[found.image_to_text > 0]
+    return RANK, torch.cat([asked, found.text_to_image]).numpy()
 
 
 def _joint(gallery: Gallery, embeddings: EmbeddingTable, chunk: int) -> tuple[pa.Field, np.ndarray]:
@@ -53,7 +55,7 @@ def _twins(gallery: Gallery, embeddings: EmbeddingTable, chunk: int) -> tuple[pa
 
 
 def _queries(gallery: Gallery, embeddings: EmbeddingTable) -> Iterator[dict[str, object]]:
-    """The columns of QUERY for all pictures, then for all texts."""
+    """The columns of QUERY for all pictures that have a text, then for all texts."""
     tokens = embeddings.lengths(gallery.texts)
     sentences = [len(text.split_sentences(one)) for one in gallery.texts]
     texts_of: list[list[int]] = [[] for _ in gallery.pictures]
@@ -74,6 +76,7 @@ def _queries(gallery: Gallery, embeddings: EmbeddingTable) -> Iterator[dict[str,
         }
 
     for picture, texts in enumerate(texts_of):
-        yield query("image_to_text", picture, -1, max(texts, key=tokens.__getitem__))
+        if texts:
+            yield query("image_to_text", picture, -1, max(texts, key=tokens.__getitem__))
     for number, picture in enumerate(gallery.text_to_picture):
         yield query("text_to_image", picture, number - texts_of[picture][0], number)

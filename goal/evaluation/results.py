@@ -33,6 +33,8 @@ class Result:
     protocol: dict[str, str | int]
     metrics: dict[str, dict[str, float]]
     by: dict[str, Any]
+    source: str  # of the pictures, as data.source has it; empty if an older evaluation did not write it
+    unanswerable: dict[str, int]  # Gallery.unanswerable
     differs: tuple[str, ...] = ()
 
     @property
@@ -153,6 +155,8 @@ def _result(content: dict[str, Any]) -> Result:
         protocol=content["protocol"],
         metrics=content["metrics"],
         by=content["by"],
+        source=content.get("source", ""),
+        unanswerable=content.get("unanswerable", {}),
     )
 
 

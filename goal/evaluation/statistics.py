@@ -1,26 +1,26 @@
-"""Bootstrap intervals of means, and the paired comparison of two models on the same queries.
+"""Intervals of mean percentages, and the paired comparison of two models on the same queries.
 
-The bootstrap resamples groups of queries, not single queries: the results of a picture's five captions are
-correlated, and an interval that took them as independent would be too narrow.
+The queries of one picture form a group: the results of its five captions are correlated, and an interval that
+took them as independent would be too narrow. Both intervals count a few made-up groups beside the measured
+ones, so that neither shrinks to a point where all queries agree, as the bootstrap does at 0 and 100 percent.
 Letters: Q queries, G groups, K metrics.
 """
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
-LEVEL = 0.95
+# The normal quantile of a two-sided 95 % interval.
+Z = 1.959964
 # Means of percentages that differ by less than this differ by rounding alone.
 ROUNDING = 1e-9
-# Draws held in memory at a time: 4M of them are 32 MB.
-DRAWS = 1 << 22
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the ends of its 95 % percentile bootstrap interval, in the unit of the values."""
+    """A mean and the ends of its 95 % interval, in percent; the two ends differ in their distance."""
 
     mean: float
     low: float
@@ -29,7 +29,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of `first - second`, its 95 % interval, and the two-sided p-value of no difference."""
+    """Mean of `first - second`, its 95 % interval, in points, and the two-sided p-value of no difference."""
 
     mean: float
     low: float
@@ -37,57 +37,53 @@ class Difference:
     p: float
 
 
-def intervals(
-    values: Float[np.ndarray, "Q K"], groups: Shaped[np.ndarray, " Q"], resamples: int, seed: int
-) -> list[Interval]:
-    """The interval of each column's mean; queries of the same group are resampled together."""
-    means = _resampled(values, groups, resamples, seed)
-    low, high = _ends(means)
-    return [Interval(*map(float, row)) for row in zip(values.mean(0), low, high, strict=True)]
+def intervals(values: Float[np.ndarray, "Q K"], groups: Shaped[np.ndarray, " Q"]) -> list[Interval]:
+    """Wilson's score interval of each column's mean; values in percent, 0 to 100.
+
+    Its number of queries is the effective one: that of independent hits and misses whose mean varies as much
+    as the mean of these groups. With one query per group it is G, and the interval of a rate is Wilson's own.
+    The variance counts two groups of hits and two of misses more (Agresti and Coull's), so it is never 0.
+    """
+    sums, sizes = _by_group(values / 100, groups)
+    count, size = sizes.sum(), sizes.mean()
+    share = sums.sum(0) / count
+    near = (sums.sum(0) + 2 * size) / (count + 4 * size)
+    squares = ((sums - near * sizes) ** 2).sum(0) + 2 * size**2 * (near**2 + (1 - near) ** 2)
+    queries = np.maximum(near * (1 - near) * (count + 4 * size) ** 2 / squares - 4, 1)
+    centre = (share + Z**2 / (2 * queries)) / (1 + Z**2 / queries)
+    half = Z / (1 + Z**2 / queries) * np.sqrt(share * (1 - share) / queries + Z**2 / (4 * queries**2))
+    # Rounding must not put an end beyond the mean.
+    low, high = np.minimum(centre - half, share), np.maximum(centre + half, share)
+    return [Interval(*map(float, 100 * row)) for row in np.clip([share, low, high], 0, 1).T]
 
 
 def differences(
-    first: Float[np.ndarray, "Q K"],
-    second: Float[np.ndarray, "Q K"],
-    groups: Shaped[np.ndarray, " Q"],
-    resamples: int,
-    seed: int,
+    first: Float[np.ndarray, "Q K"], second: Float[np.ndarray, "Q K"], groups: Shaped[np.ndarray, " Q"]
 ) -> list[Difference]:
-    """Paired bootstrap: each column's difference between two models on the same queries.
+    """Each column's difference between two models on the same queries; values in percent, 0 to 100.
 
-    p is twice the share of resamples on the smaller side of 0, with the observation itself counted, so that
-    it is at least 2 / (resamples + 1); models with equal results have p = 1.
+    Agresti and Min's interval for paired rates, which counts two pairs more: half a win, half a loss and one
+    tie. Here they are groups. p belongs to the same interval: it is below 0.05 where that excludes 0.
     """
-    delta = first - second
-    means = _resampled(delta, groups, resamples, seed)
-    low, high = _ends(means)
-    tail = np.minimum((means <= ROUNDING).sum(0), (means >= -ROUNDING).sum(0))
-    p = np.minimum(1.0, 2 * (tail + 1) / (resamples + 1))
-    return [Difference(*map(float, row)) for row in zip(delta.mean(0), low, high, p, strict=True)]
+    sums, sizes = _by_group((first - second) / 100, groups)
+    count, size = sizes.sum(), sizes.mean()
+    near = sums.sum(0) / (count + 2 * size)
+    squares = ((sums - near * sizes) ** 2).sum(0) + size**2 * (1 + 2 * near**2)
+    error = np.sqrt(squares) / (count + 2 * size)
+    low, high = np.clip([near - Z * error, near + Z * error], -1, 1)
+    p = [math.erfc(abs(one) / math.sqrt(2)) for one in near / error]
+    rows = zip(100 * sums.sum(0) / count, 100 * low, 100 * high, p, strict=True)
+    return [Difference(*map(float, row)) for row in rows]
 
 
-def _ends(means: np.ndarray) -> np.ndarray:
-    return np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-
-
-def _resampled(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means (resamples, K) over the queries of groups drawn with replacement."""
+def _by_group(
+    values: Float[np.ndarray, "Q K"], groups: Shaped[np.ndarray, " Q"]
+) -> tuple[Float[np.ndarray, "G K"], Float[np.ndarray, "G 1"]]:
+    """The sum of each group's values and how many queries it has."""
     if len(values) == 0 or len(values) != len(groups):
         raise ValueError(
-            f"a bootstrap needs one group for every query: {len(values)} values, {len(groups)} groups"
+            f"an interval needs one group for every query: {len(values)} values, {len(groups)} groups"
         )
     names, group = np.unique(groups, return_inverse=True)
     sums = np.stack([np.bincount(group, column, len(names)) for column in values.T], 1)
-    sizes = np.bincount(group, minlength=len(names))
-    blocks = [(drawn @ sums) / (drawn @ sizes)[:, None] for drawn in _draws(len(names), resamples, seed)]
-    return np.concatenate(blocks)
-
-
-def _draws(groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks of (resamples, G): how often each group was drawn, as floats for the matrix product."""
-    generator = np.random.default_rng(seed)
-    rows = max(1, DRAWS // groups)
-    for start in range(0, resamples, rows):
-        count = min(rows, resamples - start)
-        drawn = generator.integers(groups, size=(count, groups)) + groups * np.arange(count)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=count * groups).reshape(count, groups).astype(np.float64)
+    return sums, np.bincount(group, minlength=len(names)).astype(float)[:, None]

@@ -2,9 +2,11 @@
 
 import csv
 import io
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
+from goal.config import drawn
 from goal.evaluation import published
 from goal.evaluation.galleries import DIRECTIONS
 from goal.evaluation.published import Published
@@ -13,7 +15,9 @@ from goal.evaluation.results import Result, Results, command, headline
 ARROWS = {"text_to_image": "text→image", "image_to_text": "image→text"}
 METRICS = {"r1": "R@1", "accuracy": "accuracy", "map10": "mAP@10"}
 MARK = "*"
-CSV_COLUMNS = ("model", "benchmark", "metric", "mean", "low", "high", "queries", "differs", "weights")
+CHANCE = "chance"
+NUMBERS = ("mean", "low", "high", "queries", CHANCE)
+CSV_COLUMNS = ("model", "benchmark", "metric", *NUMBERS, "differs", "weights")
 
 
 def columns(results: Results) -> list[tuple[str, str, str]]:
@@ -25,18 +29,29 @@ def columns(results: Results) -> list[tuple[str, str, str]]:
     ]
 
 
-def cells(results: Results, model: str, half: bool = False) -> list[str]:
-    """The row of a model, with the ends of each interval or half its width; a dash where it has no result."""
+def cells(results: Results, model: str, between: str = " ") -> list[str]:
+    """The row of a model: each value and its interval, with `between` them; a dash where it has no result."""
     row = []
     for benchmark, metric, _ in columns(results):
         result = results.of(model, benchmark)
-        row.append(_cell(result, metric, half) if result else "-")
+        row.append(_cell(result, metric, between) if result else "-")
     return row
+
+
+def chance_cells(results: Results) -> list[str]:
+    """The row of a random order; a dash where an older evaluation did not write it."""
+    found = (
+        results.benchmarks[label][0].metrics[metric].get(CHANCE) for label, metric, _ in columns(results)
+    )
+    return ["-" if value is None else f"{value:.1f}" for value in found]
 
 
 def notes(results: Results) -> list[str]:
     """What a reader of the table must know: protocols, what the marks mean, what was not measured."""
-    lines = ["Percent, with the 95 % bootstrap interval. Ties count against the model."]
+    lines = [
+        "Percent, with the 95 % interval (Wilson's, by picture). Ties count against the model. "
+        f"{CHANCE}: galleries ranked at random."
+    ]
     for benchmark, found in results.benchmarks.items():
         of = found[0].protocol
         lines.append(
@@ -44,6 +59,7 @@ def notes(results: Results) -> list[str]:
             f"view {of['view']} {of['image_size']} px, context {of['context_length']} tokens, "
             f"{of['precision']}, no prompt; split {str(of['split'])[:12]}."
         )
+        lines += _limits(benchmark, found)
         lines += [
             f"{MARK} {result.model} on {benchmark} is not comparable with the others: {result.differing}."
             for result in found
@@ -79,6 +95,7 @@ def markdown(results: Results) -> str:
     titles = ["model", *(title for *_, title in columns(results))]
     same, others = peers(results)
     rows = [[model, *cells(results, model)] for model in results.models]
+    rows.append([CHANCE, *chance_cells(results)])
     rows += [[f"published: {row.setting}", *peer_cells(results, label, row)] for label, row in same]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
@@ -99,7 +116,7 @@ def as_csv(results: Results) -> str:
     for label, result in found:
         protocol = [" ".join(result.differs), result.digest, *map(result.protocol.get, fields)]
         for metric, value in result.metrics.items():
-            numbers = [value[key] for key in ("mean", "low", "high", "queries")]
+            numbers = [value.get(key) for key in NUMBERS]
             writer.writerow([result.model, label, metric, *numbers, *protocol])
     return text.getvalue()
 
@@ -117,17 +134,35 @@ def recall_csv(results: Results) -> str:
 
 
 def rich(results: Results) -> Table:
-    """The table for a terminal, with half the width of the interval instead of its ends."""
-    table = Table(title="Benchmarks, percent ± half the 95 % interval", title_justify="left")
+    """The table for a terminal, each interval below its value."""
+    table = Table(title="Benchmarks, percent and 95 % interval", title_justify="left")
     table.add_column("model", no_wrap=True)
     for *_, title in columns(results):
         table.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True)
     for model in results.models:
-        table.add_row(model, *cells(results, model, half=True))
+        table.add_row(model, *cells(results, model, between="\n"))
+    table.add_row(CHANCE, *chance_cells(results))
     return table
 
 
-def _cell(result: Result, metric: str, half: bool) -> str:
+def _cell(result: Result, metric: str, between: str) -> str:
     mean, low, high = (result.metrics[metric][key] for key in ("mean", "low", "high"))
-    interval = f"± {(high - low) / 2:.1f}" if half else f"[{low:.1f}, {high:.1f}]"
-    return f"{mean:.1f} {interval}{MARK if result.differs else ''}"
+    return f"{mean:.1f}{MARK if result.differs else ''}{between}[{low:.1f}, {high:.1f}]"
+
+
+def _limits(label: str, found: Sequence[Result]) -> Iterator[str]:
+    """Which numbers of a benchmark say less than they seem to."""
+    for direction in DIRECTIONS:
+        blocked, metric = found[0].unanswerable.get(direction, 0), f"{direction}_{headline(label)}"
+        if blocked:
+            yield (
+                f"{label} {ARROWS[direction]}: copies among the pictures or texts: {blocked} of "
+                f"{found[0].metrics[metric]['queries']} queries cannot find the right one first."
+            )
+        low = [
+            one.model for one in found if one.metrics[metric]["low"] <= one.metrics[metric].get(CHANCE, -1)
+        ]
+        if low:
+            yield f"{label} {ARROWS[direction]}: not above chance by its interval: {', '.join(low)}."
+    if any(drawn.unfit(one.network, one.source) for one in found if one.source):
+        yield f"{label}: {drawn.ADVICE}."

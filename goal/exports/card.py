@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from goal import weights
-from goal.config import paths
+from goal.config import drawn, paths
 from goal.datasets import released
 from goal.errors import UserError
 from goal.evaluation import results
@@ -18,8 +18,8 @@ from goal.runtime import files
 from goal.tracking import provenance
 
 FILE = "README.md"
-# The data.source that the project draws, and the model.pretrained that it ships.
-DRAWN, SHIPPED = "scenes", "embedded"
+# The model.pretrained that the project ships.
+SHIPPED = "embedded"
 # The largest difference allowed between an exported tower's unit vectors and the network's, per coordinate.
 TOLERANCE = 1e-4
 
@@ -35,7 +35,7 @@ def write(path: Path, spec: Spec, library: str, folder: Path) -> None:
         library=library,
         made=f"Fine-tuned on {made['data']} by `goal train {made['name']}`." if "data" in made else "",
         small=spec.name == architectures.SCENES,
-        free=made.get("pretrained") == SHIPPED and made.get("source", DRAWN) == DRAWN,
+        free=made.get("pretrained") == SHIPPED and made.get("source", drawn.SOURCE) == drawn.SOURCE,
         data=_data(made),
         metrics=[row for one in _measured(file, digest) for row in _rows(one)],
         lineage=_lineage(made, digest),
@@ -67,7 +67,7 @@ def _data(made: dict[str, Any]) -> list[str]:
 
 
 def _licence(source: str) -> str:
-    if source == DRAWN:
+    if source == drawn.SOURCE:
         return "drawn by the project itself, Apache-2.0"
     if source in released.RELEASES:
         return released.RELEASES[source].licence

@@ -7,10 +7,11 @@ from open_clip.factory import get_model_config, list_models
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.pretrained import list_pretrained
 
+from goal.config import drawn
 from goal.errors import UserError
 from goal.model.network import Spec
 
-SCENES = "scenes-vit"
+SCENES = drawn.NETWORK
 CUSTOM = "custom"
 # The small network of the embedded `scenes` data.
 _SCENES_SPEC = Spec(

@@ -10,7 +10,7 @@ import torch
 from goal import weights
 from goal.boxes import View
 from goal.config import paths
-from goal.datasets import manifest
+from goal.datasets import manifest, slices
 from goal.datasets.images import open_image
 from goal.datasets.manifest import Row
 from goal.evaluation import compare, grounding
@@ -57,7 +57,8 @@ def queries(data_set: str, ours: str, theirs: str, count: int, max_megapixels: f
     lost = [one for one in ranks if one["theirs"] == 1 < one["ours"]]
     won.sort(key=lambda one: (-one["theirs"], one["id"], one["caption"]))
     lost.sort(key=lambda one: (-one["ours"], one["id"], one["caption"]))
-    rows = {row.id: row for row in manifest.read(paths.manifest(data_set, "test"))}
+    shown_ids = {one["id"] for one in [*won[:count], *lost[:count]]}
+    rows = {row.id: row for row in slices.named(paths.manifest(data_set, "test"), shown_ids)}
 
     def shown(found: Sequence[dict]) -> list[dict[str, Any]]:
         return [_query(one, rows[one["id"]], max_megapixels) for one in found[:count]]
@@ -69,7 +70,9 @@ def grounded(
     data_set: str, before: str, after: str, count: int, max_megapixels: float
 ) -> Iterator[dict[str, Any]]:
     """Up to `count` test pictures with the heat maps of their first caption's sentences by two models."""
-    rows = cards.spread(manifest.read(paths.manifest(data_set, "test")), count)
+    test = paths.manifest(data_set, "test")
+    places = cards.spread(range(slices.count(test)), count)
+    rows = [row for place in places for row in slices.rows(test, place, place + 1)]
     if not rows:
         return
     models = [weights.load(paths.model_dir(name)).eval() for name in (before, after)]

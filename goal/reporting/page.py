@@ -41,6 +41,7 @@ class Content:
     """What the page shows beside the figures; empty parts are left out."""
 
     comparisons: dict[str, list[Line]]  # by the model that `after` is compared with
+    leaders: dict[tuple[str, str], str]  # compare.leaders
     data: dict[str, Any]
     mining: dict[str, dict[str, Any]]
     pairs: list[dict[str, Any]]
@@ -64,7 +65,7 @@ def render(data_set: str, results: Results, charts: Sequence[Chart], content: Co
         data_set=data_set,
         sections={name: title for name, title in SECTIONS.items() if name in present},
         titles=[title for *_, title in table.columns(results)],
-        rows=_rows(results),
+        rows=_rows(results, content.leaders),
         paired=_paired(results, content.comparisons),
         framed=any(sentence["box"] for one in content.grounded for sentence in one["sentences"]),
         notes=table.notes(results),
@@ -74,27 +75,25 @@ def render(data_set: str, results: Results, charts: Sequence[Chart], content: Co
     )
 
 
-def _rows(results: Results) -> list[dict]:
-    columns = table.columns(results)
-    means = {
-        (label, metric, title): {one.metrics[metric]["mean"] for one in results.benchmarks[label]}
-        for label, metric, title in columns
-    }
-    # Where all are alike none is the best.
-    best = {column: max(found) if len(found) > 1 else None for column, found in means.items()}
+def _rows(results: Results, leaders: Mapping[tuple[str, str], str]) -> list[dict]:
     rows = []
     for model in results.models:
         cells = []
-        for column in columns:
-            result = results.of(model, column[0])
-            found = result.metrics[column[1]] if result else None
-            cells.append(_cell(found, bool(result and result.differs), best[column]))
+        for label, metric, _ in table.columns(results):
+            result = results.of(model, label)
+            found = result.metrics[metric] if result else None
+            leads = leaders.get((label, metric)) == model
+            cells.append(_cell(found, bool(result and result.differs), leads))
         rows.append({"name": model, "source": "", "cells": cells})
+    rows.append({"name": table.CHANCE, "source": "", "cells": _plain(table.chance_cells(results))})
     for label, peer in table.peers(results)[0]:
-        numbers = table.peer_cells(results, label, peer)
-        plain = [{"mean": number, "interval": "", "best": False} for number in numbers]
-        rows.append({"name": peer.setting, "source": peer.source, "cells": plain})
+        numbers = _plain(table.peer_cells(results, label, peer))
+        rows.append({"name": peer.setting, "source": peer.source, "cells": numbers})
     return rows
+
+
+def _plain(numbers: Sequence[str]) -> list[dict]:
+    return [{"mean": number, "interval": "", "best": False} for number in numbers]
 
 
 def _paired(results: Results, comparisons: Mapping[str, Sequence[Line]]) -> dict[str, list[Line | None]]:
@@ -109,11 +108,11 @@ def _paired(results: Results, comparisons: Mapping[str, Sequence[Line]]) -> dict
     return {title: found for title, found in rows.items() if any(found)}
 
 
-def _cell(found: dict[str, float] | None, differs: bool, best: float | None) -> dict:
+def _cell(found: dict[str, float] | None, differs: bool, best: bool) -> dict:
     if found is None:
         return {"mean": "-", "interval": "", "best": False}
     return {
         "mean": f"{found['mean']:.1f}{table.MARK if differs else ''}",
         "interval": f"{found['low']:.1f} to {found['high']:.1f}",
-        "best": found["mean"] == best,
+        "best": best,
     }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from goal.evaluation.galleries import DIRECTIONS
@@ -15,6 +16,8 @@ from goal.runtime.files import atomic
 
 MODEL_COLOURS = {"zero-shot": GREY, "stage1": SKY, "stage2": VERMILION, "global": GREEN, "global+local": PINK}
 OTHER_COLOUR = BLUE
+# Groups of fewer queries are not joined to their neighbours.
+JOINED = 30
 # Stands for the text colour of the page, whichever its theme.
 INK = "#0a0b0c"
 TITLES = {"text_to_image": "text → image", "image_to_text": "image → text"}
@@ -58,17 +61,20 @@ def png(figure: Figure, path: Path) -> None:
 
 @matplotlib.rc_context(STYLE)
 def recall_bars(results: Sequence[Result], metric: str, label: str) -> Figure:
-    """One metric of every model in both directions, with 95 % intervals."""
+    """One metric of every model in both directions, with 95 % intervals; the dashed line is chance."""
     figure = Figure(figsize=(7.5, 0.6 + 0.38 * len(results)))
     axes = figure.subplots(1, 2, sharey=True)
+    highest = max(one.metrics[f"{direction}_{metric}"]["high"] for one in results for direction in DIRECTIONS)
     for ax, direction in zip(axes, DIRECTIONS, strict=True):
+        chance = results[0].metrics[f"{direction}_{metric}"].get("chance")
+        if chance is not None:
+            ax.axvline(chance, color=INK, linestyle="--", linewidth=1)
         for place, result in enumerate(results):
             found = result.metrics[f"{direction}_{metric}"]
             ax.barh(place, found["mean"], color=_colour(result.model), height=0.7)
             ax.errorbar(found["mean"], place, xerr=_whiskers([found]), color=INK, capsize=3, linewidth=1)
-            ax.text(found["high"] + 1, place, f"{found['mean']:.1f}", va="center")
-        ax.set(title=f"{TITLES[direction]}, {label}", xlim=(0, 112))
-        ax.set_xticks(range(0, 101, 25))
+            ax.text(found["high"] + highest / 100, place, f"{found['mean']:.1f}", va="center")
+        ax.set(title=f"{TITLES[direction]}, {label}", xlim=(0, 1.15 * highest))
         ax.set_yticks(range(len(results)), [result.model for result in results])
         ax.grid(axis="x")
         ax.grid(visible=False, axis="y")
@@ -80,23 +86,27 @@ def recall_bars(results: Sequence[Result], metric: str, label: str) -> Figure:
 @matplotlib.rc_context(STYLE)
 def by_group(results: Sequence[Result], group: str, metric: str, label: str) -> Figure:
     """One metric of every model in both directions by group of queries, with the queries of each."""
-    names = list(results[0].by[group])
-    # Lengths follow on each other, kinds do not.
-    form = "o" if group == "attribute" else "o-"
     figure = Figure(figsize=(7.5, 3.2))
     axes = figure.subplots(1, 2, sharey=True)
     for ax, direction in zip(axes, DIRECTIONS, strict=True):
+        key = f"{direction}_{metric}"
+        names = [name for name, found in results[0].by[group].items() if key in found]
+        counts = [results[0].by[group][name][key]["queries"] for name in names]
         for number, result in enumerate(results):
-            found = [result.by[group][name][f"{direction}_{metric}"] for name in names]
+            found = [result.by[group][name][key] for name in names]
             means = [one["mean"] for one in found]
             # Side by side, so that intervals do not hide each other.
             places = [place + 0.08 * (number - (len(results) - 1) / 2) for place in range(len(names))]
             colour = _colour(result.model)
-            ax.errorbar(places, means, _whiskers(found), fmt=form, color=colour, label=result.model)
-        counts = [results[0].by[group][name][f"{direction}_{metric}"]["queries"] for name in names]
+            ax.errorbar(places, means, _whiskers(found), fmt="o", color=colour, label=result.model)
+            # Lengths follow on each other, kinds do not.
+            if group != "attribute":
+                ax.plot(places, np.where(np.array(counts) >= JOINED, means, np.nan), color=colour)
         ticks = [f"{name}\nn={count}" for name, count in zip(names, counts, strict=True)]
         ax.set_xticks(range(len(names)), ticks)
-        ax.set(title=TITLES[direction], ylim=(0, 102))
+        ax.set(title=TITLES[direction])
+    # Both panels share the axis.
+    axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel(label)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(results))
     figure.tight_layout(rect=(0, 0.08, 1, 1))

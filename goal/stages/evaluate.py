@@ -81,18 +81,23 @@ def run(params: "Params", names: Sequence[str], data_set: str = "") -> dict[str,
 def _measure(
     params: "Params", data_set: str, name: str, gallery: Gallery, embeddings: EmbeddingTable
 ) -> Measured:
-    ks, resamples = sorted(params.evaluate.ks), params.evaluate.bootstrap
     rows = ranking.measure(gallery, embeddings, params.evaluate.chunk)
-    summary = query_metrics.summarise(rows, ks, resamples, params.seed)
+    ks = query_metrics.shown(rows, params.evaluate.ks)
+    summary = query_metrics.summarise(rows, ks)
+    for metric, value in query_metrics.chance(rows, ks).items():
+        summary[metric]["chance"] = round(value, 4)
     details = {
         "benchmark": gallery.benchmark,
         "model": {"name": name, "network": embeddings.spec.name, "digest": embeddings.model},
         "protocol": protocol(data_set or params.data.name, gallery, embeddings),
-        "repeated_texts": gallery.repeated_texts,
+        "source": gallery.source,
+        # In the others a query has two right items, or one rival.
+        "unanswerable": {} if gallery.benchmark in ranking.PARTS else gallery.unanswerable(embeddings.files),
         "metrics": summary,
-        "by": query_metrics.breakdowns(rows, ks, resamples, params.seed),
+        "by": query_metrics.breakdowns(rows, ks),
     }
-    hidden = {f"r{k}" for k in ks if k not in HEADLINE_KS} if set(ks) & set(HEADLINE_KS) else set()
+    known = set(params.evaluate.ks)
+    hidden = {f"r{k}" for k in known - set(HEADLINE_KS)} if known & set(HEADLINE_KS) else set()
     headline = {key: one["mean"] for key, one in summary.items() if key.rsplit("_", 1)[1] not in hidden}
     log.info("%s: %s: %s", name, gallery.benchmark, ", ".join(f"{k} {v:.2f}" for k, v in headline.items()))
     return Measured(gallery.benchmark, rows, details, headline)

@@ -50,6 +50,7 @@ def _content(params: "Params", found: Results, mined: dict[str, dict[str, Any]],
     others = [model for model in found.models if model != OURS]
     ours = OURS in found.models
     return Content(
+        leaders=compare.leaders(found),
         comparisons={other: _differences(params, other) for other in others} if ours else {},
         data=facts.data(name),
         mining=mined,
@@ -68,7 +69,7 @@ def _content(params: "Params", found: Results, mined: dict[str, dict[str, Any]],
 
 def _differences(params: "Params", other: str) -> list[compare.Line]:
     """The differences between our model and another one, headline metrics only."""
-    lines = compare.compare(OURS, other, params.evaluate.ks, params.evaluate.bootstrap, params.seed)
+    lines = compare.compare(OURS, other, params.evaluate.ks)
     return [line for line in lines if line.metric.endswith(f"_{results.headline(line.benchmark)}")]
 
 
@@ -76,7 +77,7 @@ def _benchmarks(found: Results) -> Iterator[Chart]:
     for label, measured in found.benchmarks.items():
         metric = results.headline(label)
         figure = plots.recall_bars(measured, metric, table.METRICS[metric])
-        yield Chart("benchmarks", _slug(label), f"{label}: mean and 95 % interval.", figure)
+        yield Chart("benchmarks", _slug(label), f"{label}: mean and 95 % interval; dashed: chance.", figure)
         if "attribute" in measured[0].by:
             figure = plots.by_group(measured, "attribute", metric, table.METRICS[metric])
             caption = f"{label}: by the attribute that differs; chance is 50 %."
@@ -92,7 +93,8 @@ def _lengths(found: Results) -> Iterator[Chart]:
                 # A single group equals the headline metric.
                 continue
             figure: Figure = plots.by_group(measured, group, "r1", "R@1")
-            caption = f"{label}: by {what}; a picture is grouped by its longest text."
+            caption = f"{label}: by {what}; a picture is grouped by its longest text. "
+            caption += f"Groups of under {plots.JOINED} queries are not joined."
             yield Chart("lengths", f"{_slug(label)}-by-{group}", caption, figure)
 
 

@@ -33,11 +33,12 @@ BENCHMARK = "goal.benchmark."
 
 @dataclass(frozen=True)
 class Answers:
-    """One metric of one version, in percent: each query's value, and which queries belong together."""
+    """One metric of one version, in percent: value and group of each query, and chance."""
 
     queries: tuple[tuple[str, ...], ...]
     groups: Shaped[np.ndarray, " Q"]
     values: Float[np.ndarray, " Q"]
+    chance: float
 
     @property
     def mean(self) -> float:
@@ -94,13 +95,11 @@ class Decision:
         return table
 
 
-def check(
-    gate: Gate, candidate: Answers | None, champion: Answers | None, first: bool, resamples: int, seed: int
-) -> Outcome:
+def check(gate: Gate, candidate: Answers | None, champion: Answers | None, first: bool) -> Outcome:
     """Judge one gate. first: there is no champion yet, and what compares with one passes.
 
-    `improves` asks that the lower end of the paired bootstrap's 95 % interval of candidate - champion lies
-    above the gate's value, so that with 0 the interval excludes zero.
+    `improves` asks that the lower end of the paired 95 % interval of candidate - champion lies above the
+    gate's value, so that with 0 the interval excludes zero; `above_chance` the same of candidate - chance.
     """
     if candidate is None:
         return Outcome(gate, None, None, False, "not measured")
@@ -108,6 +107,11 @@ def check(
     if gate.rule == "minimum":
         passed = mean >= gate.value - statistics.ROUNDING
         reason = f"{mean:.2f} {'>=' if passed else '<'} {gate.value:g}"
+    elif gate.rule == "above_chance":
+        (found,) = statistics.intervals(candidate.values[:, None], candidate.groups)
+        passed = found.low > candidate.chance + gate.value + statistics.ROUNDING
+        reason = f"[{found.low:.2f}, {found.high:.2f}] {'above' if passed else 'not above'} "
+        reason += f"chance {candidate.chance:.2f}" + (f" + {gate.value:g}" if gate.value else "")
     elif first:
         passed, reason = True, "no champion to compare with"
     elif champion is None or champion.queries != candidate.queries:
@@ -119,7 +123,7 @@ def check(
     else:
         other = champion.mean
         differences = candidate.values[:, None], champion.values[:, None]
-        (found,) = statistics.differences(*differences, candidate.groups, resamples, seed)
+        (found,) = statistics.differences(*differences, candidate.groups)
         passed = found.low > gate.value + statistics.ROUNDING
         interval = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
         reason = f"{interval} {'above' if passed else 'not above'} {gate.value:g}"

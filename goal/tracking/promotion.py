@@ -144,7 +144,7 @@ def _outcomes(
         theirs = registry.fetch(client, champion, Path(folder) / "champion") if champion else None
         for gate in params.promote.gates:
             own, other = _answers(mine, gate), _answers(theirs, gate) if theirs else None
-            yield gates.check(gate, own, other, theirs is None, params.evaluate.bootstrap, params.seed)
+            yield gates.check(gate, own, other, theirs is None)
 
 
 def _answers(folder: Path, gate: Gate) -> Answers | None:
@@ -160,12 +160,14 @@ def _answers(folder: Path, gate: Gate) -> Answers | None:
         return None
     name = gate.metric.removeprefix(f"{direction}_")
     chosen = dict(query_metrics.by_direction(rows))[direction]
-    ks = [int(name[1:])] if name[:1] == "r" and name[1:].isdigit() else []
-    names, values = query_metrics.metric_values(chosen, ks)
+    ks = [1, int(name[1:])] if name[:1] == "r" and name[1:].isdigit() else [1]
+    shown = query_metrics.shown(rows, ks)
+    names, values = query_metrics.metric_values(chosen, shown[direction])
     if name not in names or not len(chosen):
         return None
+    chance = query_metrics.chance(rows, shown)[gate.metric]
     queries = tuple(zip(*(map(str, chosen[column].to_pylist()) for column in query_metrics.KEY), strict=True))
-    return Answers(queries, chosen["id"].to_numpy(), values[:, names.index(name)])
+    return Answers(queries, chosen["id"].to_numpy(), values[:, names.index(name)], chance)
 
 
 @contextlib.contextmanager

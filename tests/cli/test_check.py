@@ -9,7 +9,10 @@ from typer.testing import CliRunner
 
 from goal import config
 from goal.cli import check, main
-from goal.config import presets
+from goal.config import drawn, paths, presets
+from goal.datasets import manifest
+from goal.datasets.manifest import Row
+from goal.errors import UserError
 from goal.model import architectures, embedded
 from tests.disks import Disk
 from tests.imports import ROOT
@@ -79,6 +82,35 @@ def test_the_verbs() -> None:
     assert config.load().model.name == "ViT-L-14"
     assert "ViT-L-14, 427.6 M parameters" in runner.invoke(main.app, ["check"]).output
     assert runner.invoke(main.app, ["check", "scenes"]).exit_code == 0
+
+
+@pytest.mark.parametrize(("preset", "told"), [("own-data", True), ("own-data-b16", False), ("scenes", False)])
+def test_who_gives_photographs_to_the_small_network_is_told_what_it_shows(preset: str, told: bool) -> None:
+    runner = CliRunner()
+    assert (drawn.ADVICE in runner.invoke(main.app, ["use", preset]).output) is told
+    assert (drawn.ADVICE in runner.invoke(main.app, ["check"]).output) is told
+
+
+@pytest.mark.parametrize("preset", ["own-data", "own-data-b16"])
+def test_the_gates_of_own_data_depend_on_its_gallery(preset: str) -> None:
+    """40 percent is nothing for ten pictures and a lot for ten thousand."""
+    rules = {gate.rule for gate in presets.load(preset).promote.gates}
+    assert "above_chance" in rules
+    assert "minimum" not in rules
+
+
+def test_counting_the_training_pictures_does_not_read_them(checkout: Path) -> None:
+    """A million rows take seconds and gigabytes; their number is in the file's footer."""
+    path = paths.manifest("scenes", "train")
+    path.parent.mkdir(parents=True)
+    manifest.write([Row(str(number), "a.png", 8, 8, ("A.",), "scenes") for number in range(1000)], path)
+    content = bytearray(path.read_bytes())
+    # The rows are damaged, the footer is not.
+    content[4 : len(content) // 3] = bytes(len(content) // 3 - 4)
+    path.write_bytes(content)
+    with pytest.raises(UserError):
+        manifest.read(path)
+    assert texts("scenes")[0]["data"] == "scenes: training pictures: 1,000"
 
 
 def test_a_disk_that_is_too_small_is_named(

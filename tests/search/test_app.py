@@ -145,8 +145,12 @@ def test_a_long_text_finds_pictures_and_each_sentence_its_place(
             if score == score
         ]
         assert any("<script>" in sentence for sentence, _ in told)
+        side = search.network.spec.image_size
         expect(panel.locator("figcaption")).to_have_text(
-            ["The picture as the model sees it", *(score + sentence for sentence, score in told)]
+            [
+                f"What the model sees, drawn sharp: it reads {side} x {side} pixels",
+                *(s + text for text, s in told),
+            ]
         )
         expect(panel.locator("svg image.heat")).to_have_count(len(told))
         unread = len(found.sentences) - len(told)

@@ -178,6 +178,29 @@ def test_captions_are_escaped(project: Path, params: Params) -> None:
     assert "{{ 7 * 7 }}" in text
 
 
+def test_bold_is_a_lead_that_the_paired_interval_separates(project: Path, params: Params) -> None:
+    """The highest of three random models leads by chance; one that is far better on every query leads."""
+    bold = re.compile(r'<td class="best">[0-9.]+<small>[0-9.]+ to')
+    report.run(params)
+    text = Path("reports/index.html").read_text()
+    assert not bold.search(text)
+    assert "<td>chance</td><td>16.7</td>" in text
+    for model in MODELS:
+        path = Path(f"metrics/{model}/ranks/joint.parquet")
+        rows = pq.read_table(path)
+        values = pa.array([1.0 if model == "stage2" else 0.1] * len(rows))
+        pq.write_table(rows.set_column(rows.num_columns - 1, "average_precision", values), path)
+    report.run(params)
+    assert len(bold.findall(Path("reports/index.html").read_text())) == 2
+
+
+def test_the_page_does_not_call_a_sharp_picture_what_the_model_sees(project: Path, params: Params) -> None:
+    report.run(params)
+    text = Path("reports/index.html").read_text()
+    assert "as the model sees it" not in text
+    assert "What the model sees of the picture, drawn sharp: it reads 32 x 32 pixels." in text
+
+
 def test_queries_are_those_for_which_only_one_model_ranks_first(project: Path) -> None:
     found = examples.queries("tiny", "stage2", "global", 1, 1)
     ours, theirs = (

@@ -16,11 +16,11 @@ def gate(rule: str, value: float, metric: str = "text_to_image_r1") -> Gate:
 
 def answers(values: list[float], prefix: str = "p") -> Answers:
     queries = tuple((f"{prefix}{number}",) for number in range(len(values)))
-    return Answers(queries, np.array([query[0] for query in queries]), np.array(values, float))
+    return Answers(queries, np.array([query[0] for query in queries]), np.array(values, float), chance=2.5)
 
 
 def passes(rule: str, value: float, candidate: Answers | None, champion: Answers | None) -> bool:
-    outcome = gates.check(gate(rule, value), candidate, champion, champion is None, 2000, 0)
+    outcome = gates.check(gate(rule, value), candidate, champion, champion is None)
     return outcome.passed
 
 
@@ -50,6 +50,19 @@ def test_improves_asks_that_the_paired_interval_excludes_zero() -> None:
     assert not passes("improves", 0.0, answers(list(champion)), answers(list(champion)))
 
 
+def test_above_chance_asks_that_the_interval_excludes_chance() -> None:
+    """Chance is 2.5 here: 2 of 35 are more, but not enough to tell; a few more are."""
+    assert not passes("above_chance", 0.0, answers([100.0] * 2 + [0.0] * 33), None)
+    assert passes("above_chance", 0.0, answers([100.0] * 5 + [0.0] * 30), None)
+    assert not passes("above_chance", 10.0, answers([100.0] * 5 + [0.0] * 30), None)
+    assert not passes("above_chance", 0.0, answers([0.0] * 35), None)
+
+
+def test_a_champion_of_few_queries_is_not_beaten_by_chance() -> None:
+    """Two of two queries that improve: the bootstrap's interval was [100, 100]."""
+    assert not passes("improves", 0.0, answers([100.0] * 2), answers([0.0] * 2))
+
+
 def test_improves_by_more_than_a_margin() -> None:
     champion = [0.0] * 50 + [100.0] * 50
     better = [100.0] * 100
@@ -58,14 +71,14 @@ def test_improves_by_more_than_a_margin() -> None:
 
 
 def test_a_metric_that_was_not_measured_fails_and_a_first_champion_needs_no_other() -> None:
-    for rule in ("minimum", "max_drop", "improves"):
+    for rule in ("minimum", "above_chance", "max_drop", "improves"):
         assert not passes(rule, 0.0, None, None)
-        assert passes(rule, 0.0, answers([50, 50]), None)
+        assert passes(rule, 0.0, answers([50] * 20), None)
 
 
 def test_numbers_over_other_queries_are_not_compared() -> None:
     for rule in ("max_drop", "improves"):
-        outcome = gates.check(gate(rule, 0.0), answers([100.0]), answers([0.0], "q"), False, 10, 0)
+        outcome = gates.check(gate(rule, 0.0), answers([100.0]), answers([0.0], "q"), False)
         assert not outcome.passed
         assert "same queries" in outcome.reason
 

@@ -1,0 +1,12 @@
+"""The network that only knows drawn scenes, and what to tell whoever gives it photographs."""
+
+NETWORK, SOURCE = "scenes-vit", "scenes"
+ADVICE = (
+    f"{NETWORK} has seen drawn scenes only: on photographs its results stay near chance and only show that "
+    "the data goes through; for results that count: `goal use own-data-b16` (needs a GPU)"
+)
+
+
+def unfit(network: str, source: str) -> bool:
+    """Whether a network (model.name) meets pictures of a source (data.source) for which it is of no use."""
+    return network == NETWORK and source != SOURCE
