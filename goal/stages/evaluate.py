@@ -14,7 +14,7 @@ from goal.errors import UserError
 from goal.evaluation import embed, galleries, query_metrics, ranking
 from goal.evaluation.embed import EmbeddingTable, Settings
 from goal.evaluation.galleries import Gallery
-from goal.runtime import devices, files
+from goal.runtime import code, devices, files
 
 if TYPE_CHECKING:
     from goal.config import Params
@@ -88,6 +88,8 @@ def _measure(
         "benchmark": gallery.benchmark,
         "model": {"name": name, "network": embeddings.spec.name, "digest": embeddings.model},
         "protocol": protocol(data_set or params.data.name, gallery, embeddings),
+        # Not the commit: the same code gives the same bytes. `goal register` looks whether a commit holds it.
+        "code": code.digest("stages/evaluate"),
         "repeated_texts": gallery.repeated_texts,
         "metrics": summary,
         "by": query_metrics.breakdowns(rows, ks, resamples, params.seed),
