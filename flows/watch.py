@@ -29,11 +29,14 @@ def watched() -> Iterator[None]:
     """Within, this flow run ends if it is cancelled, and reports that it runs if the server calls it dead."""
     done = threading.Event()
     arguments = (flow_run.get_id(), get_run_logger(), done)
-    threading.Thread(target=_watch, args=arguments, daemon=True).start()
+    thread = threading.Thread(target=_watch, args=arguments, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         done.set()
+        # Else a check that is under way could set `Running` after the run's final state.
+        thread.join()
 
 
 def _watch(run: str, log: LoggerAdapter, done: threading.Event) -> None:

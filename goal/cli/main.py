@@ -13,6 +13,7 @@ import typer
 
 from goal import config
 from goal.cli import models, search
+from goal.cli.unchanged import Unchanged
 from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT, EXIT_USER_ERROR, Interrupted, Unavailable, UserError
 from goal.runtime import proxies
 
@@ -33,9 +34,10 @@ UPKEEP = "Upkeep of the package"
 @app.command(rich_help_panel=PIPELINE)
 def code() -> None:
     """List the code that each stage can run: DVC then sees which stages an edit makes stale."""
+    params = config.load()
     from goal.stages import code as stage
 
-    stage.run()
+    stage.run(params)
 
 
 def _stage(name: str, text: str) -> None:
@@ -43,8 +45,9 @@ def _stage(name: str, text: str) -> None:
 
     @app.command(name, help=text, rich_help_panel=PIPELINE)
     def verb() -> None:
-        params = config.load()
-        import_module(f"goal.stages.{name}").run(params)
+        inputs = Unchanged(name)
+        import_module(f"goal.stages.{name}").run(inputs.params)
+        inputs.check()
 
 
 _stage("data", "Draw, read or download the pictures and captions; write one manifest per split.")
@@ -56,7 +59,8 @@ _stage("pairs", "Match every sentence with its region (LISM, second half).")
 @app.command(rich_help_panel=PIPELINE)
 def train(name: Annotated[str, typer.Argument(help="stage1, stage2, global or global+local")]) -> None:
     """Fine-tune one model; after a kill, the same command resumes it."""
-    params = config.load()
+    inputs = Unchanged("train", name)
+    params = inputs.params
     from goal.stages import train as stage
     from goal.tracking import runs
     from goal.training import distributed
@@ -68,6 +72,8 @@ def train(name: Annotated[str, typer.Argument(help="stage1, stage2, global or gl
         return
     with runs.training(params, name) if distributed.is_first() else nullcontext(Silent()) as tracker:
         stage.run(params, name, tracker)
+        if distributed.is_first():
+            inputs.check()
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -78,22 +84,26 @@ def evaluate(
     on: Annotated[str, typer.Option(help="Another data set; make it first with `goal data`.")] = "",
 ) -> None:
     """Measure models on every benchmark of the data set, or of another one."""
-    params = config.load()
+    inputs = Unchanged("evaluate")
     from goal.stages import evaluate as stage
     from goal.tracking import runs
 
-    for name, headline in stage.run(params, names or config.paths.MODELS, on).items():
-        runs.evaluation(params, name, headline)
+    measured = stage.run(inputs.params, names or config.paths.MODELS, on)
+    inputs.check()
+    for name, headline in measured.items():
+        runs.evaluation(inputs.params, name, headline)
 
 
 @app.command(rich_help_panel=PIPELINE)
 def report() -> None:
     """Write all results as tables, figures and one page."""
-    params = config.load()
+    inputs = Unchanged("report")
     from goal.stages import report as stage
     from goal.tracking import runs
 
-    runs.report(params, stage.run(params, runs.experiment(params)))
+    about = stage.run(inputs.params, runs.experiment(inputs.params))
+    inputs.check()
+    runs.report(inputs.params, about)
 
 
 _stage("register", "Make a version of the registered model, with the alias `challenger`.")

@@ -50,7 +50,7 @@ def listing(module: str = "") -> str:
     One line per file with its digest, then one per package that decides results with its version.
     """
     files = closure([PACKAGE / f"{module}.py"]) if module else set(PACKAGE.rglob("*.py"))
-    lines = [f"{name(file)} {_digest_of_code(file)}" for file in sorted(files)]
+    lines = [f"{name(file)} {_digest_of_code(file.read_text(encoding='utf-8'))}" for file in sorted(files)]
     for asset in ASSETS.get(module, ()):
         file = PACKAGE / "assets" / asset
         lines.append(f"{name(file)} {hashlib.sha256(file.read_bytes()).hexdigest()}")
@@ -60,8 +60,9 @@ def listing(module: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
+@cache
 def digest(module: str = "") -> str:
-    """sha256 of that listing."""
+    """sha256 of that listing, as this process first saw it: an edit does not reach code that is loaded."""
     return hashlib.sha256(listing(module).encode()).hexdigest()
 
 
@@ -92,11 +93,16 @@ def imported_files(file: Path) -> set[Path]:
     return found
 
 
-@cache
 def modules(file: Path) -> frozenset[str]:
     """Every module named by an import anywhere in a file, also inside functions."""
+    return _modules(file.read_text(encoding="utf-8"))
+
+
+# By content, so that a second look sees an edit.
+@cache
+def _modules(source: str) -> frozenset[str]:
     names: set[str] = set()
-    for node in ast.walk(_tree(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(_tree(source)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -144,8 +150,8 @@ def _tree(source: str) -> ast.Module:
 
 
 @cache
-def _digest_of_code(file: Path) -> str:
-    return hashlib.sha256(bare(file.read_text(encoding="utf-8")).encode()).hexdigest()
+def _digest_of_code(source: str) -> str:
+    return hashlib.sha256(bare(source).encode()).hexdigest()
 
 
 def _version(package: str) -> str:

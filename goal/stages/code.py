@@ -1,14 +1,62 @@
-"""The code stage: lists the code that each other stage can run, so that DVC sees when it changes."""
+"""The code stage: lists what each other stage runs, so that DVC sees when it changes."""
 
+import json
 from pathlib import Path
 
+from goal.config import Params, paths
 from goal.runtime import code, files
 
 FOLDER = Path("code")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
-def run() -> None:
-    """Write code/<stage>, the listing of goal.runtime.code, for every other stage."""
+def run(params: Params) -> None:
+    """Write code/<stage>, its `listing`, for every other stage."""
     for stage in code.stages():
         if stage != Path(__file__).stem:
-            files.write_text(FOLDER / stage, code.listing(f"stages/{stage}"))
+            files.write_text(FOLDER / stage, listing(params, stage))
+
+
+def listing(params: Params, stage: str) -> str:
+    """What a stage can run, as goal.runtime.code lists it, and the digests of weights that parameters name.
+
+    DVC watches such a parameter, but not the file; each file is a line, `<parameter>: <file> <sha256>`.
+    """
+    named = [(name, file) for name, path in _weights(params, stage) for file in _files(Path(path))]
+    return code.listing(f"stages/{stage}") + "".join(
+        f"{name}: {file.name} {_digest(file)}\n" for name, file in named
+    )
+
+
+def _weights(params: Params, stage: str) -> list[tuple[str, str]]:
+    """The parameters by which a stage may name weights, and their values."""
+    networks = {"sam": params.regions.sam, "detector": params.regions.detector}
+    named = {
+        "base": [("model.pretrained", params.model.pretrained)],
+        "pairs": [("pairs.matcher", params.pairs.matcher)],
+        "regions": [
+            (f"regions.{name}.checkpoint", network.checkpoint)
+            for name, network in networks.items()
+            if name in params.regions.sources and network.checkpoint
+        ],
+    }
+    return named.get(stage, [])
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or those of a model's folder; none for what is no path, such as a tag of open_clip."""
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    return [path] if path.is_file() else []
+
+
+def _digest(file: Path) -> str:
+    """sha256 of a file; that of an unchanged one, which may have gigabytes, is remembered."""
+    now, memory = file.stat(), paths.work_dir("weights") / "digests.json"
+    known = json.loads(memory.read_text(encoding="utf-8")) if memory.exists() else {}
+    state = [now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino]
+    found = known.get(str(file.resolve()), {})
+    if found.get("state") != state:
+        found = known[str(file.resolve())] = {"state": state, "sha256": files.digest(file)}
+        files.write_json(known, memory)
+    return found["sha256"]

@@ -14,7 +14,7 @@ from goal.errors import UserError
 from goal.evaluation import embed, galleries, query_metrics, ranking
 from goal.evaluation.embed import EmbeddingTable, Settings
 from goal.evaluation.galleries import Gallery
-from goal.runtime import devices, files
+from goal.runtime import code, devices, files
 
 if TYPE_CHECKING:
     from goal.config import Params
@@ -93,6 +93,8 @@ def _measure(
         "source": gallery.source,
         # In the others a query has two right items, or one rival.
         "unanswerable": {} if gallery.benchmark in ranking.PARTS else gallery.unanswerable(embeddings.files),
+        # Not the commit: the same code gives the same bytes. `goal register` looks whether a commit holds it.
+        "code": code.digest("stages/evaluate"),
         "metrics": summary,
         "by": query_metrics.breakdowns(rows, ks),
     }

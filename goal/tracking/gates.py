@@ -16,7 +16,7 @@ from goal.evaluation import statistics
 if TYPE_CHECKING:
     from rich.table import Table
 
-# What a version's tags must say, so that its numbers can be traced to data, parameters, code and run.
+# What must be known of a version, so that its numbers can be traced to data, parameters, code and run.
 LINEAGE = {
     "goal.model": "the digest of its weights",
     "goal.name": "which model it is",
@@ -27,6 +27,8 @@ LINEAGE = {
     "goal.lock": "its way through dvc.lock",
     "goal.commit": "its git commit",
     "goal.uncommitted": "whether its code was committed",
+    "goal.evaluation.commit": "the git commit of its evaluation",
+    "goal.evaluation.uncommitted": "whether the code of its evaluation was committed",
 }
 BENCHMARK = "goal.benchmark."
 
@@ -130,16 +132,20 @@ def check(gate: Gate, candidate: Answers | None, champion: Answers | None, first
     return Outcome(gate, mean, other, passed, reason)
 
 
-def missing(tags: Mapping[str, str], run_status: str | None) -> list[str]:
+def missing(facts: Mapping[str, str], run_status: str | None) -> list[str]:
     """What is not known of a version's making, in words; empty for a whole lineage.
 
-    run_status: of the MLflow run that it came from, None where there is none.
+    facts: as goal.tracking.registry.facts gives them; run_status: of the run that it came from, None where
+    there is none.
     """
     faults = [
-        f"{what} is not recorded" for tag, what in LINEAGE.items() if tags.get(tag) in (None, "", "unknown")
+        f"{what} is not recorded"
+        for fact, what in LINEAGE.items()
+        if facts.get(fact) in (None, "", "unknown")
     ]
-    if tags.get("goal.uncommitted", "none") != "none":
-        faults.append(f"its code was not committed: {tags['goal.uncommitted']}")
+    for fact, what in (("goal.uncommitted", "code"), ("goal.evaluation.uncommitted", "evaluation's code")):
+        if facts.get(fact, "none") not in ("none", "unknown", ""):
+            faults.append(f"its {what} was not committed: {facts[fact]}")
     if run_status is None:
         faults.append("it has no run")
     elif run_status != "FINISHED":
@@ -148,6 +154,6 @@ def missing(tags: Mapping[str, str], run_status: str | None) -> list[str]:
 
 
 def other_data(gates: Sequence[Gate], candidate: Mapping[str, str], champion: Mapping[str, str]) -> list[str]:
-    """The benchmarks of the gates, and `test`, whose pictures or texts differ between two versions' tags."""
+    """The gates' benchmarks, and `test`, whose pictures or texts differ in the facts of two versions."""
     names = dict.fromkeys(["test", *(gate.benchmark for gate in gates)])
     return [name for name in names if candidate.get(BENCHMARK + name) != champion.get(BENCHMARK + name)]

@@ -43,7 +43,9 @@ def evaluation(params: Params, name: str, numbers: Mapping[str, float]) -> Run:
     run["find"] = {"goal.name": name, "goal.model": files.digest(paths.weights_file(name))}
     run["tags"] |= run["find"]
     run |= {"status": FINISHED, "ended": run["started"]}
-    return run | {"numbers": dict(numbers), "final_tags": outcome(name)}
+    # On the training's run, whose own tags say what code trained.
+    own = {f"goal.evaluation.{key}": run["tags"][f"goal.{key}"] for key in ("code", "commit", "uncommitted")}
+    return run | {"numbers": dict(numbers), "final_tags": outcome(name) | own}
 
 
 def _run(params: Params, name: str, verb: str, data_digest: str) -> Run:
@@ -68,7 +70,7 @@ def _run(params: Params, name: str, verb: str, data_digest: str) -> Run:
             "goal.run": number,
             "goal.name": name,
             "goal.commit": checkout.commit,
-            "goal.uncommitted": ", ".join(checkout.changed) or "none",
+            "goal.uncommitted": checkout.uncommitted,
             "goal.code": code.digest(f"stages/{verb}"),
             "goal.command": command,
             "goal.user": user(),

@@ -1,4 +1,8 @@
-"""Promotion and rollback of the registered model: gates, then one atomic move of an alias.
+"""Promotion and rollback of the registered model: gates, then moves of aliases.
+
+MLflow moves one alias at a time. A promotion points `previous` at the old champion, then `champion` at the
+version, and then writes its reason. Killed in between, it leaves one champion, the old or the new one; run
+again, the same promotion does what is missing, or finds that the version is the champion already.
 
 MLflow cannot move an alias on a condition. So a promotion holds a file lock in the project folder, which all
 machines that share the folder see and a killed process releases, and checks that the champion is still the
@@ -55,13 +59,19 @@ def judge(
         candidate, champion = _find(client, name, version), registry.by_alias(client, name, alias)
         if champion is not None and champion.version == candidate.version:
             raise UserError(f"{name} version {candidate.version} is the {alias} already")
-        faults = gates.missing(candidate.tags, registry.run_status(client, candidate))
-        if champion is not None and not new_data:
-            faults += [
-                f"{benchmark}: other pictures or texts than {alias} {champion.version} was measured on"
-                for benchmark in gates.other_data(params.promote.gates, candidate.tags, champion.tags)
-            ]
-        outcomes = tuple(_outcomes(client, params, candidate, None if new_data else champion))
+        status, other = registry.run_status(client, candidate), None if new_data else champion
+        with tempfile.TemporaryDirectory() as folder:
+            mine = registry.fetch(client, candidate, Path(folder) / "version")
+            theirs = registry.fetch(client, other, Path(folder) / "champion") if other else None
+            facts = registry.facts(candidate, mine)
+            faults = gates.missing(facts, status)
+            if other is not None and theirs is not None:
+                measured_on = registry.facts(other, theirs)
+                faults += [
+                    f"{benchmark}: other pictures or texts than {alias} {other.version} was measured on"
+                    for benchmark in gates.other_data(params.promote.gates, facts, measured_on)
+                ]
+            outcomes = tuple(_outcomes(params, mine, theirs))
     failed = [one for one in outcomes if not one.passed]
     faults += [f"{one.gate.benchmark} {one.gate.metric} {one.gate.rule}: {one.reason}" for one in failed]
     number, old = int(candidate.version), int(champion.version) if champion else None
@@ -136,15 +146,10 @@ def _find(client: "MlflowClient", name: str, number: int | None) -> "ModelVersio
     return version
 
 
-def _outcomes(
-    client: "MlflowClient", params: Params, version: "ModelVersion", champion: "ModelVersion | None"
-) -> Iterator[Outcome]:
-    with tempfile.TemporaryDirectory() as folder:
-        mine = registry.fetch(client, version, Path(folder) / "version")
-        theirs = registry.fetch(client, champion, Path(folder) / "champion") if champion else None
-        for gate in params.promote.gates:
-            own, other = _answers(mine, gate), _answers(theirs, gate) if theirs else None
-            yield gates.check(gate, own, other, theirs is None)
+def _outcomes(params: Params, mine: Path, theirs: Path | None) -> Iterator[Outcome]:
+    for gate in params.promote.gates:
+        own, other = _answers(mine, gate), _answers(theirs, gate) if theirs else None
+        yield gates.check(gate, own, other, theirs is None)
 
 
 def _answers(folder: Path, gate: Gate) -> Answers | None:

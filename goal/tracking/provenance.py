@@ -31,6 +31,11 @@ class Code:
     commit: str
     changed: tuple[str, ...]
 
+    @property
+    def uncommitted(self) -> str:
+        """The changed files as a tag of a run or a fact of a version."""
+        return ", ".join(self.changed) or "none"
+
 
 @dataclass(frozen=True)
 class Locked:

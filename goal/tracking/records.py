@@ -16,11 +16,12 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from goal.config import paths
+from goal.errors import UserError
 from goal.runtime import files, locks
 
 log = logging.getLogger("goal.tracking")
@@ -156,11 +157,14 @@ def write(run: Run, artifacts: Iterable[tuple[Path, str]]) -> None:
 
 
 def pending() -> list[Record]:
-    """The records that are not sent, oldest first, without those of live trainings."""
+    """The records that are not sent, oldest first, without those of live trainings.
+
+    One that cannot be ended, on a full disk or in a folder of another user, is reported and left out.
+    """
     found = []
     for file in root().glob("*/run.json"):
         # Sent and removed by another process, or of a live training.
-        with suppress(FileNotFoundError, Busy):
+        with suppress(FileNotFoundError, Busy), _reporting(file.parent):
             record = Record(file.parent)
             if record.run["status"] is None:
                 with lock(record.run["work"]):
@@ -169,6 +173,14 @@ def pending() -> list[Record]:
             if not record.run["sent"] and (record.run["status"] == FINISHED or not record.repeated):
                 found.append(record)
     return sorted(found, key=lambda record: record.run["started"])
+
+
+@contextmanager
+def _reporting(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        log.warning("tracking: %s: not sent: %s", folder, error)
 
 
 def now() -> int:

@@ -1,5 +1,6 @@
 """The registered model as MLflow keeps it: its versions by alias, number and weights, and their files."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 EVALUATION = "evaluation"
+# In that folder: what is known of the version, by name. Its tags are the few facts that people read.
+FACTS = "facts.json"
 
 
 def existing(client: "MlflowClient", registered: str, digest: str) -> "ModelVersion | None":
@@ -40,6 +43,12 @@ def run_status(client: "MlflowClient", version: "ModelVersion") -> str | None:
     with unless(GONE):
         return client.get_run(version.run_id).info.status
     return None
+
+
+def facts(version: "ModelVersion", folder: Path) -> dict[str, str]:
+    """What is known of a version whose evaluation lies in `folder`; older versions have it in their tags."""
+    file = folder / FACTS
+    return (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}) | version.tags
 
 
 def fetch(client: "MlflowClient", version: "ModelVersion", folder: Path, what: str = EVALUATION) -> Path:

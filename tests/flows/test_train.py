@@ -1,6 +1,7 @@
 """`prefect deployment run goal/train` up to a registered version; its pages in a real browser."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -12,6 +13,7 @@ from playwright.sync_api import Page
 
 from benchmarks.live import TINY, Project, serving
 from goal.config import paths
+from goal.tracking import registry
 from tests.browser import chromium
 from tests.imports import ROOT
 
@@ -56,7 +58,9 @@ def test_the_version_comes_from_the_branch_of_the_run(
     project: Project, run: str, version: ModelVersion
 ) -> None:
     branch = project.git("for-each-ref", "--format=%(refname:short)", "refs/heads/runs").strip()
-    assert (version.tags["goal.branch"], version.tags["goal.flow_run"]) == (branch, run)
+    client = MlflowClient(project.mlflow, project.mlflow)
+    facts = registry.facts(version, registry.fetch(client, version, Path(tempfile.mkdtemp())))
+    assert (facts["goal.branch"], facts["goal.flow_run"]) == (branch, run)
     assert version.tags["goal.model"] in project.git("show", f"{branch}:metrics/registered.json")
     assert project.git("status", "--porcelain") == ""
     assert not list((project.root / ".dvc" / "tmp" / "flows").glob("*/"))

@@ -25,7 +25,7 @@ from goal.errors import Unavailable, UserError
 from goal.model.network import GoalClip
 from goal.runtime import files
 from goal.stages import register
-from goal.tracking import mlflow_store, provenance, registry
+from goal.tracking import mlflow_store, promotion, provenance, registry
 from tests import registered, tiny
 
 
@@ -46,6 +46,11 @@ def versions(name: str) -> list[ModelVersion]:
     return sorted(client().search_model_versions(f"name = '{name}'"), key=lambda one: int(one.version))
 
 
+def facts(version: ModelVersion) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        return registry.facts(version, registry.fetch(client(), version, Path(folder)))
+
+
 def load(name: str) -> mlflow.pyfunc.PyFuncModel:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", mlflow_store.uri())
@@ -57,17 +62,20 @@ def test_a_version_says_what_it_is_and_where_it_comes_from() -> None:
     (version,) = versions("lineage")
     file = Path("models/stage2/model.safetensors")
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    assert version.tags["goal.model"] == weights.digest(file) == files.digest(file)
-    assert version.tags["goal.commit"] == head
-    assert version.tags["goal.uncommitted"] == "none"
-    assert version.tags["goal.data"] == "tiny"
-    assert version.tags["goal.preset"] == "custom"
-    assert json.loads(version.tags["goal.outs"]) == {"models/stage2": provenance.md5(file.parent)}
-    assert len(version.tags["goal.lock"]) == 64
+    known = facts(version)
+    assert known["goal.model"] == weights.digest(file) == files.digest(file)
+    assert known["goal.commit"] == known["goal.evaluation.commit"] == head
+    assert known["goal.uncommitted"] == known["goal.evaluation.uncommitted"] == "none"
+    assert known["goal.data"] == "tiny"
+    assert known["goal.preset"] == "custom"
+    assert json.loads(known["goal.outs"]) == {"models/stage2": provenance.md5(file.parent)}
+    assert len(known["goal.lock"]) == 64
     details = json.loads(Path("metrics/stage2/details/test.json").read_text())
-    assert version.tags["goal.benchmark.test"] == details["protocol"]["split"]
+    assert known["goal.benchmark.test"] == details["protocol"]["split"]
     headline = json.loads(Path("metrics/stage2/test.json").read_text())["text_to_image_r1"]
-    assert float(version.tags["goal.metric.test/text_to_image_r1"]) == pytest.approx(headline, abs=1e-3)
+    assert float(known["goal.metric.test/text_to_image_r1"]) == pytest.approx(headline, abs=1e-3)
+    # MLflow shows every tag in a row of its table.
+    assert version.tags.keys() == {"goal.name", "goal.data", "goal.commit", "goal.model"}
     assert client().get_model_version_by_alias("lineage", "challenger").version == version.version
     run = client().get_run(version.run_id)
     assert run.data.tags["goal.model"] == version.tags["goal.model"]
@@ -141,7 +149,7 @@ def test_a_version_s_files_are_weights_code_and_evaluation() -> None:
         "", ".py", ".safetensors", ".json", ".yaml", ".txt", ".parquet", ".csv",
     }  # fmt: skip
     stages = json.loads((folder / "evaluation/lineage.json").read_text())
-    assert stages["train@stage2"]["outs"] == json.loads(version.tags["goal.outs"])
+    assert stages["train@stage2"]["outs"] == json.loads(facts(version)["goal.outs"])
     assert files.digest(folder / "artifacts/model.safetensors") == version.tags["goal.model"]
     requirements = (folder / "requirements.txt").read_text()
     assert "torch==" in requirements
@@ -197,7 +205,8 @@ def test_a_version_names_the_flow_run_that_first_registered_it(monkeypatch: pyte
         monkeypatch.setenv("GOAL_FLOW_RUN", run)
         register.run(values)
     (version,) = versions("flown")
-    assert (version.tags["goal.branch"], version.tags["goal.flow_run"]) == ("runs/abc", "first")
+    known = facts(version)
+    assert (known["goal.branch"], known["goal.flow_run"]) == ("runs/abc", "first")
     assert "branch `runs/abc`" in version.description
 
 
@@ -205,17 +214,79 @@ def test_new_measurements_of_the_same_weights_renew_their_version() -> None:
     values = registered.params("renewed")
     register.run(values)
     (before,) = versions("renewed")
+    split = facts(before)["goal.benchmark.test"]
     shutil.copy("data/tiny/images/1.png", "data/tiny/images/0.png")
     numbers = Path("metrics/stage2/test.json")
     registered.measure()
     numbers.write_text(json.dumps(json.loads(numbers.read_text()) | {"text_to_image_r1": 12.345}))
     register.run(values)
     (version,) = versions("renewed")
-    assert version.tags["goal.benchmark.test"] != before.tags["goal.benchmark.test"]
+    assert facts(version)["goal.benchmark.test"] != split
     assert "12.345" in version.description
     assert "12.345" not in before.description
     folder = registry.fetch(client(), version, Path("fetched"))
-    assert version.tags["goal.benchmark.test"] in (folder / "details/test.json").read_text()
+    assert facts(version)["goal.benchmark.test"] in (folder / "details/test.json").read_text()
+
+
+def test_a_version_says_if_the_code_of_its_evaluation_is_not_committed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The training's code was: what changed since is how it was measured."""
+    values = registered.params("dirty")
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "CODE", ("goal", "metrics.py"))
+        Path("metrics.py").write_text("")
+        register.run(values)
+        (version,) = versions("dirty")
+        assert facts(version)["goal.uncommitted"] == "none"
+        assert facts(version)["goal.evaluation.uncommitted"] == "metrics.py"
+        with pytest.raises(UserError, match="its evaluation's code was not committed: metrics.py"):
+            promotion.promote(values, promotion.judge(values), "")
+        Path("metrics.py").unlink()
+        register.run(values)
+        promotion.promote(values, promotion.judge(values), "")
+        # The version stays what it is when the checkout changes later.
+        Path("metrics.py").write_text("")
+        register.run(values)
+        Path("metrics.py").unlink()
+    assert facts(version)["goal.evaluation.uncommitted"] == "none"
+
+
+def test_numbers_of_another_code_than_the_checkout_s_cannot_be_promoted() -> None:
+    values, file = registered.params("older"), Path("metrics/stage2/details/test.json")
+    ours = file.read_text()
+    file.write_text(json.dumps(json.loads(ours) | {"code": "other"}))
+    register.run(values)
+    assert "measured with other code" in "".join(promotion.judge(values).faults)
+    file.write_text(ours)
+    register.run(values)
+    assert promotion.judge(values).passed
+
+
+def test_two_registrations_at_once_make_one_version() -> None:
+    values = registered.params("twice")
+    Path("params.yaml").write_text(json.dumps(values.model_dump(by_alias=True)))
+    program = "from goal import config; from goal.stages import register; register.run(config.load())"
+    both = [
+        subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) for _ in "ab"
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert len(versions("twice")) == 1
+
+
+def test_the_logged_model_has_the_numbers_and_the_parameters() -> None:
+    register.run(registered.params("logged"))
+    (version,) = versions("logged")
+    model = client().get_logged_model(facts(version)["goal.logged"])
+    run = client().get_run(version.run_id)
+    numbers = register.measured("stage2", version.tags["goal.model"])[1]
+    assert {one.key: one.value for one in model.metrics} == pytest.approx(numbers)
+    assert {one.dataset_name for one in model.metrics} == {"tiny"}
+    assert model.params["stage2.lr"] == run.data.params["stage2.lr"]
+    for name in numbers:
+        assert len(client().get_metric_history(version.run_id, name)) == 1
 
 
 def test_weights_that_no_run_made_are_registered_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -225,7 +296,7 @@ def test_weights_that_no_run_made_are_registered_with_a_warning(caplog: pytest.L
     (version,) = versions("stray")
     assert "cannot be promoted" in caplog.text
     assert not version.run_id
-    assert not {"goal.commit", "goal.lock"} & set(version.tags)
+    assert not {"goal.commit", "goal.lock"} & facts(version).keys()
 
 
 def test_with_tracking_off_there_is_no_version_and_it_says_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,8 @@ from goal.config import Gate
 from goal.tracking import gates
 from goal.tracking.gates import Answers
 
-LINEAGE = dict.fromkeys(gates.LINEAGE, "known") | {"goal.uncommitted": "none"}
+LINEAGE = dict.fromkeys(gates.LINEAGE, "known")
+LINEAGE |= {"goal.uncommitted": "none", "goal.evaluation.uncommitted": "none"}
 
 
 def gate(rule: str, value: float, metric: str = "text_to_image_r1") -> Gate:
@@ -95,6 +96,11 @@ def test_a_version_that_lacks_a_part_of_its_lineage_is_named_for_it(tag: str) ->
     [
         ({"goal.commit": "unknown"}, "FINISHED", "its git commit is not recorded"),
         ({"goal.uncommitted": "goal/a.py"}, "FINISHED", "not committed: goal/a.py"),
+        (
+            {"goal.evaluation.uncommitted": "goal/a.py"},
+            "FINISHED",
+            "evaluation's code was not committed: goal/a.py",
+        ),
         ({}, None, "it has no run"),
         ({}, "KILLED", "its run is KILLED"),
     ],

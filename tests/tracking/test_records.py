@@ -47,3 +47,17 @@ def test_records_may_go_while_they_are_looked_for(project: Path) -> None:
     with beside(come_and_go):
         seen = [records.pending() for _ in range(500)]
     assert any(seen)
+
+
+def test_a_record_that_cannot_be_ended_keeps_no_other_back(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = lineage.training(config.load(), "stage1")
+    with records.lock(run["work"]):
+        records.of_training(run)
+    lock = records.root() / f"{run['work']}.lock"
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    records.write(lineage.evaluation(config.load(), "zero-shot", {}), [])
+    assert [record.run["name"] for record in records.pending()] == ["zero-shot"]
+    assert f"{run['work']}: not sent: {lock}: cannot be written: Is a directory; make room" in caplog.text

@@ -1,4 +1,4 @@
-"""Training as a DVC stage, with real DVC: killed, started again, and committed after training outside DVC."""
+"""Training as a DVC stage, with real DVC: killed, started again, edited meanwhile, committed from outside."""
 
 import os
 import random
@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -33,7 +35,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "goal", "goal", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
     Path("params.yaml").write_text(yaml.safe_dump(PARAMS.model_dump(by_alias=True, mode="json")))
-    code.run()
+    code.run(PARAMS)
     Path(".dvc").mkdir()
     Path(".dvc/config").write_text("[core]\n    no_scm = True\n    analytics = false\n")
     return tmp_path
@@ -123,3 +125,71 @@ def test_dvc_commits_a_model_that_was_trained_outside(expected: dict[str, bytes]
     finish("-m", "dvc", "commit", "--force", STAGE)
     assert "didn't change, skipping" in finish(*REPRO)
     assert trainings.outputs("stage2") == expected
+
+
+def _edit_params(section: str, field: str, value: object) -> None:
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values[section][field] = value
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+
+
+def _edit_code() -> None:
+    with Path("goal/losses.py").open("a") as file:
+        file.write("EDITED = True\n")
+
+
+def _replace_pairs() -> None:
+    shard = next(Path("pairs/train").glob("*.parquet"))
+    shutil.copy(shard, "copy")
+    os.replace("copy", shard)
+
+
+def _repro_disturbed_by(edit: Callable[[], None]) -> tuple[int, str]:
+    """The exit code and output of a stage that has saved a step when `edit` is called."""
+    process = start(*REPRO)
+    while trainings.last_saved() < 1:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    edit()
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (partial(_edit_params, "stage2", "lr", 0.001), "params.yaml: stage2.lr"),
+        (partial(_edit_params, "stage2", "lr", "fast"), "params.yaml"),
+        (_edit_code, "goal/losses.py"),
+        (_replace_pairs, "pairs"),
+    ],
+    ids=["parameter", "unreadable", "code", "input"],
+)
+def test_a_stage_whose_inputs_changed_while_it_ran_fails(
+    project: Path, edit: Callable[[], None], named: str
+) -> None:
+    """dvc.lock would record the new ones as those that made the model."""
+    code, output = _repro_disturbed_by(edit)
+    assert code != 0
+    assert f"goal: {STAGE}: changed while it ran: {named}; its result does not count and is in" in output
+    assert not Path("dvc.lock").exists()
+    for path in trainings.OUTPUTS:
+        assert not Path(path.format("stage2")).exists()
+        assert Path("work/aside", STAGE, path.format("stage2")).exists()
+
+
+def test_an_edit_of_a_parameter_that_the_stage_does_not_read_changes_nothing(project: Path) -> None:
+    code, output = _repro_disturbed_by(partial(_edit_params, "report", "gallery", 1))
+    assert code == 0, output
+    assert "didn't change, skipping" in finish(*REPRO)
+
+
+def test_a_stage_does_not_start_with_other_code_than_dvc_would_record(project: Path) -> None:
+    _edit_code()
+    process = start(*REPRO)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert (
+        f"goal: {STAGE}: code/train lists another goal/losses.py; `dvc repro` lists the code anew" in output
+    )
+    assert trainings.last_saved() == -1
