@@ -56,6 +56,7 @@ class Data(Section):
     source: DATA_SOURCES
     path: Annotated[str, Field(min_length=1)]
     max_megapixels: Positive
+    digest: Literal["content", "size_and_mtime"]
     scenes: Scenes
     folder: Folder
     download: Download

@@ -29,7 +29,7 @@ def collect(params: "Params", target: Path) -> Collected:
     for line in tqdm(captions_file.read(file), file.name, unit=" rows"):
         gathering.add(line)
     _check_fields(file, gathering)
-    rows = gathering.probe(params.data.max_megapixels, "folder")
+    rows = gathering.probe(params.data)
     if not rows:
         first = gathering.rejected[0]
         raise UserError(

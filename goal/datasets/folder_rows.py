@@ -8,13 +8,16 @@ Rows of the same picture are joined. Captions are cleaned here, once for all sta
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from goal.cleaning import clean
 from goal.datasets import manifest
 from goal.datasets.captions_file import Line
 from goal.datasets.images import ImageError, probe_all
 from goal.datasets.manifest import Rejected, Row
+
+if TYPE_CHECKING:
+    from goal.config import Data
 
 IMAGE_FIELDS = ("image", "filename", "file_name", "path")
 CAPTION_FIELDS = ("caption", "captions", "text")
@@ -79,18 +82,20 @@ class Gathering:
                 picture.captions[text] = line.row
                 picture.cleaned += text != caption.strip()
 
-    def probe(self, max_megapixels: float, source: str) -> list[tuple[Row, str]]:
+    def probe(self, data: "Data") -> list[tuple[Row, str]]:
         """The pictures that have captions and decode, each with its split; others are rejected."""
         named = {path: one for path, one in self.pictures.items() if one.captions}
         files = [(self.folder / path).as_posix() for path in named]
-        sizes = probe_all(files, max_megapixels, self.folder.name)
+        found = probe_all(files, data.max_megapixels, self.folder.name, data.digest)
         rows = []
-        for (path, one), file, size in zip(named.items(), files, sizes, strict=True):
-            if isinstance(size, ImageError):
-                self.reject(one.row, one.id, path, size.reason, size.detail)
+        for (path, one), file, probed in zip(named.items(), files, found, strict=True):
+            if isinstance(probed, ImageError):
+                self.reject(one.row, one.id, path, probed.reason, probed.detail)
             else:
                 self.cleaned += one.cleaned
-                rows.append((Row(one.id, file, *size, tuple(one.captions), source), one.split))
+                captions = tuple(one.captions)
+                row = Row(one.id, file, *probed.size, captions, data.source, probed.digest)
+                rows.append((row, one.split))
         return rows
 
     def reject(self, row: str, name: Any, image: Any, reason: str, detail: str) -> None:

@@ -82,7 +82,7 @@ def collect(params: "Params", target: Path) -> Collected:
         {"id": row.id, "of": row.id.removesuffix("-crop"), "image": row.image, "caption": row.captions[0]}
         # A crop is a file of its own, and its box is all of that.
         | {"x1": 0.0, "y1": 0.0, "x2": float(row.width), "y2": float(row.height)}
-        for row, _ in gathering.probe(params.data.max_megapixels, "crops")
+        for row, _ in gathering.probe(params.data)
     ]
     return Collected(
         whole.splits,

@@ -1,11 +1,13 @@
 """Pictures from files: a usable one becomes upright 8-bit RGB (the image frame), any other is an error."""
 
+import hashlib
 import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +24,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000
 DAMAGE = (OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError)
 DAMAGE += (RuntimeError, struct.error, zlib.error)
 QUARTER_TURNS = (5, 6, 7, 8)
+# What the digest of a picture can be of: its bytes, or its size and time of modification.
+CONTENT, STAT = "content", "size_and_mtime"
+THUMBNAIL = (8, 8)  # pixels
+DIGEST_BYTES = 16
 
 
 class ImageError(UserError):
@@ -37,6 +43,15 @@ class ImageError(UserError):
         return ": ".join(filter(None, (str(self.path), self.reason, self.detail)))
 
 
+@dataclass(frozen=True)
+class Probed:
+    """A usable picture: (width, height) in the image frame, its file's digest, RGB thumbnail (8 * 8 * 3)."""
+
+    size: tuple[int, int]
+    digest: str
+    thumbnail: bytes
+
+
 def open_image(path: Path | str, max_megapixels: float) -> Image.Image:
     """The picture as RGB in the image frame: EXIF orientation applied, transparency over white, first frame.
 
@@ -47,33 +62,45 @@ def open_image(path: Path | str, max_megapixels: float) -> Image.Image:
         return _rgb(ImageOps.exif_transpose(_jpeg(image) or image))
 
 
-def probe(path: Path | str, max_megapixels: float) -> tuple[int, int]:
-    """Width and height in the image frame of a picture that decodes to its end; raises as open_image does."""
+def probe(path: Path | str, max_megapixels: float, digest: str = CONTENT) -> Probed:
+    """Decode a picture to its end; `digest` says of what its digest is. Raises as open_image does."""
     with _opened(path, max_megapixels) as image:
         width, height = image.size
-        if image.draft(None, (1, 1)) is None:
-            return ImageOps.exif_transpose(image).size
-        # A JPEG: reading all of it at an eighth of its size finds a cut file at a third of the cost.
-        image.load()
+        # Reading all of a JPEG at an eighth of its size finds a cut file at a third of the cost.
+        image.draft(None, (1, 1))
+        small = _rgb(ImageOps.exif_transpose(image)).resize(THUMBNAIL, Image.Resampling.BOX)
         turned = image.getexif().get(ExifTags.Base.Orientation) in QUARTER_TURNS
-        return (height, width) if turned else (width, height)
+        size = (height, width) if turned else (width, height)
+        return Probed(size, digest_of(path, digest), small.tobytes())
+
+
+def digest_of(path: Path | str, kind: str) -> str:
+    """Hex digest of a picture's file: of its bytes (`content`) or of its size and time (`size_and_mtime`)."""
+    with open(path, "rb") as file:
+        if kind == CONTENT:
+            # The decoder has just read the file, so that it comes from the page cache.
+            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=DIGEST_BYTES)).hexdigest()
+        stat = os.stat(file.fileno())
+        known = f"{stat.st_size} {stat.st_mtime_ns}".encode()
+        return hashlib.blake2b(known, digest_size=DIGEST_BYTES).hexdigest()
 
 
 def probe_all(
-    paths: Sequence[Path | str], max_megapixels: float, label: str
-) -> list[tuple[int, int] | ImageError]:
+    paths: Sequence[Path | str], max_megapixels: float, label: str, digest: str = CONTENT
+) -> list[Probed | ImageError]:
     """Probe many pictures on all cores; `label` stands before the progress bar."""
+    probed = partial(_probed, max_megapixels=max_megapixels, digest=digest)
     # A few pictures are read sooner than processes start.
     if len(paths) < 64:
-        return [_probed(path, max_megapixels) for path in tqdm(paths, label, unit=" pictures")]
+        return [probed(path) for path in tqdm(paths, label, unit=" pictures")]
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        probed = pool.map(partial(_probed, max_megapixels=max_megapixels), paths, chunksize=16)
-        return list(tqdm(probed, label, total=len(paths), unit=" pictures"))
+        found = pool.map(probed, paths, chunksize=16)
+        return list(tqdm(found, label, total=len(paths), unit=" pictures"))
 
 
-def _probed(path: Path | str, max_megapixels: float) -> tuple[int, int] | ImageError:
+def _probed(path: Path | str, max_megapixels: float, digest: str) -> Probed | ImageError:
     try:
-        return probe(path, max_megapixels)
+        return probe(path, max_megapixels, digest)
     except ImageError as error:
         return error
 

@@ -22,7 +22,8 @@ ROW_GROUP = 4096
 _BOX = [(side, pa.float32()) for side in ("x1", "y1", "x2", "y2")]
 
 # id: unique in the file; image: path, relative to the project's root or absolute; width, height: image frame;
-# captions: cleaned (goal.cleaning), so that character offsets in them hold in what CLIP reads.
+# captions: cleaned (goal.cleaning), so that character offsets in them hold in what CLIP reads; digest: of the
+# picture's file, so that all that depends on the manifest depends on what the pictures show.
 MANIFEST = pa.schema(
     [
         ("id", pa.string()),
@@ -31,6 +32,7 @@ MANIFEST = pa.schema(
         ("height", pa.int32()),
         ("captions", pa.list_(pa.string())),
         ("source", pa.string()),
+        ("digest", pa.string()),
     ]
 )
 # A picture that equals test picture `twin_of` but for one attribute.
@@ -49,7 +51,10 @@ REJECTED = pa.schema([(name, pa.string()) for name in ("row", "id", "image", "re
 
 @dataclass(frozen=True)
 class Row:
-    """One picture with its captions; `image` is a path, width and height are in the image frame."""
+    """One picture with its captions; `image` is a path, width and height are in the image frame.
+
+    digest: of the picture's file (images.digest_of); "" where the picture was not probed.
+    """
 
     id: str
     image: str
@@ -57,6 +62,7 @@ class Row:
     height: int
     captions: tuple[str, ...]
     source: str
+    digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def rows(params: "Params", lines: Iterable[Line], pictures: Path) -> Collected:
     gathering = Gathering(pictures, SPLIT)
     for one in lines:
         gathering.add(one)
-    splits = manifest.by_split(gathering.probe(params.data.max_megapixels, name))
+    splits = manifest.by_split(gathering.probe(params.data))
     reasons = Counter(rejected.reason for rejected in gathering.rejected)
     if not any(splits.values()):
         reason = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())

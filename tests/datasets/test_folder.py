@@ -1,12 +1,14 @@
 """Bring your own: pictures and captions of every form and fault, through the data stage."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from goal.datasets import manifest
 from goal.errors import UserError
 from tests.datasets.conftest import Build
 from tests.datasets.own import read, rejected, rows, run, write
@@ -235,6 +237,34 @@ def test_the_same_bytes_again(build: Build, own: Path) -> None:
     first = content()
     run(build, own)
     assert content() == first
+
+
+def test_a_picture_replaced_by_one_of_the_same_size_changes_the_manifest(build: Build, own: Path) -> None:
+    """Not its size alone: two uncompressed pictures of one shape have as many bytes."""
+    write(own, [row | {"image": f"images/{number}.bmp"} for number, row in enumerate(rows())])
+    pictures = sorted((own / "images").glob("*.png"))
+    for picture in pictures:
+        Image.open(picture).save(picture.with_suffix(".bmp"))
+
+    def bytes_of_splits(**more: str) -> list[bytes]:
+        run(build, own, **more)
+        return [Path(f"data/own/{split}.parquet").read_bytes() for split in manifest.SPLITS]
+
+    before, by_time = bytes_of_splits(), bytes_of_splits(digest="size_and_mtime")
+    for picture in pictures:
+        file = picture.with_suffix(".bmp")
+        stat = file.stat()
+        ImageOps.invert(Image.open(file)).save(file)
+        assert file.stat().st_size == stat.st_size
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = bytes_of_splits()
+    assert all(old != new for old, new in zip(before, after, strict=True))
+    assert bytes_of_splits() == after
+    # The fast way looks at sizes and times alone.
+    assert bytes_of_splits(digest="size_and_mtime") == by_time
+    for picture in pictures:
+        os.utime(picture.with_suffix(".bmp"))
+    assert bytes_of_splits(digest="size_and_mtime") != by_time
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the shared photographs are not beside the project")
