@@ -34,6 +34,8 @@ class Scenes(Section):
 
 
 class Folder(Section):
+    caption_column: str
+    near_copies: Annotated[int, Field(ge=0, le=255)]
     split_column: str
     val_share: Share
     test_share: Share
@@ -56,6 +58,7 @@ class Data(Section):
     source: DATA_SOURCES
     path: Annotated[str, Field(min_length=1)]
     max_megapixels: Positive
+    max_rejected: Share
     digest: Literal["content", "size_and_mtime"]
     scenes: Scenes
     folder: Folder

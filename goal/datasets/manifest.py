@@ -75,6 +75,10 @@ class Rejected:
     reason: str
     detail: str
 
+    def __str__(self) -> str:
+        """One line, of what is known."""
+        return ": ".join(filter(None, (self.row, self.image, self.reason, self.detail)))
+
 
 @contextmanager
 def opened(path: Path, stage: str = "data") -> Iterator[pq.ParquetFile]:
@@ -138,13 +142,16 @@ def write_table(rows: pa.Table, path: Path) -> None:
 class Collected:
     """What a source found: rows by split, further tables by file name, rejected rows.
 
-    cleaned: how many of the captions the cleaning changed.
+    cleaned, tagged: how many of the captions the cleaning changed, and how many had tags of HTML.
+    first_alike: each id's first picture that shows the same, by id, if the source looked for near copies.
     """
 
     splits: dict[str, list[Row]]
     tables: dict[str, pa.Table] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
     cleaned: int = 0
+    tagged: int = 0
+    first_alike: dict[str, str] = field(default_factory=dict)
 
 
 def by_split(rows: Iterable[tuple[Row, str]]) -> dict[str, list[Row]]:

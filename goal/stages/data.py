@@ -55,6 +55,12 @@ def run(params: "Params") -> None:
     counts = ", ".join(f"{split} {summary['splits'][split]['images']}" for split in manifest.SPLITS)
     log.info("%s: pictures: %s; rejected rows: %d", target, counts, len(collected.rejected))
     log.info("  %d captions changed by the cleaning of encodings and HTML entities", collected.cleaned)
+    if collected.tagged:
+        log.info("  %d captions had tags of HTML, which were taken out", collected.tagged)
+    if copied := summary["copies"]["pictures"]:
+        log.info("  %d pictures are copies of others", copied)
+    if across := summary["copies"]["in_another_split"]:
+        log.warning("  %d pictures are in another split than the first that shows the same", across)
     for reason, count in summary["rejected"].items():
         log.info("  %d x %s (%s)", count, reason, target / "rejected.parquet")
 
@@ -71,9 +77,24 @@ def _write(collected: Collected, target: Path) -> dict:
         "tables": {name: rows.num_rows for name, rows in sorted(collected.tables.items())},
         "rejected": dict(sorted(Counter(row.reason for row in collected.rejected).items())),
         "captions_cleaned": collected.cleaned,
+        "captions_with_html": collected.tagged,
+        "copies": _copies(collected),
     }
     write_json(summary, target / "summary.json")
     return summary
+
+
+def _copies(collected: Collected) -> dict[str, int]:
+    """How many pictures show the same as one before them, and how many of these in another split than it."""
+    split_of: dict[str, str] = {}
+    copied = across = 0
+    for split, rows in collected.splits.items():
+        for row in rows:
+            # Where the source has not looked for near copies, those of a file count.
+            alike = collected.first_alike.get(row.id, row.digest)
+            copied += alike in split_of
+            across += split_of.setdefault(alike, split) != split
+    return {"pictures": copied, "in_another_split": across}
 
 
 def _counts(rows: list[Row]) -> dict[str, float]:
