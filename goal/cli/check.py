@@ -153,8 +153,12 @@ def _cost(params: Params, spec: Spec, pictures: int | None, name: str) -> str:
     memory = _memory(params, spec, plan, views * patches, texts) / 2**30
     return (
         f"{samples // stage.batch_size:,} steps, {samples:,} samples, about "
-        f"{samples * (views * patches + texts) / 1e6:,.0f} M tokens, about {memory:.1f} GiB on the device"
+        f"{_rounded(samples * (views * patches + texts))} tokens, about {memory:.1f} GiB on the device"
     )
+
+
+def _rounded(number: int) -> str:
+    return f"{number / 1e6:,.0f} M" if number >= 1e7 else f"{number / 1e3:,.0f} thousand"
 
 
 def _memory(params: Params, spec: Spec, plan: Plan, image_tokens: int, text_tokens: int) -> float:

@@ -15,6 +15,7 @@ from goal.datasets.captions_file import Line
 from goal.datasets.folder_rows import IMAGE_FIELDS, SPLIT_FIELD, Gathering, Usable, count_reasons
 from goal.datasets.manifest import Collected, Row
 from goal.errors import UserError
+from goal.text import language
 
 if TYPE_CHECKING:
     from goal.config import Folder, Params
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # Above this share of captions that are one and the same a warning says so.
 ALIKE = 0.1
+# Pictures whose captions tell the language.
+SAMPLE = 500
 
 
 def collect(params: "Params", target: Path) -> Collected:
@@ -44,6 +47,8 @@ def collect(params: "Params", target: Path) -> Collected:
     splits = manifest.by_split((one.row, one.split or drawn[first[one.row.id]]) for one in found)
     _check_splits(file, splits, gathering, settings)
     _warn_of_alike_captions(file, found)
+    if doubt := _doubt(found, params):
+        log.warning("%s: %s", file, doubt)
     return Collected(splits, {}, gathering.rejected, gathering.cleaned, gathering.tagged, first)
 
 
@@ -56,8 +61,10 @@ def look(params: "Params", count: int) -> str:
     found, gathering = _usable(params, file, islice(captions_file.read(file), count))
     fields = ", ".join(sorted(map(str, gathering.fields)))
     lost = ", ".join(f"{number} x {reason}" for reason, number in count_reasons(gathering.rejected).items())
-    words = f"{file}: fields {fields}; the first {gathering.rows} rows give {len(found)} usable pictures"
-    return f"{words}; rejected: {lost}; the first: {gathering.rejected[0]}" if lost else words
+    words = [f"{file}: fields {fields}; the first {gathering.rows} rows give {len(found)} usable pictures"]
+    if lost:
+        words.append(f"rejected: {lost}; the first: {gathering.rejected[0]}")
+    return "; ".join(filter(None, [*words, _doubt(found, params)]))
 
 
 def _usable(params: "Params", file: Path, lines: Iterable[Line]) -> tuple[list[Usable], Gathering]:
@@ -98,6 +105,11 @@ def _check_fields(file: Path, gathering: Gathering) -> None:
             f"{file}: captions in the fields {' and '.join(several)}; set data.folder.caption_column to the "
             "one to use (GOAL learns from the long ones)"
         )
+
+
+def _doubt(found: list[Usable], params: "Params") -> str:
+    captions = (caption for one in found[:SAMPLE] for caption in one.row.captions)
+    return language.doubt(captions, params.pairs.sentences)
 
 
 def _warn_of_alike_captions(file: Path, found: list[Usable]) -> None:

@@ -23,6 +23,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000
 # What Pillow's decoders raise on damaged files.
 DAMAGE = (OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError)
 DAMAGE += (RuntimeError, struct.error, zlib.error)
+# The kinds of HEIC, as a phone takes it, by which its files begin.
+HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# The largest value in 12 and in 16 bits, white.
+WHITE_12, WHITE_16 = 4095, 65535
 QUARTER_TURNS = (5, 6, 7, 8)
 # What the digest of a picture can be of: its bytes, or its size and time of modification.
 CONTENT, STAT = "content", "size_and_mtime"
@@ -55,7 +59,8 @@ class Probed:
 def open_image(path: Path | str, max_megapixels: float) -> Image.Image:
     """The picture as RGB in the image frame: EXIF orientation applied, transparency over white, first frame.
 
-    16-bit greys keep their scale; 32-bit greys, which have no fixed white, span their own range.
+    16-bit greys keep their scale; those in which no value exceeds 12 bits have them, as from a microscope or
+    X-ray, and white is 4095. 32-bit greys, which have no fixed white, span their own range.
     Raises ImageError for a missing, empty, damaged or too large file (seen in the header, before decoding).
     """
     with _opened(path, max_megapixels) as image:
@@ -125,10 +130,18 @@ def _opened(path: Path | str, max_megapixels: float) -> Iterator[Image.Image]:
     except PermissionError as error:
         raise ImageError(path, "no permission to read it") from error
     except UnidentifiedImageError as error:
-        empty = os.path.getsize(path) == 0
-        raise ImageError(path, "empty file (0 bytes)" if empty else "not a picture") from error
+        raise ImageError(path, *_unidentified(path)) from error
     except DAMAGE as error:
         raise ImageError(path, "damaged picture", str(error)) from error
+
+
+def _unidentified(path: Path | str) -> tuple[str, str]:
+    """Why none of FORMATS fits a file: the reason and its detail."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if head[4:8] == b"ftyp" and head[8:12] in HEIC:
+        return "HEIC picture", "not read here; save it as JPEG or PNG"
+    return ("not a picture", f"begins with {head!r}") if head else ("empty file (0 bytes)", "")
 
 
 def _jpeg(image: Image.Image) -> Image.Image | None:
@@ -151,7 +164,8 @@ def _jpeg(image: Image.Image) -> Image.Image | None:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        return _from_grey(np.asarray(image).astype(np.float64) / 257)
+        grey = np.asarray(image).astype(np.float64)
+        return _from_grey(grey / ((WHITE_12 if grey.max() <= WHITE_12 else WHITE_16) / 255))
     if image.mode in ("I", "F"):
         grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
         span = grey.max() - grey.min()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -13,6 +14,7 @@ from goal import config
 from goal.cli import check, main
 from goal.config import presets
 from goal.datasets import manifest
+from goal.errors import UserError
 from goal.model import architectures, embedded
 from goal.stages import data
 from tests.disks import Disk
@@ -104,6 +106,29 @@ def test_the_first_rows_of_a_captions_file_and_their_pictures_are_read(tmp_path:
     assert any(
         "none of 20 rows can be used; the first, captions.csv:2: 0.png: not found" in one for one in faults
     )
+
+
+def test_numbers_that_are_small_are_not_nothing(tmp_path: Path) -> None:
+    facts, _ = texts("own-data", **own(tmp_path))
+    data.run(changed({"data": {"source": "folder", "path": str(tmp_path / "own"), "name": "mine"}}))
+    facts, _ = texts("own-data", data={"source": "folder", "path": str(tmp_path / "own"), "name": "mine"})
+    assert " thousand tokens" in facts["stage1"]
+
+
+def test_goal_data_goes_on_with_unusable_rows_where_a_flag_accepts_them(tmp_path: Path) -> None:
+    sections = own(tmp_path)
+    for number in range(5):
+        (tmp_path / f"own/{number}.png").unlink()
+    Path("params.yaml").write_text(yaml.safe_dump(changed(sections).model_dump(by_alias=True)))
+    runner = CliRunner()
+    refused = runner.invoke(main.app, ["data"])
+    assert isinstance(refused.exception, UserError)
+    assert "5 of 30 rows cannot be used (5 x not found); data.max_rejected allows 5%" in str(
+        refused.exception
+    )
+    assert not Path("data/mine").exists()
+    assert runner.invoke(main.app, ["data", "--accept-rejected"]).exit_code == 0
+    assert len(manifest.read_table(Path("data/mine/rejected.parquet"), manifest.REJECTED)) == 5
 
 
 def test_a_captions_file_that_the_stage_refuses_is_a_fault(tmp_path: Path) -> None:
