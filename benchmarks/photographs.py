@@ -23,11 +23,11 @@ def examples(files: Sequence[Path], captions: Sequence[str], spec: Spec, packs: 
 
     `packs`: read from shards that are made in the current folder.
     """
-    sizes = {file: images.probe(file, MEGAPIXELS) for file in files}
+    probed = {file: images.probe(file, MEGAPIXELS) for file in files}
     rows, pairs = [], {}
     for number, caption in enumerate(captions):
         file = files[number % len(files)]
-        row = Row(f"{number:05}", str(file), *sizes[file], (caption,), "files")
+        row = Row(f"{number:05}", str(file), *probed[file].size, (caption,), "files")
         sentence = split_sentences(caption)[1]
         box = (0.0, 0.0, row.width / 2, row.height / 2)
         pairs[row.id] = [Pair(0, 1, sentence.start, sentence.end, box, 0.3)]

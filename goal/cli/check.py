@@ -10,7 +10,7 @@ import torch
 
 from goal import clip, positions
 from goal.config import Params, drawn, paths
-from goal.datasets import captions_file, slices
+from goal.datasets import folder, released, slices
 from goal.errors import UserError
 from goal.model import architectures
 from goal.model.network import GoalClip, Spec
@@ -19,6 +19,8 @@ from goal.training.plan import Plan
 
 # Training pictures, GB to download, GB unpacked (from the sets' own pages; DCI in GOAL's split).
 SETS = {"docci": (9647, 7.6, 15.2), "dci": (5445, 8.1, 16.2)}
+# Rows of a captions file that are read, and whose pictures are opened.
+FIRST_ROWS = 20
 # Mean tokens of a caption and of a sentence in DOCCI's 5,100 captions, by CLIP's tokenizer.
 CAPTION_TOKENS, SENTENCE_TOKENS = 144, 22
 # Terms of the loss for which the towers also encode crops and sentences.
@@ -86,9 +88,12 @@ def _model(params: Params, spec: Spec) -> Iterator[Fact]:
 
 def _pictures(params: Params) -> int | None:
     """The number of training pictures; None if it is not known yet."""
-    made = paths.manifest(params.data.name, "train")
-    if made.exists():
-        return slices.count(made)
+    data = params.data
+    made = paths.data_dir(data.name) / "summary.json"
+    summary = released.read_json(made) if made.exists() else {}
+    # A folder of this name may hold another data set, made before.
+    if (summary.get("source"), summary.get("path")) == (data.source, data.path):
+        return slices.count(paths.manifest(data.name, "train"))
     if params.data.source == "scenes":
         return params.data.scenes.train
     return SETS[params.data.source][0] if params.data.source in SETS else None
@@ -98,7 +103,7 @@ def _data(params: Params, pictures: int | None) -> Iterator[Fact]:
     data = params.data
     if data.source == "folder":
         try:
-            yield Fact("data", f"captions: {captions_file.find(Path(data.path))}")
+            yield Fact("data", folder.look(params, FIRST_ROWS))
         except UserError as error:
             yield Fact("data", str(error), fault=True)
     elif data.source == "goal_lists" and not Path(data.path).exists():
@@ -150,8 +155,12 @@ def _cost(params: Params, spec: Spec, pictures: int | None, name: str) -> str:
     memory = _memory(params, spec, plan, views * patches, texts) / 2**30
     return (
         f"{samples // stage.batch_size:,} steps, {samples:,} samples, about "
-        f"{samples * (views * patches + texts) / 1e6:,.0f} M tokens, about {memory:.1f} GiB on the device"
+        f"{_rounded(samples * (views * patches + texts))} tokens, about {memory:.1f} GiB on the device"
     )
+
+
+def _rounded(number: int) -> str:
+    return f"{number / 1e6:,.0f} M" if number >= 1e7 else f"{number / 1e3:,.0f} thousand"
 
 
 def _memory(params: Params, spec: Spec, plan: Plan, image_tokens: int, text_tokens: int) -> float:

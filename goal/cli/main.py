@@ -50,7 +50,20 @@ def _stage(name: str, text: str) -> None:
         inputs.check()
 
 
-_stage("data", "Draw, read or download the pictures and captions; write one manifest per split.")
+@app.command(rich_help_panel=PIPELINE)
+def data(
+    accept_rejected: Annotated[
+        bool, typer.Option("--accept-rejected", help="Go on, this once, however many rows cannot be used.")
+    ] = False,
+) -> None:
+    """Draw, read or download the pictures and captions; write one manifest per split."""
+    inputs = Unchanged("data")
+    from goal.stages import data as stage
+
+    stage.run(inputs.params, accept_rejected)
+    inputs.check()
+
+
 _stage("base", "Load the pretrained CLIP and stretch its text positions.")
 _stage("regions", "Propose regions in every picture (LISM, first half).")
 _stage("pairs", "Match every sentence with its region (LISM, second half).")
@@ -110,11 +123,16 @@ _stage("register", "Make a version of the registered model, with the alias `chal
 
 
 @app.command(rich_help_panel=DAILY)
-def use(preset: Annotated[str, typer.Argument(help="a file of presets/, without .yaml")]) -> None:
+def use(
+    preset: Annotated[str, typer.Argument(help="a file of presets/, without .yaml")],
+    path: Annotated[
+        Path | None, typer.Option(help="Your folder of pictures and captions: becomes data.path.")
+    ] = None,
+) -> None:
     """Write params.yaml from a preset, comments included; keeps your data, register and tracking settings."""
     from goal.config import drawn, presets
 
-    kept = presets.use(preset)
+    kept = presets.use(preset, path)
     typer.echo(f"params.yaml is now {preset}; next: goal check, then dvc repro")
     params = config.load()
     if drawn.unfit(params.model.name, params.data.source):

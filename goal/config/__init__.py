@@ -3,6 +3,7 @@
 from goal.config.schema import (  # noqa: F401
     DATA_SOURCES,
     PARAMS_FILE,
+    Data,
     Detector,
     Felzenszwalb,
     Folder,

@@ -1,8 +1,9 @@
 """The kinds of values that a section of params.yaml holds."""
 
+import os
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _float(value: Any) -> Any:
@@ -15,6 +16,14 @@ def _float(value: Any) -> Any:
     return value
 
 
+def _no_home(path: str) -> str:
+    # DVC, which watches some of these paths, would look for a folder named `~`.
+    if path.startswith("~"):
+        raise ValueError(f"~ is not expanded here; write {os.path.expanduser(path)}")
+    return path
+
+
+PathText = Annotated[str, AfterValidator(_no_home)]
 Float = Annotated[float, BeforeValidator(_float), Field(allow_inf_nan=False)]
 Positive = Annotated[Float, Field(gt=0)]
 Weight = Annotated[Float, Field(ge=0)]

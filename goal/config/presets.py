@@ -1,6 +1,7 @@
 """Presets: scenes.yaml is the whole default with its comments, the others hold only what differs from it."""
 
 import io
+import os
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ FOLDER = Path("presets")
 DEFAULT = "scenes"
 # What belongs to the user: `use` keeps a value that no preset has.
 OWN = {"data": ("name", "path"), "register": ("name", "model"), "tracking": ("enabled", "experiment")}
+# What else says where and what the user's data are: a preset for the same source keeps all of it.
+OWN_DATA = ("name", "path", "max_megapixels", "max_rejected", "digest", "folder", "download")
+# Sources that read data.path.
+READ_PATH = ("folder", "goal_lists")
 
 
 def names() -> list[str]:
@@ -39,13 +44,16 @@ def load(name: str) -> schema.Params:
     return schema.parse(_values(name), str(path_of(name)))
 
 
-def use(name: str) -> dict[str, Any]:
-    """Write params.yaml from a preset, wholly or not at all.
+def use(name: str, path: Path | None = None) -> dict[str, Any]:
+    """Write params.yaml from a preset, wholly or not at all; `path`: the user's data, for data.path.
 
-    Returns what it kept of the user's settings: values by field, such as data.path.
+    Returns what it kept of the user's settings: values by field, such as data.path. Raises UserError for a
+    path that is not there or that the preset does not read.
     """
-    load(name)
-    kept = _own() if schema.PARAMS_FILE.exists() else {}
+    preset = load(name)
+    kept = _own(preset.model_dump(by_alias=True)["data"]) if schema.PARAMS_FILE.exists() else {}
+    if path is not None:
+        kept.setdefault("data", {})["path"] = _given(path, preset)
     text = complete(*(path_of(one).read_text(encoding="utf-8") for one in (DEFAULT, name)), kept)
     schema.parse(yaml.safe_load(text), str(schema.PARAMS_FILE))
     files.write_text(schema.PARAMS_FILE, text)
@@ -85,8 +93,18 @@ def _merge(values: Any, changes: Any) -> Any:
     return values
 
 
-def _own() -> dict[str, dict[str, Any]]:
-    """The values of OWN in params.yaml that no preset has."""
+def _given(path: Path, preset: schema.Params) -> str:
+    """The user's folder or file, absolute: `dvc exp run --temp` works in another folder."""
+    if preset.data.source not in READ_PATH:
+        raise UserError(f"--path {path}: data.source {preset.data.source} does not read a folder of yours")
+    whole = os.path.abspath(path.expanduser())
+    if not os.path.exists(whole):
+        raise UserError(f"--path {whole}: not found; name the folder of your captions file")
+    return whole
+
+
+def _own(preset_data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The values of OWN in params.yaml that no preset has, and of OWN_DATA if the source stays the same."""
     current, presets = schema.read(schema.PARAMS_FILE), [_values(name) for name in names()]
     own: dict[str, dict[str, Any]] = {}
     for section, fields in OWN.items():
@@ -94,6 +112,11 @@ def _own() -> dict[str, dict[str, Any]]:
             value = _at(current, section, field)
             if value not in (None, *(_at(values, section, field) for values in presets)):
                 own.setdefault(section, {})[field] = value
+    if _at(current, "data", "source") == preset_data["source"]:
+        mine = {field: _at(current, "data", field) for field in OWN_DATA}
+        own["data"] = {
+            field: value for field, value in mine.items() if value not in (None, preset_data[field])
+        }
     return own
 
 

@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from goal.config.fields import WORD, Cosine, Count, CountOrZero, Name, Positive, Section, Share, Weight
+from goal.config.fields import (
+    WORD,
+    Cosine,
+    Count,
+    CountOrZero,
+    Name,
+    PathText,
+    Positive,
+    Section,
+    Share,
+    Weight,
+)
 from goal.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
@@ -34,6 +45,8 @@ class Scenes(Section):
 
 
 class Folder(Section):
+    caption_column: str
+    near_copies: Annotated[int, Field(ge=0, le=255)]
     split_column: str
     val_share: Share
     test_share: Share
@@ -46,7 +59,7 @@ class Folder(Section):
 
 
 class Download(Section):
-    root: str
+    root: PathText
     accept_terms: Literal["", *RELEASED]
     gallery: CountOrZero
 
@@ -54,8 +67,10 @@ class Download(Section):
 class Data(Section):
     name: Name
     source: DATA_SOURCES
-    path: Annotated[str, Field(min_length=1)]
+    path: Annotated[PathText, Field(min_length=1)]
     max_megapixels: Positive
+    max_rejected: Share
+    digest: Literal["content", "size_and_mtime"]
     scenes: Scenes
     folder: Folder
     download: Download
@@ -63,7 +78,7 @@ class Data(Section):
 
 class Model(Section):
     name: Name
-    pretrained: Annotated[str, Field(min_length=1)]
+    pretrained: Annotated[PathText, Field(min_length=1)]
     context_length: Annotated[int, Field(ge=3)]
     keep_positions: Count
     view: Literal["center_crop", "squash"]
@@ -78,7 +93,7 @@ class Felzenszwalb(Section):
 
 class Sam(Section):
     model: Literal["vit_h", "vit_l", "vit_b"]
-    checkpoint: str
+    checkpoint: PathText
     points_per_side: Count
     points_per_batch: Count
     pred_iou_threshold: Share
@@ -90,7 +105,7 @@ class Sam(Section):
 
 class Detector(Section):
     model: Name
-    checkpoint: str
+    checkpoint: PathText
     min_score: Share
     max_boxes: Count
 
@@ -120,7 +135,7 @@ class Regions(Section):
 
 
 class Pairs(Section):
-    matcher: Annotated[str, Field(min_length=1)]
+    matcher: Annotated[PathText, Field(min_length=1)]
     sentences: Annotated[str, Field(pattern=r"^(embedded|punkt_tab/[a-z]+)$")]
     batch_size: Count
     shard_size: Count

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,11 @@ from typing import Any
 
 from goal.errors import UserError
 
+log = logging.getLogger(__name__)
+
 NAME = "captions"
+# Tried in this order where a CSV's header has no comma.
+DELIMITERS = (";", "\t", "|")
 _KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
 
 
@@ -26,10 +32,13 @@ class Line:
 def find(path: Path) -> Path:
     """The captions file: `path` itself, or the one captions.jsonl, .csv or .json in the folder `path`.
 
-    Raises UserError where there is none, or more than one.
+    Upper and lower case in its name are the same. Raises UserError where there is none, or more than one.
     """
     names = [f"{NAME}{suffix}" for suffix in READERS]
-    found = [path / name for name in names if (path / name).is_file()] if path.is_dir() else [path]
+    found = [path]
+    if path.is_dir():
+        files = sorted(os.listdir(path))
+        found = [path / file for name in names for file in files if file.lower() == name]
     if not found:
         fix = "set data.path to the folder that holds one, or to the file"
         raise UserError(f"{path}: no {' or '.join(names)} in it; {fix}")
@@ -38,7 +47,7 @@ def find(path: Path) -> Path:
         raise UserError(f"{path}: {both}; set data.path to the file to use")
     if not found[0].is_file():
         raise UserError(f"{path}: not found; set data.path to a folder of pictures with its captions file")
-    if found[0].suffix not in READERS:
+    if found[0].suffix.lower() not in READERS:
         raise UserError(f"{path}: a captions file ends in {', '.join(READERS)}")
     return found[0]
 
@@ -48,7 +57,7 @@ def read(file: Path) -> Iterator[Line]:
 
     Raises UserError, naming the line, where the rest of the file cannot be understood either.
     """
-    return READERS[file.suffix](file)
+    return READERS[file.suffix.lower()](file)
 
 
 def read_jsonl(file: Path) -> Iterator[Line]:
@@ -67,7 +76,11 @@ def read_jsonl(file: Path) -> Iterator[Line]:
 
 
 def _read_csv(file: Path) -> Iterator[Line]:
-    rows = csv.DictReader(io.StringIO(_text(file), newline=""), strict=True)
+    text = _text(file)
+    delimiter = _delimiter(text.partition("\n")[0])
+    if delimiter != ",":
+        log.info("%s: read with %r between the cells, as in its header", file, delimiter)
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     try:
         names = rows.fieldnames or []
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -77,7 +90,7 @@ def _read_csv(file: Path) -> Iterator[Line]:
             row = f"{file.name}:{rows.line_num}"
             if None in values:
                 more = f"{len(values[None])} cells more than the header has"
-                yield Line(row, {}, f"{more}; quote cells with commas")
+                yield Line(row, {}, f"{more}; quote cells that hold {delimiter!r}")
             else:
                 yield Line(row, {name: value for name, value in values.items() if value is not None})
     except csv.Error as error:
@@ -98,6 +111,12 @@ def _read_json(file: Path) -> Iterator[Line]:
 
 
 READERS = {".jsonl": read_jsonl, ".csv": _read_csv, ".json": _read_json}
+
+
+def _delimiter(header: str) -> str:
+    """What separates a CSV file's cells: a comma, unless its header would be one cell with another in it."""
+    names = next(csv.reader([header]), [])
+    return next((one for one in DELIMITERS if len(names) == 1 and one in header), ",")
 
 
 def _line(row: str, values: Any) -> Line:

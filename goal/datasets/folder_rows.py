@@ -1,23 +1,36 @@
 """Rows of a captions file or a published set, gathered by picture, or listed with what is wrong.
 
 A row names a picture (field image, filename, file_name or path, relative to the folder of pictures) and its
-caption or captions (field caption, captions or text; the first that is there), perhaps an `id` and a split.
-Rows of the same picture are joined. Captions are cleaned here, once for all stages.
+caption or captions (field caption, captions or text, or the column that params name), perhaps an `id` and a
+split. Rows of the same picture are joined. Captions are cleaned here, once for all stages.
 """
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from goal.cleaning import clean
+from goal.cleaning import clean, strip_tags
 from goal.datasets import manifest
 from goal.datasets.captions_file import Line
 from goal.datasets.images import ImageError, probe_all
 from goal.datasets.manifest import Rejected, Row
+from goal.errors import UserError
+
+if TYPE_CHECKING:
+    from goal.config import Data
 
 IMAGE_FIELDS = ("image", "filename", "file_name", "path")
 CAPTION_FIELDS = ("caption", "captions", "text")
+# Read where params name no column of splits, in rows that have it.
+SPLIT_FIELD = "split"
+SPLIT_NAMES = {split: split for split in manifest.SPLITS} | dict.fromkeys(
+    ("validation", "valid", "dev"), "val"
+)
+# Rejected, but nothing is lost by it.
+REPEATED = "same picture and caption again"
+EXAMPLES = 3
 
 
 class Fault(Exception):
@@ -26,32 +39,50 @@ class Fault(Exception):
 
 @dataclass
 class Picture:
-    """What the rows say of one picture: each caption with the row it came from; split "": by the shares.
+    """What the rows say of one picture; split "": by the shares.
 
-    cleaned: how many of its captions the cleaning changed.
+    rows: the row that each caption came from first. cleaned, tagged: how many of its captions the cleaning
+    changed, and how many had tags of HTML.
     """
 
     row: str
     id: str
     split: str
-    captions: dict[str, str] = field(default_factory=dict)
+    captions: list[str] = field(default_factory=list)
+    rows: dict[str, str] = field(default_factory=dict)
     cleaned: int = 0
+    tagged: int = 0
+
+
+class Usable(NamedTuple):
+    """A picture that decodes, the split that its rows name ("": none) and its thumbnail (images.Probed)."""
+
+    row: Row
+    split: str
+    thumbnail: bytes
 
 
 class Gathering:
     """The pictures below a folder, row by row, and the rows that cannot be used.
 
-    cleaned: captions that the cleaning changed, of the pictures that `probe` found usable.
+    published: the captions are a published set's, which stay as they are, save for CLIP's own cleaning.
+    cleaned, tagged: how many captions the cleaning changed, and how many had tags of HTML, of the pictures
+    that `probe` found usable. ambiguous: the caption fields of a row that has several.
     """
 
-    def __init__(self, folder: Path, split_column: str) -> None:
+    def __init__(
+        self, folder: Path, split_column: str, caption_column: str = "", published: bool = False
+    ) -> None:
         self.folder = folder
         self.split_column = split_column
+        self.caption_fields = (caption_column,) if caption_column else CAPTION_FIELDS
+        self.published = published
         self.pictures: dict[str, Picture] = {}
         self.rejected: list[Rejected] = []
         self.rows = 0
-        self.cleaned = 0
+        self.cleaned = self.tagged = 0
         self.fields: set[str] = set()
+        self.ambiguous: list[str] = []
         self._ids: dict[str, str] = {}
 
     def add(self, line: Line) -> None:
@@ -63,35 +94,56 @@ class Gathering:
             if line.fault:
                 raise Fault("unreadable row", line.fault)
             path = _inside(self.folder, name)
-            captions = _captions(line.values)
+            captions = self._captions(line.values)
             picture = self._picture(line, path)
         except Fault as fault:
             self.reject(line.row, line.values.get("id"), name, *fault.args)
             return
         for caption in captions:
             try:
-                text = _text(caption)
-                if text in picture.captions:
-                    raise Fault("same picture and caption again", f"first in {picture.captions[text]}")
+                cleaned = _text(caption)
+                text = cleaned if self.published else _own(cleaned)
+                first = picture.rows.setdefault(text, line.row)
+                # Among the five captions of some of COCO's pictures one comes twice.
+                if text in picture.captions and not (self.published and first == line.row):
+                    raise Fault(REPEATED, f"first in {first}")
             except Fault as fault:
                 self.reject(line.row, picture.id, path, *fault.args)
             else:
-                picture.captions[text] = line.row
-                picture.cleaned += text != caption.strip()
+                picture.captions.append(text)
+                picture.cleaned += cleaned != caption.strip()
+                picture.tagged += text != cleaned
 
-    def probe(self, max_megapixels: float, source: str) -> list[tuple[Row, str]]:
-        """The pictures that have captions and decode, each with its split; others are rejected."""
+    def probe(self, data: "Data") -> list[Usable]:
+        """The pictures that have captions and decode; others are rejected."""
         named = {path: one for path, one in self.pictures.items() if one.captions}
         files = [(self.folder / path).as_posix() for path in named]
-        sizes = probe_all(files, max_megapixels, self.folder.name)
+        found = probe_all(files, data.max_megapixels, self.folder.name, data.digest)
         rows = []
-        for (path, one), file, size in zip(named.items(), files, sizes, strict=True):
-            if isinstance(size, ImageError):
-                self.reject(one.row, one.id, path, size.reason, size.detail)
+        for (path, one), file, probed in zip(named.items(), files, found, strict=True):
+            if isinstance(probed, ImageError):
+                self.reject(one.row, one.id, path, probed.reason, probed.detail)
             else:
                 self.cleaned += one.cleaned
-                rows.append((Row(one.id, file, *size, tuple(one.captions), source), one.split))
+                self.tagged += one.tagged
+                captions = tuple(one.captions)
+                row = Row(one.id, file, *probed.size, captions, data.source, probed.digest)
+                rows.append(Usable(row, one.split, probed.thumbnail))
         return rows
+
+    def check_rejected(self, source: Path, allowed: float) -> None:
+        """Raise UserError, with reasons and examples, where more than this share of the rows is lost."""
+        lost = [one for one in self.rejected if one.reason != REPEATED]
+        count = len({one.row for one in lost})
+        # Rounded, so that 29 of 100 rows are not more than 0.29 of them.
+        if count > round(allowed * self.rows, 6):
+            reasons = ", ".join(f"{number:,} x {reason}" for reason, number in count_reasons(lost).items())
+            examples = "; ".join(map(str, lost[:EXAMPLES]))
+            raise UserError(
+                f"{source}: {count:,} of {self.rows:,} rows cannot be used ({reasons}); data.max_rejected "
+                f"allows {allowed:.0%}. The first: {examples}. Correct them, or set data.max_rejected: 1.0 "
+                "(once: `goal data --accept-rejected`) to go on without them"
+            )
 
     def reject(self, row: str, name: Any, image: Any, reason: str, detail: str) -> None:
         """List a row as not used."""
@@ -107,16 +159,38 @@ class Gathering:
             if other != path:
                 raise Fault("id of another picture", f"id {name!r} is that of {other}")
             known = self.pictures[path] = Picture(line.row, name, split)
-        elif known.split != split:
+        elif split and known.split not in ("", split):
             raise Fault("picture in two splits", f"{split} here, {known.split} in {known.row}")
+        known.split = known.split or split
         return known
 
     def _split(self, values: dict[str, Any]) -> str:
-        split = values.get(self.split_column) if self.split_column else ""
-        if self.split_column and split not in manifest.SPLITS:
+        """The split that a row names; "": none, and params name no column that must."""
+        named = values.get(self.split_column or SPLIT_FIELD)
+        if not self.split_column and named in (None, ""):
+            return ""
+        split = SPLIT_NAMES.get(named.strip().lower()) if isinstance(named, str) else None
+        if split is None:
+            fix = "" if self.split_column else f"; rename the column {SPLIT_FIELD} if it means something else"
             known = ", ".join(manifest.SPLITS)
-            raise Fault("unknown split", f"{self.split_column} is {split!r}, not one of {known}")
+            column = self.split_column or SPLIT_FIELD
+            raise Fault("unknown split", f"{column} is {named!r}, not one of {known}{fix}")
         return split
+
+    def _captions(self, values: dict[str, Any]) -> list[Any]:
+        there = [name for name in self.caption_fields if values.get(name) is not None]
+        if not self.ambiguous and len(filled := [name for name in there if values[name] not in ("", [])]) > 1:
+            self.ambiguous = filled
+        captions = values[there[0]] if there else None
+        if captions is None or captions == []:
+            none = "an empty list" if captions == [] else f"no field {' or '.join(self.caption_fields)}"
+            raise Fault("no caption", none)
+        return captions if isinstance(captions, list) else [captions]
+
+
+def count_reasons(rejected: list[Rejected]) -> dict[str, int]:
+    """How many rows were rejected for each reason, the most frequent first."""
+    return dict(Counter(one.reason for one in rejected).most_common())
 
 
 def _first(values: dict[str, Any], names: tuple[str, ...]) -> Any:
@@ -130,18 +204,13 @@ def _inside(folder: Path, name: Any) -> str:
     if not isinstance(name, str) or "\0" in name or _storable(name) != name:
         raise Fault("no picture named", f"{name!r} is not a path")
     top = os.path.abspath(folder)
+    # As Windows writes it; on Linux a name may hold a backslash, too.
+    if "\\" in name and not os.path.lexists(os.path.join(top, name)):
+        name = name.replace("\\", "/")
     path = os.path.relpath(os.path.join(top, name), top)
     if path.split(os.sep)[0] == os.pardir:
         raise Fault("path leaves the folder", f"pictures lie in the folder of the captions file, {folder}")
     return path
-
-
-def _captions(values: dict[str, Any]) -> list[Any]:
-    captions = _first(values, CAPTION_FIELDS)
-    if captions is None or captions == []:
-        none = "an empty list" if captions == [] else f"no field {' or '.join(CAPTION_FIELDS)}"
-        raise Fault("no caption", none)
-    return captions if isinstance(captions, list) else [captions]
 
 
 def _text(caption: Any) -> str:
@@ -153,6 +222,14 @@ def _text(caption: Any) -> str:
     text = clean(caption)
     if not text:
         raise Fault("empty caption", "nothing but blanks" if caption else "no character")
+    return text
+
+
+def _own(cleaned: str) -> str:
+    """A user's cleaned caption without tags of HTML; a Fault where it says nothing."""
+    text = strip_tags(cleaned)
+    if not any(map(str.isalpha, text)):
+        raise Fault("caption without a letter", f"found {cleaned!r}"[:80])
     return text
 
 

@@ -82,8 +82,9 @@ def collect(params: "Params", target: Path) -> Collected:
         {"id": row.id, "of": row.id.removesuffix("-crop"), "image": row.image, "caption": row.captions[0]}
         # A crop is a file of its own, and its box is all of that.
         | {"x1": 0.0, "y1": 0.0, "x2": float(row.width), "y2": float(row.height)}
-        for row, _ in gathering.probe(params.data.max_megapixels, "crops")
+        for row, _, _ in gathering.probe(params.data)
     ]
+    released.check_lost(params, gathering)
     return Collected(
         whole.splits,
         {"joint": manifest.table(joint, manifest.JOINT)} if joint else {},
@@ -115,7 +116,7 @@ def _files(root: Path) -> dict[str, str]:
 
 def _crops(crops: Iterable[Entry], images: dict[str, str], root: Path, files: dict[str, str]) -> Gathering:
     """The crops of the test pictures `images`, by id."""
-    gathering = Gathering(root, "")
+    gathering = Gathering(root, "", published=True)
     for crop in crops:
         if crop.crop_of not in images:
             gathering.reject(crop.row, crop.name, crop.name, "crop of no test picture", crop.crop_of)

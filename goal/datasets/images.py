@@ -1,11 +1,13 @@
 """Pictures from files: a usable one becomes upright 8-bit RGB (the image frame), any other is an error."""
 
+import hashlib
 import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +23,15 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000
 # What Pillow's decoders raise on damaged files.
 DAMAGE = (OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError)
 DAMAGE += (RuntimeError, struct.error, zlib.error)
+# The kinds of HEIC, as a phone takes it, by which its files begin.
+HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# The largest value in 12 and in 16 bits, white.
+WHITE_12, WHITE_16 = 4095, 65535
 QUARTER_TURNS = (5, 6, 7, 8)
+# What the digest of a picture can be of: its bytes, or its size and time of modification.
+CONTENT, STAT = "content", "size_and_mtime"
+THUMBNAIL = (8, 8)  # pixels
+DIGEST_BYTES = 16
 
 
 class ImageError(UserError):
@@ -37,43 +47,67 @@ class ImageError(UserError):
         return ": ".join(filter(None, (str(self.path), self.reason, self.detail)))
 
 
+@dataclass(frozen=True)
+class Probed:
+    """A usable picture: (width, height) in the image frame, its file's digest, RGB thumbnail (8 * 8 * 3)."""
+
+    size: tuple[int, int]
+    digest: str
+    thumbnail: bytes
+
+
 def open_image(path: Path | str, max_megapixels: float) -> Image.Image:
     """The picture as RGB in the image frame: EXIF orientation applied, transparency over white, first frame.
 
-    16-bit greys keep their scale; 32-bit greys, which have no fixed white, span their own range.
+    16-bit greys keep their scale; those in which no value exceeds 12 bits have them, as from a microscope or
+    X-ray, and white is 4095. 32-bit greys, which have no fixed white, span their own range.
     Raises ImageError for a missing, empty, damaged or too large file (seen in the header, before decoding).
     """
     with _opened(path, max_megapixels) as image:
         return _rgb(ImageOps.exif_transpose(_jpeg(image) or image))
 
 
-def probe(path: Path | str, max_megapixels: float) -> tuple[int, int]:
-    """Width and height in the image frame of a picture that decodes to its end; raises as open_image does."""
+def probe(path: Path | str, max_megapixels: float, digest: str = CONTENT) -> Probed:
+    """Decode a picture to its end; `digest` says of what its digest is. Raises as open_image does."""
     with _opened(path, max_megapixels) as image:
         width, height = image.size
-        if image.draft(None, (1, 1)) is None:
-            return ImageOps.exif_transpose(image).size
-        # A JPEG: reading all of it at an eighth of its size finds a cut file at a third of the cost.
-        image.load()
+        # Reading all of a JPEG at an eighth of its size finds a cut file at a third of the cost. `whole`: the
+        # picture's part of what comes out; its last column and row may stand for fewer pixels.
+        _, whole = image.draft(None, (1, 1)) or (None, None)
+        small = _rgb(image).resize(THUMBNAIL, Image.Resampling.BILINEAR, whole)
+        small.info = image.info
         turned = image.getexif().get(ExifTags.Base.Orientation) in QUARTER_TURNS
-        return (height, width) if turned else (width, height)
+        size = (height, width) if turned else (width, height)
+        return Probed(size, digest_of(path, digest), ImageOps.exif_transpose(small).tobytes())
+
+
+def digest_of(path: Path | str, kind: str) -> str:
+    """Hex digest of a picture's file: of its bytes (`content`) or of its size and time (`size_and_mtime`)."""
+    with open(path, "rb") as file:
+        if kind == CONTENT:
+            # The decoder has just read the file, so that it comes from the page cache.
+            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=DIGEST_BYTES)).hexdigest()
+        stat = os.stat(file.fileno())
+        known = f"{stat.st_size} {stat.st_mtime_ns}".encode()
+        return hashlib.blake2b(known, digest_size=DIGEST_BYTES).hexdigest()
 
 
 def probe_all(
-    paths: Sequence[Path | str], max_megapixels: float, label: str
-) -> list[tuple[int, int] | ImageError]:
+    paths: Sequence[Path | str], max_megapixels: float, label: str, digest: str = CONTENT
+) -> list[Probed | ImageError]:
     """Probe many pictures on all cores; `label` stands before the progress bar."""
+    probed = partial(_probed, max_megapixels=max_megapixels, digest=digest)
     # A few pictures are read sooner than processes start.
     if len(paths) < 64:
-        return [_probed(path, max_megapixels) for path in tqdm(paths, label, unit=" pictures")]
+        return [probed(path) for path in tqdm(paths, label, unit=" pictures")]
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        probed = pool.map(partial(_probed, max_megapixels=max_megapixels), paths, chunksize=16)
-        return list(tqdm(probed, label, total=len(paths), unit=" pictures"))
+        found = pool.map(probed, paths, chunksize=16)
+        return list(tqdm(found, label, total=len(paths), unit=" pictures"))
 
 
-def _probed(path: Path | str, max_megapixels: float) -> tuple[int, int] | ImageError:
+def _probed(path: Path | str, max_megapixels: float, digest: str) -> Probed | ImageError:
     try:
-        return probe(path, max_megapixels)
+        return probe(path, max_megapixels, digest)
     except ImageError as error:
         return error
 
@@ -96,10 +130,18 @@ def _opened(path: Path | str, max_megapixels: float) -> Iterator[Image.Image]:
     except PermissionError as error:
         raise ImageError(path, "no permission to read it") from error
     except UnidentifiedImageError as error:
-        empty = os.path.getsize(path) == 0
-        raise ImageError(path, "empty file (0 bytes)" if empty else "not a picture") from error
+        raise ImageError(path, *_unidentified(path)) from error
     except DAMAGE as error:
         raise ImageError(path, "damaged picture", str(error)) from error
+
+
+def _unidentified(path: Path | str) -> tuple[str, str]:
+    """Why none of FORMATS fits a file: the reason and its detail."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if head[4:8] == b"ftyp" and head[8:12] in HEIC:
+        return "HEIC picture", "not read here; save it as JPEG or PNG"
+    return ("not a picture", f"begins with {head!r}") if head else ("empty file (0 bytes)", "")
 
 
 def _jpeg(image: Image.Image) -> Image.Image | None:
@@ -122,7 +164,8 @@ def _jpeg(image: Image.Image) -> Image.Image | None:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        return _from_grey(np.asarray(image).astype(np.float64) / 257)
+        grey = np.asarray(image).astype(np.float64)
+        return _from_grey(grey / ((WHITE_12 if grey.max() <= WHITE_12 else WHITE_16) / 255))
     if image.mode in ("I", "F"):
         grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
         span = grey.max() - grey.min()

@@ -22,7 +22,8 @@ ROW_GROUP = 4096
 _BOX = [(side, pa.float32()) for side in ("x1", "y1", "x2", "y2")]
 
 # id: unique in the file; image: path, relative to the project's root or absolute; width, height: image frame;
-# captions: cleaned (goal.cleaning), so that character offsets in them hold in what CLIP reads.
+# captions: cleaned (goal.cleaning), so that character offsets in them hold in what CLIP reads; digest: of the
+# picture's file, so that all that depends on the manifest depends on what the pictures show.
 MANIFEST = pa.schema(
     [
         ("id", pa.string()),
@@ -31,6 +32,7 @@ MANIFEST = pa.schema(
         ("height", pa.int32()),
         ("captions", pa.list_(pa.string())),
         ("source", pa.string()),
+        ("digest", pa.string()),
     ]
 )
 # A picture that equals test picture `twin_of` but for one attribute.
@@ -49,7 +51,10 @@ REJECTED = pa.schema([(name, pa.string()) for name in ("row", "id", "image", "re
 
 @dataclass(frozen=True)
 class Row:
-    """One picture with its captions; `image` is a path, width and height are in the image frame."""
+    """One picture with its captions; `image` is a path, width and height are in the image frame.
+
+    digest: of the picture's file (images.digest_of); "" where the picture was not probed.
+    """
 
     id: str
     image: str
@@ -57,6 +62,7 @@ class Row:
     height: int
     captions: tuple[str, ...]
     source: str
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,10 @@ class Rejected:
     image: str
     reason: str
     detail: str
+
+    def __str__(self) -> str:
+        """One line, of what is known."""
+        return ": ".join(filter(None, (self.row, self.image, self.reason, self.detail)))
 
 
 @contextmanager
@@ -132,13 +142,16 @@ def write_table(rows: pa.Table, path: Path) -> None:
 class Collected:
     """What a source found: rows by split, further tables by file name, rejected rows.
 
-    cleaned: how many of the captions the cleaning changed.
+    cleaned, tagged: how many of the captions the cleaning changed, and how many had tags of HTML.
+    first_alike: each id's first picture that shows the same, by id, if the source looked for near copies.
     """
 
     splits: dict[str, list[Row]]
     tables: dict[str, pa.Table] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
     cleaned: int = 0
+    tagged: int = 0
+    first_alike: dict[str, str] = field(default_factory=dict)
 
 
 def by_split(rows: Iterable[tuple[Row, str]]) -> dict[str, list[Row]]:

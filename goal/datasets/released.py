@@ -5,7 +5,6 @@ Each set's own file turns its layout into rows; see docs/data.md.
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from goal.config import paths
 from goal.datasets import manifest
 from goal.datasets.captions_file import Line
-from goal.datasets.folder_rows import Gathering
+from goal.datasets.folder_rows import Gathering, count_reasons
 from goal.datasets.manifest import Collected
 from goal.datasets.unpack import unpack
 from goal.errors import UserError
@@ -139,25 +138,33 @@ def line(row: str, name: str, image: str, captions: list[Any], split: str) -> Li
 def rows(params: "Params", lines: Iterable[Line], pictures: Path) -> Collected:
     """The rows whose pictures, below `pictures`, decode; the others are rejected with reasons.
 
-    Raises UserError, with what is to be done by hand, where there is no picture at all.
+    Raises UserError where there is no picture at all, with what is to be done by hand, and where more rows
+    are lost than data.max_rejected allows.
     """
     name = params.data.source
-    gathering = Gathering(pictures, SPLIT)
+    gathering = Gathering(pictures, SPLIT, published=True)
     for one in lines:
         gathering.add(one)
-    splits = manifest.by_split(gathering.probe(params.data.max_megapixels, name))
-    reasons = Counter(rejected.reason for rejected in gathering.rejected)
+    splits = manifest.by_split((one.row, one.split) for one in gathering.probe(params.data))
     if not any(splits.values()):
-        reason = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+        reasons = count_reasons(gathering.rejected).items()
+        reason = ", ".join(f"{count} x {reason}" for reason, count in reasons)
         raise UserError(f"{pictures}: no usable picture ({reason}). {RELEASES[name].by_hand}".strip())
-    if missing := reasons["not found"]:
-        log.warning(
-            "%s: %d pictures are missing in %s: numbers on this set are not comparable with others'",
-            name,
-            missing,
-            pictures,
-        )
+    check_lost(params, gathering)
     return Collected(splits, rejected=gathering.rejected, cleaned=gathering.cleaned)
+
+
+def check_lost(params: "Params", gathering: Gathering) -> None:
+    """Warn of every row of a published set that is lost; raises UserError beyond data.max_rejected."""
+    gathering.check_rejected(gathering.folder, params.data.max_rejected)
+    if gathering.rejected:
+        reasons = count_reasons(gathering.rejected).items()
+        log.warning(
+            "%s: rows are lost in %s (%s): numbers on this set are not comparable with others'",
+            params.data.source,
+            gathering.folder,
+            ", ".join(f"{count} x {reason}" for reason, count in reasons),
+        )
 
 
 def expect(source: Path, what: str, found: int, expected: int) -> None:

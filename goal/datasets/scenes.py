@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from goal.config import paths
-from goal.datasets import manifest, scenes_layout, scenes_render, scenes_words
+from goal.datasets import images, manifest, scenes_layout, scenes_render, scenes_words
 from goal.datasets.manifest import Collected, Row
 
 if TYPE_CHECKING:
@@ -76,10 +76,12 @@ def draw(params: "Params", folder: Path, key: SceneKey) -> dict[str, list]:
     if key.twin:
         scene, attribute = scenes_layout.change(scene, streams["twin"])
     picture, boxes = scenes_render.render(scene, sizes.image_size)
-    scenes_render.save(picture, folder / "images" / f"{key.id}.png")
+    file = folder / "images" / f"{key.id}.png"
+    scenes_render.save(picture, file)
     caption, spans = scenes_words.long_caption(scene, streams["words"])
-    path = paths.data_dir(params.data.name) / "images" / f"{key.id}.png"
-    row = Row(key.id, path.as_posix(), sizes.image_size, sizes.image_size, (caption,), "scenes")
+    path = paths.data_dir(params.data.name) / "images" / file.name
+    size, digest = (sizes.image_size, sizes.image_size), images.digest_of(file, images.CONTENT)
+    row = Row(key.id, path.as_posix(), *size, (caption,), "scenes", digest)
     if key.twin:
         of = replace(key, twin=False).id
         return {"twins": [vars(row) | {"twin_of": of, "attribute": attribute}]}

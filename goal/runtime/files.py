@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ def atomic(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        draft.unlink(missing_ok=True)
+        # A read-only disk refuses that too, even where there is no such file.
+        with suppress(OSError):
+            draft.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -26,6 +26,11 @@ _ABBREVIATIONS = """
 """
 _NEVER_LAST = "mr mrs ms dr prof rev vs ca cf viz approx e.g i.e"
 _BEFORE_NUMBERS = "no nos fig figs p pp vol ch sec eq art nr mar apr jun jul sep"
+# German, in which an ordinal is a number with a full stop and what it counts has a capital: am 3. Mai.
+_AFTER_ORDINALS = """
+    januar februar märz april mai juni juli august september oktober november dezember
+    jahrhundert stock stockwerk etage reihe
+"""
 _AFTER_INCHES = "wide long tall high deep thick across by x diameter in of"
 # Words that open a sentence with a capital and are small inside one. Behind an abbreviation, an initial or an
 # ellipsis they tell Punkt that a sentence begins ("at 4.5 m. The wall"), where a name does not ("St. Mary").
@@ -75,5 +80,6 @@ def _embedded() -> "PunktParameters":
     parameters.ortho_context.update(dict.fromkeys(starters, _ORTHO_MID_LC))
     parameters.collocations = set(product(_NEVER_LAST.split(), starters))
     parameters.collocations |= {(word, "##number##") for word in _BEFORE_NUMBERS.split()}
+    parameters.collocations |= {("##number##", word) for word in _AFTER_ORDINALS.split()}
     parameters.collocations |= {("in", word) for word in _AFTER_INCHES.split()}
     return parameters

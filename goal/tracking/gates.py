@@ -21,7 +21,7 @@ LINEAGE = {
     "goal.model": "the digest of its weights",
     "goal.name": "which model it is",
     "goal.data": "its data set",
-    "goal.preset": "its parameters",
+    "goal.preset": "its set of parameters",
     "goal.deps": "the md5 of what its training read",
     "goal.outs": "the md5 of what its training wrote",
     "goal.lock": "its way through dvc.lock",

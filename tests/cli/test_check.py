@@ -4,7 +4,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from goal import config
@@ -14,6 +17,7 @@ from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import UserError
 from goal.model import architectures, embedded
+from goal.stages import data
 from tests.disks import Disk
 from tests.imports import ROOT
 
@@ -73,6 +77,87 @@ def test_counted_parameters_are_those_of_the_weights() -> None:
 def test_what_cannot_work_is_named(sections: dict, words: str) -> None:
     _, faults = texts("docci-b16", **sections)
     assert any(words in fault for fault in faults)
+
+
+def own(folder: Path, header: str = "image,caption") -> dict[str, dict]:
+    """Params of a folder of 30 pictures, and the folder."""
+    (folder / "own").mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(30):
+        Image.fromarray(draw.integers(0, 256, (9, 9, 3), np.uint8)).save(folder / f"own/{number}.png")
+    lines = [header, *(f"{number}.png,A caption of {number}." for number in range(30))]
+    (folder / "own/captions.csv").write_text("\n".join(lines))
+    return {"data": {"source": "folder", "path": str(folder / "own"), "name": "mine"}}
+
+
+def test_the_first_rows_of_a_captions_file_and_their_pictures_are_read(tmp_path: Path) -> None:
+    sections = own(tmp_path)
+    found = check.facts(changed(sections))
+    text = "captions.csv: fields caption, image; the first 20 rows give 20 usable pictures"
+    assert any(fact.text.endswith(text) for fact in found)
+    for number in range(3):
+        (tmp_path / f"own/{number}.png").unlink()
+    (fact,) = (fact for fact in check.facts(changed(sections)) if "the first 20 rows" in fact.text)
+    assert fact.text.endswith(
+        "17 usable pictures; rejected: 3 x not found; the first: captions.csv:2: 0.png: not found"
+    )
+    for number in range(3, 30):
+        (tmp_path / f"own/{number}.png").unlink()
+    _, faults = texts("own-data", **sections)
+    assert any(
+        "none of 20 rows can be used; the first, captions.csv:2: 0.png: not found" in one for one in faults
+    )
+
+
+def test_numbers_that_are_small_are_not_nothing(tmp_path: Path) -> None:
+    facts, _ = texts("own-data", **own(tmp_path))
+    data.run(changed({"data": {"source": "folder", "path": str(tmp_path / "own"), "name": "mine"}}))
+    facts, _ = texts("own-data", data={"source": "folder", "path": str(tmp_path / "own"), "name": "mine"})
+    assert " thousand tokens" in facts["stage1"]
+
+
+def test_goal_data_goes_on_with_unusable_rows_where_a_flag_accepts_them(tmp_path: Path) -> None:
+    sections = own(tmp_path)
+    for number in range(5):
+        (tmp_path / f"own/{number}.png").unlink()
+    Path("params.yaml").write_text(yaml.safe_dump(changed(sections).model_dump(by_alias=True)))
+    runner = CliRunner()
+    refused = runner.invoke(main.app, ["data"])
+    assert isinstance(refused.exception, UserError)
+    assert "5 of 30 rows cannot be used (5 x not found); data.max_rejected allows 5%" in str(
+        refused.exception
+    )
+    assert not Path("data/mine").exists()
+    assert runner.invoke(main.app, ["data", "--accept-rejected"]).exit_code == 0
+    assert len(manifest.read_table(Path("data/mine/rejected.parquet"), manifest.REJECTED)) == 5
+
+
+def test_a_captions_file_that_the_stage_refuses_is_a_fault(tmp_path: Path) -> None:
+    _, faults = texts("own-data", **own(tmp_path, "picture,caption"))
+    assert any("no row has a field image" in fault for fault in faults)
+    (tmp_path / "own/captions.csv").write_bytes("image,caption\n1.png,é".encode("latin-1"))
+    _, faults = texts("own-data", data={"source": "folder", "path": str(tmp_path / "own")})
+    assert any("captions.csv:2: not UTF-8" in fault for fault in faults)
+
+
+def test_numbers_of_another_data_set_of_that_name_are_not_shown(tmp_path: Path) -> None:
+    sections = own(tmp_path)
+    params = changed(sections)
+    (fact,) = (fact for fact in check.facts(params) if "training pictures" in fact.text)
+    assert fact.text == "folder: training pictures: known after `goal data`"
+    data.run(params)
+    count = len(manifest.read(Path("data/mine/train.parquet")))
+    assert any(fact.text == f"folder: training pictures: {count}" for fact in check.facts(params))
+    shutil.copytree(tmp_path / "own", tmp_path / "other")
+    other = changed({"data": sections["data"] | {"path": str(tmp_path / "other")}})
+    assert any("known after `goal data`" in fact.text for fact in check.facts(other))
+
+
+def changed(sections: dict[str, dict]) -> config.Params:
+    values = presets.load("own-data").model_dump(by_alias=True)
+    for section, fields in sections.items():
+        values[section] |= fields
+    return config.parse(values, "test")
 
 
 def test_the_verbs() -> None:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from goal import config
 from goal.cli import main
 from goal.config import presets
 from goal.errors import UserError
+from tests.disks import Disk
 from tests.imports import ROOT
 
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
@@ -118,6 +120,70 @@ def test_use_keeps_what_is_the_user_s_and_says_so() -> None:
     # What another preset wrote is not the user's.
     assert "data.name" not in presets.use("scenes")
     assert (config.load().data.name, config.load().data.path) == ("scenes", "/data/catalogue: summer")
+
+
+def test_a_preset_for_the_same_source_leaves_everything_about_the_data() -> None:
+    presets.use("own-data")
+    # Even a value that some preset has, such as one that a user wrote into a preset.
+    own = Path("presets/own-data.yaml")
+    own.write_text(own.read_text().replace("path: my-data", "path: /data/catalogue"))
+    mine = {"path": "/data/catalogue", "name": "docci", "max_rejected": 0.2}
+    folder = {"split_column": "part", "caption_column": "text", "near_copies": 0}
+    edit(data=mine | {"folder": values(PARAMS)["data"]["folder"] | folder})
+    before = config.load().data
+    kept = presets.use("own-data-b16")
+    assert config.load().model.name == "ViT-B-16"
+    assert config.load().data == before
+    assert mine == {field: kept[f"data.{field}"] for field in mine}
+    presets.use("docci-b16")
+    assert config.load().data.source == "docci"
+    edit(data={"download": {"root": "/big", "accept_terms": "docci", "gallery": 5100}})
+    presets.use("docci-l14")
+    download = config.load().data.download
+    assert (download.root, download.accept_terms) == ("/big", "docci")
+
+
+def test_use_takes_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home/pictures of mine").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    whole = str(tmp_path / "home/pictures of mine")
+    for given in (whole, "home/pictures of mine", "~/pictures of mine"):
+        presets.use("scenes")
+        used = CliRunner().invoke(main.app, ["use", "own-data", "--path", given])
+        assert used.exit_code == 0, used.output
+        assert config.load().data.path == whole
+    presets.use("own-data-b16")
+    assert config.load().data.path == whole
+    before = PARAMS.read_bytes()
+    for name, path, words in (
+        ("own-data", "nowhere", r"--path .*/nowhere: not found"),
+        ("docci-b16", "home", r"--path home: data.source docci does not read a folder"),
+    ):
+        with pytest.raises(UserError, match=words):
+            presets.use(name, Path(path))
+    assert PARAMS.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [("data", "path"), ("model", "pretrained"), ("pairs", "matcher")],
+)
+def test_a_path_that_only_a_shell_understands_is_refused(section: str, field: str) -> None:
+    edit(**{section: {field: "~/mine"}})
+    with pytest.raises(UserError, match=f"params.yaml: {section}.{field}: .*~ is not expanded here; write /"):
+        config.load()
+
+
+def test_use_in_a_project_that_cannot_be_written(
+    small_disk: Callable[[int], Disk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk(1024)
+    shutil.copytree("presets", disk.path / "presets")
+    monkeypatch.chdir(disk.path)
+    presets.use("scenes")
+    disk.forbid_writing()
+    with pytest.raises(UserError, match="^params.yaml: cannot be written: Read-only file system"):
+        presets.use("own-data")
 
 
 @pytest.mark.parametrize("text", ["", "seed: 0\n", "- 1\n", "data: 3\ntracking: {experiment: goal}\n"])

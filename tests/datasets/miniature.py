@@ -63,7 +63,8 @@ def run(
     accept: the set whose terms are accepted; None: this one.
     """
     download = {"root": str(root), "accept_terms": source if accept is None else accept, "gallery": gallery}
-    stage.run(build(name=f"my-{source}", source=source, download=download, **data))
+    values = {"name": f"my-{source}", "source": source, "download": download, "max_rejected": 1.0}
+    stage.run(build(**values | data))
     splits = {split: manifest.read(paths.manifest(f"my-{source}", split)) for split in manifest.SPLITS}
     for rows in splits.values():
         for row in rows:

@@ -1,12 +1,15 @@
 """Bring your own: pictures and captions of every form and fault, through the data stage."""
 
+import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from goal.datasets import manifest
 from goal.errors import UserError
 from tests.datasets.conftest import Build
 from tests.datasets.own import read, rejected, rows, run, write
@@ -154,6 +157,125 @@ def test_captions_are_cleaned_once_and_counted(build: Build, own: Path) -> None:
     assert json.loads(Path("data/own/summary.json").read_text())["captions_cleaned"] == 3
 
 
+def test_tags_of_html_are_taken_out_and_counted(build: Build, own: Path) -> None:
+    given = [
+        "<p>A <b>red</b>&nbsp;car.</p><p>It <i>shines</i>.<br/>A lot.</p>",
+        "A sign reads <EXIT>, 3 < 4 and 5 > 4.",
+        "<p></p>",
+        "&lt;b&gt;Bold&lt;/b&gt; words <!-- not these -->here",
+    ]
+    write(own, [*rows()[1:], {"image": "images/0.png", "captions": given}])
+    run(build, own)
+    assert read()["images/0.png"].captions == (
+        "A red\xa0car.\nIt shines.\nA lot.",
+        "A sign reads <EXIT>, 3 < 4 and 5 > 4.",
+        "Bold words here",
+    )
+    assert [row["reason"] for row in rejected()] == ["caption without a letter"]
+    assert json.loads(Path("data/own/summary.json").read_text())["captions_with_html"] == 2
+
+
+@pytest.mark.parametrize("caption", ["-", "0", "...", "12.5", "\ufffd\ufffd", "\u200b\u200d", "🌻"])
+def test_a_caption_without_a_letter_says_nothing(build: Build, own: Path, caption: str) -> None:
+    write(own, [*rows()[1:], {"image": "images/0.png", "caption": caption}])
+    run(build, own)
+    assert len(read()) == 9
+    assert [row["reason"] for row in rejected()] == ["caption without a letter"]
+
+
+def test_captions_that_are_alike_are_counted_in_a_warning(build: Build, own: Path, caplog) -> None:
+    write(own, [row | {"caption": "A product."} if number < 4 else row for number, row in enumerate(rows())])
+    run(build, own)
+    assert "4 of 10 captions are the same, 'A product.'" in caplog.text
+    caplog.clear()
+    write(own, rows())
+    run(build, own)
+    assert "are the same" not in caplog.text
+
+
+def test_of_two_caption_fields_the_user_names_one(build: Build, own: Path) -> None:
+    """The short one must not be taken without a word."""
+    write(own, [row | {"text": f"A long text of {row['caption']}"} for row in rows()], ".csv")
+    with pytest.raises(UserError, match=r"fields caption and text; set data.folder.caption_column"):
+        run(build, own)
+    run(build, own, folder={"caption_column": "text"})
+    assert read()["images/3.png"].captions == ("A long text of Caption 3.",)
+    write(own, [{"image": row["image"], "title": row["caption"]} for row in rows()], ".csv")
+    run(build, own, folder={"caption_column": "title"})
+    assert len(read()) == 10
+    # An empty one beside it does not count.
+    write(own, [row | {"text": ""} for row in rows()], ".csv")
+    run(build, own)
+    assert len(read()) == 10
+
+
+def test_captions_in_another_language_than_the_sentences_warn(build: Build, own: Path, caplog) -> None:
+    write(
+        own,
+        [
+            row | {"caption": f"Das Bild {number} ist rot und auf der Wand."}
+            for number, row in enumerate(rows())
+        ],
+    )
+    run(build, own)
+    assert "the captions look German, pairs.sentences: embedded is English" in caplog.text
+    assert "punkt_tab/german" in caplog.text
+
+
+def test_too_many_unusable_rows_stop_and_are_named(build: Build, own: Path) -> None:
+    lost = [{"image": f"images/lost {number}.png", "caption": "x"} for number in range(3)]
+    write(own, [*rows(), *lost, {"image": "images/0.png", "caption": "-"}])
+    with pytest.raises(UserError) as stopped:
+        run(build, own, max_rejected=0.05)
+    words = str(stopped.value)
+    assert "4 of 14 rows cannot be used (3 x not found, 1 x caption without a letter)" in words
+    assert "allows 5%" in words
+    assert "captions.jsonl:14: images/0.png: caption without a letter: found '-'; " in words
+    assert "captions.jsonl:11: images/lost 0.png: not found" in words
+    assert "\n" not in words
+    assert list(Path("data").iterdir()) == []
+    run(build, own, max_rejected=0.3)
+    assert len(rejected()) == 4
+    # Nothing is lost with a row that comes twice.
+    write(own, rows() * 2)
+    run(build, own, max_rejected=0.0)
+    assert len(rejected()) == 10
+
+
+def test_no_usable_row_is_told_without_empty_parts(build: Build, own: Path) -> None:
+    (own / "captions.jsonl").write_text("{\n")
+    with pytest.raises(UserError) as stopped:
+        run(build, own)
+    assert ": :" not in str(stopped.value)
+    assert "the first, captions.jsonl:1: unreadable row: not JSON" in str(stopped.value)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_csv_with_another_delimiter_is_read_and_that_is_said(
+    build: Build, own: Path, delimiter: str, caplog
+) -> None:
+    with caplog.at_level("INFO"):
+        entries = [row | {"caption": f"One, {row['caption']}"} for row in rows()]
+        with (own / "captions.csv").open("w", newline="") as out:
+            table = csv.DictWriter(out, entries[0], delimiter=delimiter)
+            table.writeheader()
+            table.writerows(entries)
+        run(build, own)
+    assert read()["images/3.png"].captions == ("One, Caption 3.",)
+    assert f"read with {delimiter!r} between the cells" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["captions.CSV", "Captions.csv", "CAPTIONS.CSV"])
+def test_upper_case_and_windows_paths(build: Build, own: Path, name: str) -> None:
+    (own / "images/a\\b.png").write_bytes((own / "images/9.png").read_bytes())
+    entries = [row | {"image": row["image"].replace("/", "\\")} for row in rows()[:9]]
+    write(own, [*entries, {"image": "images/a\\b.png", "caption": "A name with a backslash."}], ".csv")
+    (own / "captions.csv").rename(own / name)
+    for path in (own, own / name):
+        run(build, path)
+        assert set(read()) == {f"images/{number}.png" for number in range(9)} | {"images/a\\b.png"}
+
+
 def test_csv_row_with_too_many_or_too_few_cells(build: Build, own: Path) -> None:
     file = write(own, rows(), ".csv")
     file.write_text(file.read_text() + "images/0.png,one,two\nimages/1.png\n", newline="")
@@ -177,8 +299,8 @@ def test_csv_row_with_too_many_or_too_few_cells(build: Build, own: Path) -> None
         ("captions.csv", b'image,caption\na.png,"open\n', "captions.csv:.*not CSV"),
         (
             "captions.csv",
-            b"image;caption\na.png;x\n",
-            "no row has a field image .* fields found: image;caption",
+            b"image&caption\na.png&x\n",
+            "no row has a field image .* fields found: image&caption",
         ),
         ("captions.csv", b"image,caption,caption\n", "column 'caption' comes twice"),
         ("captions.csv", "image,caption\na.png,é\n".encode("latin-1"), "captions.csv:2: not UTF-8"),
@@ -235,6 +357,34 @@ def test_the_same_bytes_again(build: Build, own: Path) -> None:
     first = content()
     run(build, own)
     assert content() == first
+
+
+def test_a_picture_replaced_by_one_of_the_same_size_changes_the_manifest(build: Build, own: Path) -> None:
+    """Not its size alone: two uncompressed pictures of one shape have as many bytes."""
+    write(own, [row | {"image": f"images/{number}.bmp"} for number, row in enumerate(rows())])
+    pictures = sorted((own / "images").glob("*.png"))
+    for picture in pictures:
+        Image.open(picture).save(picture.with_suffix(".bmp"))
+
+    def bytes_of_splits(**more: str) -> list[bytes]:
+        run(build, own, **more)
+        return [Path(f"data/own/{split}.parquet").read_bytes() for split in manifest.SPLITS]
+
+    before, by_time = bytes_of_splits(), bytes_of_splits(digest="size_and_mtime")
+    for picture in pictures:
+        file = picture.with_suffix(".bmp")
+        stat = file.stat()
+        ImageOps.invert(Image.open(file)).save(file)
+        assert file.stat().st_size == stat.st_size
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = bytes_of_splits()
+    assert all(old != new for old, new in zip(before, after, strict=True))
+    assert bytes_of_splits() == after
+    # The fast way looks at sizes and times alone.
+    assert bytes_of_splits(digest="size_and_mtime") == by_time
+    for picture in pictures:
+        os.utime(picture.with_suffix(".bmp"))
+    assert bytes_of_splits(digest="size_and_mtime") != by_time
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the shared photographs are not beside the project")

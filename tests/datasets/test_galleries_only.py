@@ -66,6 +66,36 @@ def test_coco_on_disk(build: Build, tmp_path, monkeypatch) -> None:
         run(build, "coco", tmp_path)
 
 
+def test_a_published_gallery_stays_whole_though_a_caption_comes_twice(
+    build: Build, tmp_path, monkeypatch, caplog
+) -> None:
+    """COCO has four such pictures, and captions without a letter or with tags are the gallery's, too."""
+    has(monkeypatch, "coco", 2)
+    images = json.loads(karpathy_file("val2014"))["images"]
+    images[3]["sentences"][4] = images[3]["sentences"][1]
+    images[4]["sentences"][0]["raw"] = "5"
+    images[4]["sentences"][1]["raw"] = "A <b>bold</b> word."
+    put(tmp_path, {"dataset_coco.json": json.dumps({"images": images}).encode()})
+    put(tmp_path / "val2014", {f"{n}.jpg": jpeg(n) for n in range(5)})
+    first, second = run(build, "coco", tmp_path, max_rejected=0.0)["test"]
+    assert first.captions == ("Short 3.0", "Short 3.1", "Short 3.2", "Short 3.3", "Short 3.1")
+    assert second.captions[:2] == ("5", "A <b>bold</b> word.")
+    assert rejected("coco") == []
+    assert "not comparable" not in caplog.text
+
+
+def test_every_lost_row_of_a_published_set_warns(build: Build, tmp_path, monkeypatch, caplog) -> None:
+    """A damaged picture, not only a missing one."""
+    has(monkeypatch, "coco", 2)
+    put(tmp_path, {"dataset_coco.json": karpathy_file("val2014")})
+    put(tmp_path / "val2014", {f"{n}.jpg": jpeg(n) for n in range(4)} | {"4.jpg": jpeg(4)[:200]})
+    assert ids(run(build, "coco", tmp_path)) == {"test": ["3"]}
+    assert "rows are lost in" in caplog.text
+    assert "(1 x damaged picture): numbers on this set are not comparable" in caplog.text
+    with pytest.raises(UserError, match=r"1 of 2 rows cannot be used \(1 x damaged picture\)"):
+        run(build, "coco", tmp_path, max_rejected=0.05)
+
+
 def test_flickr30k(build: Build, tmp_path, monkeypatch) -> None:
     has(monkeypatch, "flickr30k", 2)
     with pytest.raises(UserError, match=r"no pictures of flickr30k: fill in the form .*images\.tar\.gz"):

@@ -68,7 +68,7 @@ def test_truncated(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x.{suffix}"
     Image.fromarray(noise).save(path)
     whole = path.read_bytes()
-    assert open_image(path, LIMIT).size == probe(path, LIMIT) == (300, 200)
+    assert open_image(path, LIMIT).size == probe(path, LIMIT).size == (300, 200)
     for share in (0.1, 0.5, 0.9):
         path.write_bytes(whole[: int(len(whole) * share)])
         assert reason(path) in ("damaged picture", "not a picture")
@@ -145,13 +145,13 @@ def test_exif_orientation(tmp_path: Path, suffix: str, orientation: int) -> None
     )
     Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **lossless)
     image = open_image(path, LIMIT)
-    assert image.size == probe(path, LIMIT) == (60, 40)
+    assert image.size == probe(path, LIMIT).size == (60, 40)
     assert np.abs(np.asarray(image).astype(int) - upright).max() <= (6 if suffix == "jpg" else 0)
 
 
 def test_broken_exif_is_no_fault_of_the_picture(tmp_path: Path) -> None:
     photo().save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 40)
-    assert open_image(tmp_path / "x.jpg", LIMIT).size == probe(tmp_path / "x.jpg", LIMIT) == (60, 40)
+    assert open_image(tmp_path / "x.jpg", LIMIT).size == probe(tmp_path / "x.jpg", LIMIT).size == (60, 40)
 
 
 def test_cmyk(tmp_path: Path) -> None:
@@ -202,11 +202,54 @@ def test_palette_and_its_transparent_entry(tmp_path: Path) -> None:
     assert pixels == [(10, 20, 30), (200, 100, 50), WHITE]
 
 
+@pytest.mark.parametrize("suffix", ["tiff", "png"])
+def test_twelve_bits_in_sixteen_are_not_black(tmp_path: Path, suffix: str) -> None:
+    ramp = np.array([[0, 1024, 2048, 4095]], np.uint16)
+    Image.fromarray(ramp).save(tmp_path / f"x.{suffix}")
+    assert np.asarray(open_image(tmp_path / f"x.{suffix}", LIMIT))[0, :, 0].tolist() == [0, 64, 128, 255]
+    # One value beyond, and they are 16 bits.
+    Image.fromarray(np.append(ramp, [[4096]], axis=1).astype(np.uint16)).save(tmp_path / f"x.{suffix}")
+    assert np.asarray(open_image(tmp_path / f"x.{suffix}", LIMIT))[0, :, 0].tolist() == [0, 4, 8, 16, 16]
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"hevc"])
+def test_heic_is_named(tmp_path: Path, brand: bytes) -> None:
+    (tmp_path / "x.heic").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(100))
+    with pytest.raises(ImageError, match="x.heic: HEIC picture: not read here; save it as JPEG or PNG"):
+        open_image(tmp_path / "x.heic", LIMIT)
+
+
+def test_what_is_no_picture_shows_how_it_begins(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_text("<!DOCTYPE html><p>Not found</p>")
+    with pytest.raises(ImageError, match="not a picture: begins with b'<!DOCTYPE html>"):
+        probe(tmp_path / "x.jpg", LIMIT)
+
+
+def test_thumbnails_of_copies_are_nearly_the_same(tmp_path: Path) -> None:
+    """Also of a picture whose sides no eighth divides, and of one that its EXIF data turns."""
+    draw = np.random.default_rng(0)
+    whole = Image.fromarray(draw.integers(60, 200, (7, 9, 3), np.uint8)).resize((427, 325))
+    other = Image.fromarray(draw.integers(60, 200, (7, 9, 3), np.uint8)).resize((427, 325))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    copies = {"x.png": whole, "x.jpg": whole, "half.webp": whole.resize((213, 162)), "other.png": other}
+    for name, image in copies.items():
+        image.save(tmp_path / name)
+    whole.rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif)
+    thumbnails = {
+        name: np.frombuffer(probe(tmp_path / name, LIMIT).thumbnail, np.uint8).astype(int)
+        for name in (*copies, "turned.jpg")
+    }
+    differ = {name: np.abs(one - thumbnails["x.png"]).max() for name, one in thumbnails.items()}
+    assert all(differ[name] <= 8 for name in ("x.jpg", "half.webp", "turned.jpg")), differ
+    assert differ["other.png"] > 20
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "RGB"])
 def test_one_pixel(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (1, 1), 255 if mode != "RGB" else WHITE).save(tmp_path / "x.png")
     assert open_image(tmp_path / "x.png", LIMIT).getpixel((0, 0)) == WHITE
-    assert probe(tmp_path / "x.png", LIMIT) == (1, 1)
+    assert probe(tmp_path / "x.png", LIMIT).size == (1, 1)
 
 
 def test_first_frame_of_an_animation(tmp_path: Path) -> None:
@@ -245,7 +288,7 @@ def test_probe_all_keeps_the_order_and_brings_errors_from_other_processes(tmp_pa
     assert [number for number, one in enumerate(found) if isinstance(one, ImageError)] == list(
         range(0, 80, 10)
     )
-    assert {one for one in found if not isinstance(one, ImageError)} == {(60, 40)}
+    assert {one.size for one in found if not isinstance(one, ImageError)} == {(60, 40)}
     assert str(found[0]) == f"{tmp_path / 'none.png'}: not found"
 
 

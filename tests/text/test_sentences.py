@@ -29,6 +29,7 @@ SPLIT = {
     "inches": "It is 6 in. wide.| The tray is 8 in.| The cup stands in.| Cats play.",
     "exclamation and question": "What a view!| Is it real?| Yes.",
     "both marks": "Really?!| Yes!!!| Fine.",
+    "German ordinals": "Am 3. Mai 1900 stand er im 2. Stock.| Das Bild ist aus dem 19. Jahrhundert.| Ja.",
     "quote at the end": 'He said "Stop."| Then he left.',
     "curly quote at the end": "He said “Stop.”| Then he left.",
     "quote inside": 'The words "Keep out!" are red.| The door is shut.',
