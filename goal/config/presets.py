@@ -1,6 +1,9 @@
 """Presets: scenes.yaml is the whole default with its comments, the others hold only what differs from it."""
 
 import io
+import logging
+import os
+from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,14 @@ from goal.config import schema
 from goal.errors import UserError
 from goal.runtime import files
 
+log = logging.getLogger(__name__)
+
 FOLDER = Path("presets")
 DEFAULT = "scenes"
 # What belongs to the user: `use` keeps a value that no preset has.
 OWN = {"data": ("name", "path"), "register": ("name", "model"), "tracking": ("enabled", "experiment")}
+# Sources that read data.path. Elsewhere it names their code, and DVC would watch a folder for nothing.
+READ_PATH = ("folder", "goal_lists")
 
 
 def names() -> list[str]:
@@ -36,7 +43,8 @@ def path_of(name: str) -> Path:
 
 def load(name: str) -> schema.Params:
     """All parameters of a preset; raises UserError as `config.load` does, and for an unknown name."""
-    return schema.parse(_values(name), str(path_of(name)))
+    values = (schema.read(path_of(one)) for one in (DEFAULT, name))
+    return schema.parse(_merge(*values), str(path_of(name)))
 
 
 def use(name: str) -> dict[str, Any]:
@@ -45,11 +53,43 @@ def use(name: str) -> dict[str, Any]:
     Returns what it kept of the user's settings: values by field, such as data.path.
     """
     load(name)
-    kept = _own() if schema.PARAMS_FILE.exists() else {}
-    text = complete(*(path_of(one).read_text(encoding="utf-8") for one in (DEFAULT, name)), kept)
-    schema.parse(yaml.safe_load(text), str(schema.PARAMS_FILE))
+    texts = {one: path_of(one).read_text(encoding="utf-8") for one in names()}
+    current = schema.read(schema.PARAMS_FILE) if schema.PARAMS_FILE.exists() else {}
+    text, kept = applied(name, texts, current, Path.cwd())
     files.write_text(schema.PARAMS_FILE, text)
-    return {f"{section}.{field}": value for section, own in kept.items() for field, value in own.items()}
+    return kept
+
+
+def applied(name: str, texts: Mapping[str, str], current: Any, home: Path) -> tuple[str, dict[str, Any]]:
+    """The text of params.yaml for a preset with what `current` has of the user's, and these values by field.
+
+    texts: of all presets, by name; current: the values of params.yaml; home: the project's root, for a
+    relative data.path. Raises UserError for texts that are no valid parameters.
+    """
+    presets = {one: _merge(_values(texts, DEFAULT), _values(texts, one)) for one in texts}
+    kept = _own(current, [*presets.values()], home)
+    source = _at(presets[name], "data", "source")
+    if source not in READ_PATH and "path" in kept.get("data", {}):
+        log.warning(
+            "not kept: data.path: %s: the source %s does not read it", kept["data"].pop("path"), source
+        )
+    text = complete(texts[DEFAULT], texts[name], kept)
+    schema.parse(yaml.safe_load(text), str(schema.PARAMS_FILE))
+    return absolute(text, home), {
+        f"{section}.{field}": value for section, own in kept.items() for field, value in own.items()
+    }
+
+
+def absolute(text: str, home: Path) -> str:
+    """A valid parameter file with data.path, relative to `home`, made absolute where the source reads it.
+
+    Flows and `dvc exp run --temp` run in a copy of the project, in which a relative path names nothing.
+    """
+    values = yaml.safe_load(text)
+    path = _at(values, "data", "path")
+    if _at(values, "data", "source") not in READ_PATH or Path(path).is_absolute():
+        return text
+    return complete(text, text, {"data": {"path": os.path.abspath(home / path)}})
 
 
 def complete(default: str, overlay: str, own: dict[str, dict[str, Any]] | None = None) -> str:
@@ -72,12 +112,14 @@ def complete(default: str, overlay: str, own: dict[str, dict[str, Any]] | None =
     return text.getvalue()
 
 
-def _values(name: str) -> Any:
-    return _merge(schema.read(path_of(DEFAULT)), schema.read(path_of(name)))
+def _values(texts: Mapping[str, str], name: str) -> Any:
+    return schema.from_text(texts[name], str(FOLDER / f"{name}.yaml"))
 
 
 def _merge(values: Any, changes: Any) -> Any:
-    """Put `changes` into `values`, section by section; a list is replaced as a whole."""
+    """Put `changes` into `values`, section by section; a list is replaced as a whole, unless it is equal."""
+    if values == changes:
+        return values  # which has comments and its style
     if not isinstance(values, dict) or not isinstance(changes, dict):
         return changes
     for key, value in changes.items():
@@ -85,14 +127,16 @@ def _merge(values: Any, changes: Any) -> Any:
     return values
 
 
-def _own() -> dict[str, dict[str, Any]]:
-    """The values of OWN in params.yaml that no preset has."""
-    current, presets = schema.read(schema.PARAMS_FILE), [_values(name) for name in names()]
+def _own(current: Any, presets: list[Any], home: Path) -> dict[str, dict[str, Any]]:
+    """The values of OWN in `current` that no preset has."""
     own: dict[str, dict[str, Any]] = {}
     for section, fields in OWN.items():
         for field in fields:
+            known = [None, *(_at(values, section, field) for values in presets)]
+            if (section, field) == ("data", "path"):
+                known += [os.path.abspath(home / path) for path in known if path]
             value = _at(current, section, field)
-            if value not in (None, *(_at(values, section, field) for values in presets)):
+            if value not in known:
                 own.setdefault(section, {})[field] = value
     return own
 
