@@ -123,9 +123,9 @@ def check(
     facts = checks.facts(params)
     for fact in facts:
         typer.echo(f"{fact.topic:<13} {'FAULT: ' if fact.fault else ''}{fact.text}")
-    faults = sum(fact.fault for fact in facts)
+    faults = [f"{fact.topic}: {fact.text}" for fact in facts if fact.fault]
     if faults:
-        raise UserError(f"{faults} of these cannot work; fix the lines marked FAULT")
+        raise UserError(f"this cannot work; fix {'; '.join(faults)}")
 
 
 @app.command(rich_help_panel=DAILY)
@@ -209,7 +209,13 @@ def promote(
     params = config.load()
     from goal.tracking import promotion
 
-    decision = promotion.judge(params, version, new_data, alias)
+    try:
+        decision = promotion.judge(params, version, new_data, alias)
+    except promotion.HasAlias as error:
+        if not dry_run:
+            raise
+        typer.echo(f"dry run: {error}")
+        return
     _print(decision.rich())
     if not dry_run:
         promotion.promote(params, decision, reason)

@@ -81,15 +81,40 @@ def applied(name: str, texts: Mapping[str, str], current: Any, home: Path) -> tu
 
 
 def absolute(text: str, home: Path) -> str:
-    """A valid parameter file with data.path, relative to `home`, made absolute where the source reads it.
+    """A valid parameter file with every path of the user's, relative to `home`, made absolute.
 
     Flows and `dvc exp run --temp` run in a copy of the project, in which a relative path names nothing.
     """
-    values = yaml.safe_load(text)
-    path = _at(values, "data", "path")
-    if _at(values, "data", "source") not in READ_PATH or Path(path).is_absolute():
-        return text
-    return complete(text, text, {"data": {"path": os.path.abspath(home / path)}})
+    for field, path in relative(yaml.safe_load(text), home).items():
+        *sections, last = field.split(".")
+        changes: dict[str, Any] = {last: path}
+        for section in reversed(sections):
+            changes = {section: changes}
+        text = complete(text, text, changes)
+    return text
+
+
+def relative(values: Any, home: Path) -> dict[str, str]:
+    """The fields of valid parameters that name a file or folder relative to `home`, and its absolute path."""
+    data, regions = values["data"], values["regions"]
+    found = {
+        "data.path": data["path"] if data["source"] in READ_PATH else "",
+        "data.download.root": data["download"]["root"],
+        "regions.sam.checkpoint": regions["sam"]["checkpoint"],
+        "regions.detector.checkpoint": regions["detector"]["checkpoint"],
+    }
+    # These may also be names of weights, or a model of the pipeline, which a copy of the project has too.
+    names = {"model.pretrained": values["model"]["pretrained"], "pairs.matcher": values["pairs"]["matcher"]}
+    found |= {
+        field: name
+        for field, name in names.items()
+        if Path(name).parts[0] != "models" and (home / name).exists()
+    }
+    return {
+        field: os.path.abspath(home / path)
+        for field, path in found.items()
+        if path and not Path(path).is_absolute()
+    }
 
 
 def complete(default: str, overlay: str, own: dict[str, dict[str, Any]] | None = None) -> str:

@@ -39,6 +39,10 @@ PREDECESSOR = "goal.predecessor"
 RESERVED = re.compile(rf"{CHALLENGER}|{PREVIOUS}.*|latest|[vV]\d+")
 
 
+class HasAlias(UserError):
+    """The version to promote has the alias already."""
+
+
 def judge(
     params: Params, version: int | None = None, new_data: bool = False, alias: str = CHAMPION
 ) -> Decision:
@@ -46,7 +50,7 @@ def judge(
 
     new_data: the benchmark was changed on purpose: the champion's numbers are left out of account.
     alias: another than `champion` has a champion of its own, served beside it.
-    Raises UserError where there is no such version or alias, or it is the champion already.
+    Raises UserError where there is no such version or alias, HasAlias where it is the champion already.
     """
     _previous(alias)
     name = params.register_.name
@@ -54,7 +58,7 @@ def judge(
         client = mlflow_store.connect()
         candidate, champion = _find(client, name, version), registry.by_alias(client, name, alias)
         if champion is not None and champion.version == candidate.version:
-            raise UserError(f"{name} version {candidate.version} is the {alias} already")
+            raise HasAlias(f"{name} version {candidate.version} is the {alias} already")
         faults = gates.missing(candidate.tags, registry.run_status(client, candidate))
         if champion is not None and not new_data:
             faults += [
