@@ -229,12 +229,15 @@ def promote(
 def rollback(
     reason: Annotated[str, typer.Option(help="Recorded on both versions.")],
     alias: Annotated[str, typer.Option(help="The alias to move back.")] = "champion",
+    to: Annotated[
+        int | None, typer.Option(help="A version's number; default: the one that had the alias before.")
+    ] = None,
 ) -> None:
-    """Give the alias back to the version that had it before."""
+    """Give the alias back to the version that had it before, or to a version that you name."""
     params = config.load()
     from goal.tracking import promotion
 
-    promotion.rollback(params, reason, alias)
+    promotion.rollback(params, reason, alias, to)
 
 
 def _print(table: "Table", notes: Sequence[str] = ()) -> None:
