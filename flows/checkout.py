@@ -3,9 +3,9 @@
 import copy
 import hashlib
 import os
-import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,15 +16,18 @@ import yaml
 from dvc.config_schema import RelPath
 from dvc.repo import Repo
 
+from flows import guard
 from goal import config
 from goal.config import presets
+from goal.config.schema import from_text
 from goal.errors import UserError
 from goal.runtime import locks
 
 BRANCHES = "runs"
 PLACE = Path(".dvc") / "tmp" / "flows"
+# Git-ignored, in a checkout: written last, so that a checkout without it was not made whole.
+MADE = Path(".dvc") / "tmp" / "made"
 CONFIG = Path(".dvc") / "config.local"
-PRESET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 # The commit's author: git need not know a name for the worker's account.
 AUTHOR = ("-c", "user.name=goal flow", "-c", "user.email=goal@localhost")
 TIMEOUT_SECONDS = 120
@@ -60,26 +63,42 @@ def held(home: Path, preset: str | None, overrides: list[str], log: Callable[[st
     finished one is found again. Of two such runs at the same time, the second one waits. Raises UserError for
     an unknown preset or a wrong override.
     """
-    if preset and not PRESET.fullmatch(preset):
-        raise UserError(f"preset {preset!r}: expected the name of a file of presets/, without .yaml")
     commit = _git(home, "rev-parse", "HEAD")
     left_out = _git(home, "diff", "--name-only", "HEAD").splitlines()
     if left_out:
         log(f"uncommitted, and no part of this run: {', '.join(left_out[:10])}")
-    sources = (f"presets/{presets.DEFAULT}.yaml", f"presets/{preset}.yaml") if preset else ("params.yaml",)
-    texts = [_git(home, "show", f"{commit}:{source}") + "\n" for source in sources]
-    text = presets.complete(*texts) if preset else texts[0]
-    values = overridden(yaml.safe_load(text), overrides)
-    content = yaml.safe_dump(values, sort_keys=False) if overrides else text
+    content = _parameters(home, commit, preset, overrides)
     name = hashlib.sha256(f"{commit}\n{content}".encode()).hexdigest()[:12]
     root = home / PLACE / name
     busy = f"another flow run has the same commit and parameters ({name}): waiting"
     with locks.held(root.with_suffix(".lock"), partial(log, busy)):
-        # DVC's configuration is written last: without it, the worktree is missing or not complete.
-        if not (root / CONFIG).exists():
+        if not (root / MADE).exists():
             _make(home, root, commit)
+        # Also in a checkout that a run left: the user's cache may have moved since.
+        _configure(home, root)
+        (root / MADE).parent.mkdir(exist_ok=True)
+        (root / MADE).touch()
         (root / "params.yaml").write_text(content, encoding="utf-8")
         yield root
+
+
+def _parameters(home: Path, commit: str, preset: str | None, overrides: list[str]) -> str:
+    """The text of params.yaml for a run; with a preset, what `goal use` would write at that commit."""
+    text = _show(home, commit, "params.yaml")
+    if preset:
+        folder = str(presets.FOLDER)
+        found = _git(home, "ls-tree", "--name-only", commit, f"{folder}/").splitlines()
+        texts = {Path(file).stem: _show(home, commit, file) for file in found if file.endswith(".yaml")}
+        if preset not in texts:
+            raise UserError(f"no preset {preset!r} in the commit; there are: {', '.join(texts)}")
+        text, _ = presets.applied(preset, texts, from_text(text, "params.yaml"), home)
+    values = from_text(text, "params.yaml")
+    changed = overridden(values, overrides)
+    return presets.absolute(presets.complete(text, text, changed) if changed != values else text, home)
+
+
+def _show(home: Path, commit: str, file: str) -> str:
+    return _git(home, "show", f"{commit}:{file}") + "\n"
 
 
 def branch(root: Path) -> str:
@@ -95,19 +114,31 @@ def keep(root: Path, message: str) -> None:
 
 
 def drop(home: Path, root: Path) -> None:
-    """Remove a worktree; its branch and what DVC cached stay."""
+    """Remove a worktree; its branch and what DVC cached stay.
+
+    Raises UserError, and removes nothing, where its results are not in the project's cache.
+    """
+    with Repo(str(home)) as mine, Repo(str(root)) as its:
+        if (kept := its.cache.local_cache_dir) != mine.cache.local_cache_dir:
+            raise UserError(f"{root}: its results are in {kept}, not in the project's cache; run it again")
+    _remove(home, root)
+
+
+def _remove(home: Path, root: Path) -> None:
     # Twice: also one that git locked because it was being made when its process was killed.
     _git(home, "worktree", "remove", "--force", "--force", str(root))
 
 
 def _make(home: Path, root: Path, commit: str) -> None:
     with suppress(UserError):
-        drop(home, root)
+        _remove(home, root)
     shutil.rmtree(root, ignore_errors=True)
     known = _git(home, "branch", "--list", branch(root))
     start = (str(root), branch(root)) if known else ("-b", branch(root), str(root), commit)
-    _git(home, "worktree", "add", *start)
-    _configure(home, root)
+    # Twice: also if git has the branch down as checked out there, in a worktree that a kill left half made.
+    words = ("git", "worktree", "add", "--force", "--force", *start)
+    # Guarded: else git would go on after a kill of this process, while the next run makes the checkout anew.
+    _run(home, sys.executable, guard.__file__, str(os.getpid()), *words)
 
 
 def _configure(home: Path, root: Path) -> None:
@@ -116,15 +147,20 @@ def _configure(home: Path, root: Path) -> None:
         # Relative to the worktree: DVC writes its configuration in ASCII, which the full path need not be.
         folder = RelPath(repo.cache.local_cache_dir)
         cache = {**repo.config.load_one("local").get("cache", {}), "dir": folder}
+    (root / CONFIG).unlink(missing_ok=True)  # a kill may have left a part of it
     with Repo(str(root)) as repo, repo.config.edit("local") as own:
         own["cache"] = cache
         own["core"] = {"autostage": True}
 
 
 def _git(folder: Path, *words: str) -> str:
+    return _run(folder, "git", *words)
+
+
+def _run(folder: Path, *words: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     result = subprocess.run(
-        ["git", *words],
+        words,
         cwd=folder,
         env=environment,
         capture_output=True,

@@ -8,6 +8,7 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage, Stage
 
 CODE = "code"  # the stage that lists the code of each other stage; it runs first
+DATA = "data"  # the stage that writes the manifests
 
 
 def stages(root: Path, targets: list[str]) -> list[str]:

@@ -16,7 +16,9 @@ from prefect.artifacts import (
     create_progress_artifact,
     update_progress_artifact,
 )
+from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from goal import config
@@ -37,6 +39,13 @@ def _best_effort() -> Iterator[None]:
             yield
     except (httpx.HTTPError, PrefectException) as error:
         get_run_logger().warning("missing on the run's page: %s: %s", type(error).__name__, error)
+
+
+@_best_effort()
+def tag(*names: str) -> None:
+    """Give the flow run more tags; Prefect's page filters and finds runs by them."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.get_id(), tags=[*flow_run.get_tags(), *names])
 
 
 class Progress:

@@ -2,18 +2,21 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from goal import clip, positions
-from goal.config import Params, drawn, paths
+from goal.config import Params, drawn, paths, presets
 from goal.datasets import folder, released, slices
 from goal.errors import UserError
 from goal.model import architectures
 from goal.model.network import GoalClip, Spec
+from goal.regions import WEIGHTS, known
+from goal.runtime import devices
+from goal.text import punkt
 from goal.training import batches
 from goal.training.plan import Plan
 
@@ -50,6 +53,7 @@ def facts(params: Params) -> list[Fact]:
     pictures = _pictures(params)
     return [
         *_model(params, spec),
+        *_paths(params),
         *_data(params, pictures),
         *_mining(params),
         *_training(params, spec, pictures),
@@ -74,7 +78,10 @@ def _model(params: Params, spec: Spec) -> Iterator[Fact]:
     longest = positions.longest(architectures.spec_of(model.name).context_length, model.keep_positions)
     if model.context_length > longest:
         yield Fact("model", f"model.context_length {model.context_length} is over {longest}", fault=True)
-    if model.pretrained == clip.EMBEDDED:
+    if model.pretrained == clip.EMBEDDED and spec.name != architectures.SCENES:
+        only = f"only {architectures.SCENES} comes with the package; set model.name to it"
+        yield Fact("weights", f"model.pretrained {clip.EMBEDDED}: {only}", fault=True)
+    elif model.pretrained == clip.EMBEDDED:
         yield Fact("weights", "embedded, nothing to download")
     elif (model.name, model.pretrained) in architectures.supported():
         yield Fact("weights", f"open_clip downloads {model.name}/{model.pretrained} unless its cache has it")
@@ -84,6 +91,11 @@ def _model(params: Params, spec: Spec) -> Iterator[Fact]:
         tags = sorted(tag for name, tag in architectures.supported() if name == model.name)
         known = f"neither a file nor a tag of {model.name} ({', '.join(tags) or 'it has none'})"
         yield Fact("weights", f"model.pretrained {model.pretrained!r} is {known}", fault=True)
+
+
+def _paths(params: Params) -> Iterator[Fact]:
+    for field, path in presets.relative(params.model_dump(by_alias=True), Path.cwd()).items():
+        yield Fact("paths", f"{field} is relative, which `dvc exp run --temp` cannot use; write {path}")
 
 
 def _pictures(params: Params) -> int | None:
@@ -123,12 +135,38 @@ def _data(params: Params, pictures: int | None) -> Iterator[Fact]:
 
 def _mining(params: Params) -> Iterator[Fact]:
     yield Fact("regions", f"{', '.join(params.regions.sources)} on {', '.join(params.regions.splits)}")
-    sam = params.regions.sam
-    if "sam" in params.regions.sources and not sam.checkpoint:
-        yield Fact("regions", f"SAM {sam.model}: its checkpoint is downloaded once")
-    elif "sam" in params.regions.sources and not Path(sam.checkpoint).exists():
-        yield Fact("regions", f"regions.sam.checkpoint {sam.checkpoint} does not exist", fault=True)
-    yield Fact("pairs", f"matched by {params.pairs.matcher}")
+    for name in sorted(WEIGHTS.keys() & set(params.regions.sources)):
+        yield from _network(params, name)
+    pairs = params.pairs
+    yield Fact("pairs", f"matched by {pairs.matcher}")
+    name, _, tag = pairs.matcher.partition("/")
+    known = pairs.matcher == "base" or (name, tag) in architectures.supported()
+    if not known and not Path(pairs.matcher).exists():
+        text = f"pairs.matcher {pairs.matcher}: neither base, nor a file, nor a network with its weights"
+        yield Fact("pairs", f"{text}, as in ViT-B-16/openai", fault=True)
+    yield from _refused("pairs", lambda: devices.resolve(pairs.device, "pairs.device"))
+    if pairs.sentences != punkt.EMBEDDED:
+        yield from _refused("pairs", lambda: punkt.load(pairs.sentences))
+
+
+def _network(params: Params, name: str) -> Iterator[Fact]:
+    """A source of regions that is a network: sam or detector."""
+    section = getattr(params.regions, name)
+    if not section.checkpoint:
+        yield Fact("regions", f"{name} {section.model}: its checkpoint is downloaded once")
+    elif not Path(section.checkpoint).exists():
+        text = f"regions.{name}.checkpoint {section.checkpoint} does not exist"
+        yield Fact("regions", text, fault=True)
+    yield from _refused("regions", lambda: devices.resolve(params.regions.device, "regions.device"))
+    yield from _refused("regions", lambda: known(name, section.model))
+
+
+def _refused(topic: str, stage: Callable[[], object]) -> Iterator[Fact]:
+    """The fault, if any, for which a stage would refuse to start."""
+    try:
+        stage()
+    except UserError as error:
+        yield Fact(topic, str(error), fault=True)
 
 
 def _training(params: Params, spec: Spec, pictures: int | None) -> Iterator[Fact]:
@@ -143,18 +181,23 @@ def _cost(params: Params, spec: Spec, pictures: int | None, name: str) -> str:
     """What a training needs, as text; raises UserError if it cannot start."""
     plan = Plan.of(params, name)
     stage = plan.stage
+    file = paths.manifest(params.data.name, "val")
+    if file.exists():
+        plan.check_validation(slices.count(file), file)
     if stage.epochs == 0:
         return "0 epochs: passes its weights on"
     if pictures is None:
         return f"{stage.epochs} epochs of batches of {stage.batch_size}"
     batches.check(plan.section, stage.batch_size, pictures, params.train.processes, params.data.name)
-    samples = stage.epochs * batches.steps_per_epoch(pictures, stage.batch_size) * stage.batch_size
+    steps = stage.epochs * batches.steps_per_epoch(pictures, stage.batch_size)
+    plan.check_steps(steps)
+    samples = steps * stage.batch_size
     patches = (spec.image_size // spec.patch_size) ** 2 + 1
     local = any(plan.loss_weights.get(term) for term in LOCAL_TERMS)
     views, texts = (2, CAPTION_TOKENS + SENTENCE_TOKENS) if local else (1, CAPTION_TOKENS)
     memory = _memory(params, spec, plan, views * patches, texts) / 2**30
     return (
-        f"{samples // stage.batch_size:,} steps, {samples:,} samples, about "
+        f"{steps:,} steps, {samples:,} samples, about "
         f"{_rounded(samples * (views * patches + texts))} tokens, about {memory:.1f} GiB on the device"
     )
 

@@ -154,9 +154,9 @@ def check(
     facts = checks.facts(params)
     for fact in facts:
         typer.echo(f"{fact.topic:<13} {'FAULT: ' if fact.fault else ''}{fact.text}")
-    faults = sum(fact.fault for fact in facts)
+    faults = [f"{fact.topic}: {fact.text}" for fact in facts if fact.fault]
     if faults:
-        raise UserError(f"{faults} of these cannot work; fix the lines marked FAULT")
+        raise UserError(f"this cannot work; fix {'; '.join(faults)}")
 
 
 @app.command(rich_help_panel=DAILY)
@@ -240,7 +240,13 @@ def promote(
     params = config.load()
     from goal.tracking import promotion
 
-    decision = promotion.judge(params, version, new_data, alias)
+    try:
+        decision = promotion.judge(params, version, new_data, alias)
+    except promotion.HasAlias as error:
+        if not dry_run:
+            raise
+        typer.echo(f"dry run: {error}")
+        return
     _print(decision.rich())
     if not dry_run:
         promotion.promote(params, decision, reason)
@@ -254,12 +260,15 @@ def promote(
 def rollback(
     reason: Annotated[str, typer.Option(help="Recorded on both versions.")],
     alias: Annotated[str, typer.Option(help="The alias to move back.")] = "champion",
+    to: Annotated[
+        int | None, typer.Option(help="A version's number; default: the one that had the alias before.")
+    ] = None,
 ) -> None:
-    """Give the alias back to the version that had it before."""
+    """Give the alias back to the version that had it before, or to a version that you name."""
     params = config.load()
     from goal.tracking import promotion
 
-    promotion.rollback(params, reason, alias)
+    promotion.rollback(params, reason, alias, to)
 
 
 def _print(table: "Table", notes: Sequence[str] = ()) -> None:

@@ -1,7 +1,9 @@
 """Presets: scenes.yaml is the whole default with its comments, the others hold only what differs from it."""
 
 import io
+import logging
 import os
+from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,15 @@ from goal.config import schema
 from goal.errors import UserError
 from goal.runtime import files
 
+log = logging.getLogger(__name__)
+
 FOLDER = Path("presets")
 DEFAULT = "scenes"
 # What belongs to the user: `use` keeps a value that no preset has.
 OWN = {"data": ("name", "path"), "register": ("name", "model"), "tracking": ("enabled", "experiment")}
 # What else says where and what the user's data are: a preset for the same source keeps all of it.
 OWN_DATA = ("name", "path", "max_megapixels", "max_rejected", "digest", "folder", "download")
-# Sources that read data.path.
+# Sources that read data.path. Elsewhere it names their code, and DVC would watch a folder for nothing.
 READ_PATH = ("folder", "goal_lists")
 
 
@@ -41,7 +45,8 @@ def path_of(name: str) -> Path:
 
 def load(name: str) -> schema.Params:
     """All parameters of a preset; raises UserError as `config.load` does, and for an unknown name."""
-    return schema.parse(_values(name), str(path_of(name)))
+    values = (schema.read(path_of(one)) for one in (DEFAULT, name))
+    return schema.parse(_merge(*values), str(path_of(name)))
 
 
 def use(name: str, path: Path | None = None) -> dict[str, Any]:
@@ -51,13 +56,74 @@ def use(name: str, path: Path | None = None) -> dict[str, Any]:
     path that is not there or that the preset does not read.
     """
     preset = load(name)
-    kept = _own(preset.model_dump(by_alias=True)["data"]) if schema.PARAMS_FILE.exists() else {}
-    if path is not None:
-        kept.setdefault("data", {})["path"] = _given(path, preset)
-    text = complete(*(path_of(one).read_text(encoding="utf-8") for one in (DEFAULT, name)), kept)
-    schema.parse(yaml.safe_load(text), str(schema.PARAMS_FILE))
+    texts = {one: path_of(one).read_text(encoding="utf-8") for one in names()}
+    current = schema.read(schema.PARAMS_FILE) if schema.PARAMS_FILE.exists() else {}
+    given = None if path is None else _given(path, preset)
+    text, kept = applied(name, texts, current, Path.cwd(), given)
     files.write_text(schema.PARAMS_FILE, text)
-    return {f"{section}.{field}": value for section, own in kept.items() for field, value in own.items()}
+    return kept
+
+
+def applied(
+    name: str, texts: Mapping[str, str], current: Any, home: Path, path: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The text of params.yaml for a preset with what `current` has of the user's, and these values by field.
+
+    texts: of all presets, by name; current: the values of params.yaml; home: the project's root, for a
+    relative data.path; path: what the user now gives as data.path. Raises UserError for texts that are no
+    valid parameters.
+    """
+    presets = {one: _merge(_values(texts, DEFAULT), _values(texts, one)) for one in texts}
+    kept = _own(current, [*presets.values()], home, presets[name]["data"])
+    if path is not None:
+        kept.setdefault("data", {})["path"] = path
+    source = _at(presets[name], "data", "source")
+    if source not in READ_PATH and "path" in kept.get("data", {}):
+        log.warning(
+            "not kept: data.path: %s: the source %s does not read it", kept["data"].pop("path"), source
+        )
+    text = complete(texts[DEFAULT], texts[name], kept)
+    schema.parse(yaml.safe_load(text), str(schema.PARAMS_FILE))
+    return absolute(text, home), {
+        f"{section}.{field}": value for section, own in kept.items() for field, value in own.items()
+    }
+
+
+def absolute(text: str, home: Path) -> str:
+    """A valid parameter file with every path of the user's, relative to `home`, made absolute.
+
+    Flows and `dvc exp run --temp` run in a copy of the project, in which a relative path names nothing.
+    """
+    for field, path in relative(yaml.safe_load(text), home).items():
+        *sections, last = field.split(".")
+        changes: dict[str, Any] = {last: path}
+        for section in reversed(sections):
+            changes = {section: changes}
+        text = complete(text, text, changes)
+    return text
+
+
+def relative(values: Any, home: Path) -> dict[str, str]:
+    """The fields of valid parameters that name a file or folder relative to `home`, and its absolute path."""
+    data, regions = values["data"], values["regions"]
+    found = {
+        "data.path": data["path"] if data["source"] in READ_PATH else "",
+        "data.download.root": data["download"]["root"],
+        "regions.sam.checkpoint": regions["sam"]["checkpoint"],
+        "regions.detector.checkpoint": regions["detector"]["checkpoint"],
+    }
+    # These may also be names of weights, or a model of the pipeline, which a copy of the project has too.
+    names = {"model.pretrained": values["model"]["pretrained"], "pairs.matcher": values["pairs"]["matcher"]}
+    found |= {
+        field: name
+        for field, name in names.items()
+        if Path(name).parts[0] != "models" and (home / name).exists()
+    }
+    return {
+        field: os.path.abspath(home / path)
+        for field, path in found.items()
+        if path and not Path(path).is_absolute()
+    }
 
 
 def complete(default: str, overlay: str, own: dict[str, dict[str, Any]] | None = None) -> str:
@@ -80,12 +146,14 @@ def complete(default: str, overlay: str, own: dict[str, dict[str, Any]] | None =
     return text.getvalue()
 
 
-def _values(name: str) -> Any:
-    return _merge(schema.read(path_of(DEFAULT)), schema.read(path_of(name)))
+def _values(texts: Mapping[str, str], name: str) -> Any:
+    return schema.from_text(texts[name], str(FOLDER / f"{name}.yaml"))
 
 
 def _merge(values: Any, changes: Any) -> Any:
-    """Put `changes` into `values`, section by section; a list is replaced as a whole."""
+    """Put `changes` into `values`, section by section; a list is replaced as a whole, unless it is equal."""
+    if values == changes:
+        return values  # which has comments and its style
     if not isinstance(values, dict) or not isinstance(changes, dict):
         return changes
     for key, value in changes.items():
@@ -103,19 +171,26 @@ def _given(path: Path, preset: schema.Params) -> str:
     return whole
 
 
-def _own(preset_data: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The values of OWN in params.yaml that no preset has, and of OWN_DATA if the source stays the same."""
-    current, presets = schema.read(schema.PARAMS_FILE), [_values(name) for name in names()]
+def _own(
+    current: Any, presets: list[Any], home: Path, preset_data: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The values of OWN in `current` that no preset has, and of OWN_DATA if the source stays the same."""
     own: dict[str, dict[str, Any]] = {}
     for section, fields in OWN.items():
         for field in fields:
+            known = [None, *(_at(values, section, field) for values in presets)]
+            if (section, field) == ("data", "path"):
+                known += [os.path.abspath(home / path) for path in known if path]
             value = _at(current, section, field)
-            if value not in (None, *(_at(values, section, field) for values in presets)):
+            if value not in known:
                 own.setdefault(section, {})[field] = value
     if _at(current, "data", "source") == preset_data["source"]:
         mine = {field: _at(current, "data", field) for field in OWN_DATA}
+        default = preset_data | {"path": os.path.abspath(home / preset_data["path"])}
         own["data"] = {
-            field: value for field, value in mine.items() if value not in (None, preset_data[field])
+            field: value
+            for field, value in mine.items()
+            if value not in (None, preset_data[field], default[field])
         }
     return own
 

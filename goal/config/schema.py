@@ -268,13 +268,19 @@ def load(path: Path = PARAMS_FILE) -> Params:
 def read(path: Path) -> Any:
     """The values of a YAML file; raises UserError where it cannot be read."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return from_text(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; run in the project's root, or `goal use <preset>`") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+def from_text(text: str, source: str) -> Any:
+    """The values of a YAML text; `source` is named in errors."""
+    try:
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
 
 
 def parse(values: Any, source: str) -> Params:

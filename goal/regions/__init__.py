@@ -108,6 +108,16 @@ def with_weights(params: config.Regions) -> config.Regions:
     return params.model_copy(update=named)
 
 
+def known(source: str, model: str) -> None:
+    """Raise UserError where a source cannot be used: its package is missing, or its model unknown."""
+    if source == "sam":
+        from goal.regions import sam_weights  # noqa: F401
+    if source == "detector":
+        from goal.regions import detector
+
+        detector.check_known(model)
+
+
 def checkpoints(params: config.Regions) -> list[Path]:
     """The files of the weights in use, in the order of the sources; params: from `with_weights`."""
     return [Path(getattr(params, name).checkpoint) for name in params.sources if name in WEIGHTS]

@@ -62,7 +62,7 @@ def file(params: config.Detector) -> Path:
 
     Raises UserError for an unknown name, or weights that cannot be had.
     """
-    _check_known(params.model)
+    check_known(params.model)
     if params.checkpoint:
         return Path(params.checkpoint)
     (path,) = download.fetch([_own(params.model)], Path(hub.get_dir(), "checkpoints"), params.model)
@@ -71,7 +71,7 @@ def file(params: config.Detector) -> Path:
 
 def load(params: config.Detector) -> nn.Module:
     """The network with the weights of params.checkpoint; raises UserError as Detector does."""
-    _check_known(params.model)
+    check_known(params.model)
     path = Path(params.checkpoint)
     weights, _ = tensorfiles.read(path)
     network = get_model(params.model, weights=None, weights_backbone=None)
@@ -95,7 +95,8 @@ def _own(model: str) -> Remote:
     return Remote(url, sha256=digits)
 
 
-def _check_known(model: str) -> None:
+def check_known(model: str) -> None:
+    """Raise UserError for a model that torchvision does not have."""
     known = list_models(module=detection)
     if model not in known:
         raise UserError(f"regions.detector.model: {model} is unknown; one of {', '.join(known)}")

@@ -37,10 +37,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("goal.promotion")
 
 DECISION = "goal.decision"
+# Of the registered model: the version that these functions gave the alias last.
+MOVED = "goal.champion"
 # The champion before this one: where `previous` goes on a rollback.
 PREDECESSOR = "goal.predecessor"
 # Aliases that mean something else, here or to MLflow.
 RESERVED = re.compile(rf"{CHALLENGER}|{PREVIOUS}.*|latest|[vV]\d+")
+
+
+class HasAlias(UserError):
+    """The version to promote has the alias already."""
 
 
 def judge(
@@ -50,15 +56,15 @@ def judge(
 
     new_data: the benchmark was changed on purpose: the champion's numbers are left out of account.
     alias: another than `champion` has a champion of its own, served beside it.
-    Raises UserError where there is no such version or alias, or it is the champion already.
+    Raises UserError where there is no such version or alias, HasAlias where it is the champion already.
     """
     _previous(alias)
     name = params.register_.name
     with mlflow_store.answering():
         client = mlflow_store.connect()
-        candidate, champion = _find(client, name, version), registry.by_alias(client, name, alias)
+        candidate, champion = _find(client, name, version), _holder(client, name, alias)[0]
         if champion is not None and champion.version == candidate.version:
-            raise UserError(f"{name} version {candidate.version} is the {alias} already")
+            raise HasAlias(f"{name} version {candidate.version} is the {alias} already")
         status, other = registry.run_status(client, candidate), None if new_data else champion
         with tempfile.TemporaryDirectory() as folder:
             mine = registry.fetch(client, candidate, Path(folder) / "version")
@@ -94,33 +100,62 @@ def promote(params: Params, decision: Decision, reason: str) -> None:
             replaced = f"replaces version {decision.champion}" if decision.champion else f"the first {alias}"
             replaced += ", not compared with it: the benchmark is new" if decision.new_data else ""
             if decision.champion:
-                client.set_model_version_tag(name, number, _predecessor(alias), str(decision.champion))
+                client.set_model_version_tag(name, number, _own(PREDECESSOR, alias), str(decision.champion))
                 client.set_registered_model_alias(name, _previous(alias), str(decision.champion))
-            client.set_registered_model_alias(name, alias, number)
+            _move(client, name, alias, number)
             _record(client, name, number, f"promoted: {reason or 'all gates passed'}; {replaced}")
     log.info("%s version %s is the %s; %s", name, number, alias, replaced)
 
 
-def rollback(params: Params, reason: str, alias: str = CHAMPION) -> None:
-    """Make `previous` the champion again, and the champion before that one `previous`."""
+def rollback(params: Params, reason: str, alias: str = CHAMPION, to: int | None = None) -> None:
+    """Give the alias back to the version that had it before, and `previous` to the one before that.
+
+    An alias that was moved outside goes back to where promote or rollback left it. to: the version that gets
+    the alias instead; no gate is asked. Raises UserError where there is nothing to go back to.
+    """
     name, back = params.register_.name, _previous(alias)
     with mlflow_store.answering():
         client = mlflow_store.connect()
-        champion = registry.by_alias(client, name, alias)
-        previous = registry.by_alias(client, name, back)
-        if champion is None or previous is None:
-            raise UserError(f"{name}: no version has the alias `{back}`; there is nothing to go back to")
-        with _moving(client, name, alias, int(champion.version), int(previous.version)):
-            client.set_registered_model_alias(name, alias, previous.version)
-            before = previous.tags.get(_predecessor(alias))
+        holder, left = _holder(client, name, alias)
+        target = _find(client, name, to or left) if to or left else registry.by_alias(client, name, back)
+        if target is None:
+            how = "`goal rollback --to N` gives the alias to version N"
+            raise UserError(
+                f"{name}: no version has the alias `{back}`: there is nothing to go back to; {how}"
+            )
+        old, new = int(holder.version) if holder else None, int(target.version)
+        if old == new:
+            raise HasAlias(f"{name} version {new} is the {alias} already")
+        with _moving(client, name, alias, old, new):
+            _move(client, name, alias, str(new))
+            before = target.tags.get(_own(PREDECESSOR, alias))
             if before:
                 client.set_registered_model_alias(name, back, before)
-            else:
+            elif registry.by_alias(client, name, back):
                 client.delete_registered_model_alias(name, back)
-            _record(client, name, champion.version, f"rolled back to version {previous.version}: {reason}")
-            again = f"{alias} again after version {champion.version}: {reason}"
-            _record(client, name, previous.version, again)
-    log.info("%s version %s is the %s again; it was %s", name, previous.version, alias, champion.version)
+            if old:
+                _record(client, name, str(old), f"rolled back to version {new}: {reason}")
+            _record(client, name, str(new), f"{alias} again after version {old or 'none'}: {reason}")
+    log.info("%s version %s is the %s again; it was %s", name, new, alias, old or "none")
+
+
+def _holder(client: "MlflowClient", name: str, alias: str) -> "tuple[ModelVersion | None, int | None]":
+    """The version with the alias; and where this module left the alias, if something else moved it since."""
+    version = registry.by_alias(client, name, alias)
+    left = registry.tags(client, name).get(_own(MOVED, alias))
+    found = str(version.version) if version else None
+    if left is None or left == found:
+        return version, None
+    log.warning(
+        "%s: the alias `%s` was moved outside `goal promote` and `goal rollback`: from version %s to %s",
+        name, alias, left, found or "none",
+    )  # fmt: skip
+    return version, int(left)
+
+
+def _move(client: "MlflowClient", name: str, alias: str, number: str) -> None:
+    client.set_registered_model_alias(name, alias, number)
+    client.set_registered_model_tag(name, _own(MOVED, alias), number)
 
 
 def _previous(alias: str) -> str:
@@ -132,8 +167,9 @@ def _previous(alias: str) -> str:
     return PREVIOUS if alias == CHAMPION else f"{PREVIOUS}-{alias}"
 
 
-def _predecessor(alias: str) -> str:
-    return PREDECESSOR if alias == CHAMPION else f"{PREDECESSOR}.{alias}"
+def _own(tag: str, alias: str) -> str:
+    """The tag of an alias."""
+    return tag if alias == CHAMPION else f"{tag}.{alias}"
 
 
 def _find(client: "MlflowClient", name: str, number: int | None) -> "ModelVersion":

@@ -36,6 +36,13 @@ def by_number(client: "MlflowClient", registered: str, number: int) -> "ModelVer
     return None
 
 
+def tags(client: "MlflowClient", registered: str) -> dict[str, str]:
+    """The tags of the registered model itself; empty where there is none."""
+    with unless(GONE):
+        return client.get_registered_model(registered).tags
+    return {}
+
+
 def run_status(client: "MlflowClient", version: "ModelVersion") -> str | None:
     """The state of the run that a version came from."""
     if not version.run_id:

@@ -92,6 +92,14 @@ class Plan:
                 "steps; lower it, or set more epochs"
             )
 
+    def check_validation(self, pictures: int, file: Path) -> None:
+        """Raise UserError where validation pictures are needed and their manifest `file` has none."""
+        if not pictures and (self.stage.keep == "best" or self.stage.patience):
+            raise UserError(
+                f"{self.section}.keep best and {self.section}.patience need validation pictures, and {file} "
+                "has none; set keep to last and patience to 0"
+            )
+
 
 def _bf16(precision: str, device: torch.device) -> bool:
     available, gpu = devices.has_bf16(device), device.type == "cuda"

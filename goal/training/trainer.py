@@ -260,9 +260,5 @@ def _examples(params: Params, plan: Plan, rows: list[Row], spec: Spec, group: Gr
 def _validation(params: Params, plan: Plan, spec: Spec) -> Validation | None:
     file = paths.manifest(params.data.name, "val")
     rows = manifest.read(file)
-    if not rows and (plan.stage.keep == "best" or plan.stage.patience):
-        raise UserError(
-            f"{plan.section}.keep best and {plan.section}.patience need validation pictures, and {file} has "
-            "none; set keep to last and patience to 0"
-        )
+    plan.check_validation(len(rows), file)
     return Validation(rows, spec, params.data.max_megapixels, plan.stage.batch_size) if rows else None

@@ -1,5 +1,6 @@
 """`goal check` reports what a preset needs and what cannot work, without a download."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from goal.model import architectures, embedded
 from goal.stages import data
 from tests.disks import Disk
 from tests.imports import ROOT
+
+DETECTOR = yaml.safe_load((ROOT / "params.yaml").read_text())["regions"]["detector"]
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +74,21 @@ def test_counted_parameters_are_those_of_the_weights() -> None:
             {"stage2": {"batch_size": 30}, "train": {"processes": 4}},
             "does not divide among train.processes 4",
         ),
-        ({"train": {"device": "cuda"}}, "cuda"),
+        ({"train": {"device": "cuda"}}, "params.yaml: train.device: cuda"),
+        ({"regions": {"device": "cuda"}}, "params.yaml: regions.device: cuda"),
+        ({"pairs": {"device": "cuda"}}, "params.yaml: pairs.device: cuda"),
+        ({"pairs": {"matcher": "ViT-L-14/opanai"}}, "pairs.matcher ViT-L-14/opanai: neither base, nor"),
+        ({"pairs": {"sentences": "punkt_tab/klingon"}}, "'punkt_tab/klingon' is not installed"),
+        ({"model": {"pretrained": "embedded"}}, "only scenes-vit comes with the package"),
+        ({"stage2": {"warmup_steps": 6020}}, "stage2.warmup_steps 6020: the training has only 6020 steps"),
+        (
+            {"regions": {"sources": ["detector"], "detector": DETECTOR | {"model": "yolo"}}},
+            "regions.detector.model: yolo is unknown",
+        ),
+        (
+            {"regions": {"sources": ["detector"], "detector": DETECTOR | {"checkpoint": "lost.pth"}}},
+            "regions.detector.checkpoint lost.pth does not exist",
+        ),
     ],
 )
 def test_what_cannot_work_is_named(sections: dict, words: str) -> None:
@@ -158,6 +175,42 @@ def changed(sections: dict[str, dict]) -> config.Params:
     for section, fields in sections.items():
         values[section] |= fields
     return config.parse(values, "test")
+
+
+def test_a_warm_up_as_long_as_the_training_is_named_for_the_user_s_own_pictures() -> None:
+    """Once `goal data` has counted them; and a model that is chosen by validation needs pictures for it."""
+    presets.use("scenes")
+    params = config.load()
+    rows = [Row(str(number), "a.png", 8, 8, ("A caption.",), "folder") for number in range(40)]
+    paths.data_dir(params.data.name).mkdir(parents=True)
+    manifest.write(rows, paths.manifest(params.data.name, "train"))
+    manifest.write([], paths.manifest(params.data.name, "val"))
+    made = {"source": params.data.source, "path": params.data.path}
+    (paths.data_dir(params.data.name) / "summary.json").write_text(json.dumps(made))
+    _, faults = texts("scenes", stage2={"epochs": 4, "warmup_steps": 1000, "keep": "best"})
+    assert any("stage2.keep best" in fault for fault in faults)
+    _, faults = texts("scenes", stage2={"epochs": 4, "warmup_steps": 1000})
+    assert any("stage2.warmup_steps 1000: the training has only 4 steps" in fault for fault in faults)
+    assert not texts("scenes", stage2={"epochs": 4, "warmup_steps": 3}, stage1={"warmup_steps": 1})[1]
+
+
+def test_relative_paths_are_named() -> None:
+    """`dvc exp run --temp` works in a copy of the project, where they name nothing."""
+    facts, _ = texts("scenes")
+    assert "paths" not in facts
+    facts, _ = texts("scenes", data={"source": "folder", "path": "presets"})
+    assert facts["paths"].endswith(f"write {Path.cwd() / 'presets'}")
+
+
+def test_the_verb_s_last_line_names_every_fault() -> None:
+    """It is all that a flow shows of it."""
+    values = presets.load("scenes").model_dump(by_alias=True)
+    values["stage1"]["warmup_steps"] = values["stage2"]["warmup_steps"] = 1000
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    refused = CliRunner().invoke(main.app, ["check"])
+    assert isinstance(refused.exception, UserError)
+    assert "stage1: stage1.warmup_steps 1000" in str(refused.exception)
+    assert "global: stage2.warmup_steps 1000" in str(refused.exception)
 
 
 def test_the_verbs() -> None:

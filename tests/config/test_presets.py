@@ -51,7 +51,8 @@ def comments(text: str) -> list[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_use_writes_what_the_preset_says_as_dvc_reads_it_too(name: str) -> None:
     """DVC's reader is another one, which refuses what ours takes: a key that is given twice."""
-    params = presets.load(name)
+    expected = yaml.safe_load(presets.absolute(presets.load(name).model_dump_json(by_alias=True), Path.cwd()))
+    params = config.parse(expected, name)
     assert presets.use(name) == {}
     assert config.load() == params
     assert config.parse(load_yaml(str(PARAMS)), "DVC") == params
@@ -63,6 +64,8 @@ def test_an_overlay_holds_only_what_differs_from_the_default(name: str) -> None:
     overlay = flat(values(presets.path_of(name)))
     assert {field: value for field, value in overlay.items() if default[field] == value} == {}
     presets.use(name)
+    if "data.path" in overlay:
+        overlay["data.path"] = str(Path(overlay["data.path"]).absolute())
     assert flat(values(PARAMS)) == default | overlay
 
 
@@ -119,7 +122,26 @@ def test_use_keeps_what_is_the_user_s_and_says_so() -> None:
     assert [line.partition("set it: ")[2] for line in said.splitlines()[1:]] == list(lines)
     # What another preset wrote is not the user's.
     assert "data.name" not in presets.use("scenes")
-    assert (config.load().data.name, config.load().data.path) == ("scenes", "/data/catalogue: summer")
+    assert config.load().data.name == "scenes"
+
+
+def test_a_path_that_the_source_does_not_read_is_not_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """DVC watches data.path: the user's pictures would make the stage `data` of scenes stale."""
+    presets.use("own-data")
+    edit(data={"path": "/data/catalogue"})
+    assert presets.use("scenes") == {}
+    assert PARAMS.read_bytes() == presets.path_of("scenes").read_bytes()
+    assert "not kept: data.path: /data/catalogue: the source scenes does not read it" in caplog.text
+
+
+def test_the_path_of_the_user_s_folder_is_absolute() -> None:
+    """A flow and `dvc exp run --temp` run in a copy of the project elsewhere."""
+    presets.use("own-data")
+    assert config.load().data.path == str(Path("my-data").absolute())
+    assert presets.use("own-data-b16") == {}, "what a preset wrote is not the user's"
+    edit(data={"path": "../photos"})
+    assert presets.use("own-data") == {"data.path": "../photos"}
+    assert config.load().data.path == str(Path.cwd().parent / "photos")
 
 
 def test_a_preset_for_the_same_source_leaves_everything_about_the_data() -> None:

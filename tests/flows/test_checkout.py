@@ -1,12 +1,18 @@
 """A flow's own checkout: typed parameters, no shell, the user's files untouched, the result a branch."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 import yaml
+from dvc.repo import Repo
 
 from flows import checkout
 from goal.errors import UserError
@@ -148,19 +154,117 @@ def test_the_user_s_own_settings_of_the_cache_hold_in_a_checkout(home: Path, tmp
     assert list((tmp_path / "large disk").rglob("??/*"))
 
 
-@pytest.mark.parametrize("folder", ["partial", "lost"])
+def test_a_preset_leaves_what_is_the_user_s(home: Path) -> None:
+    """As `goal use` does: a run with a preset keeps the user's pictures, model name and experiment."""
+    own = yaml.safe_load((home / "params.yaml").read_text())
+    own["data"] |= {"source": "folder", "path": "pictures", "name": "catalogue"}
+    own["register"]["name"], own["tracking"]["experiment"], own["seed"] = "ours", "spring", 3
+    (home / "params.yaml").write_text(yaml.safe_dump(own))
+    (home / "presets" / "folder.yaml").write_text("data: {source: folder, path: my-data}\nseed: 9\n")
+    git(home, "add", "params.yaml", "presets")
+    git(home, "commit", "--quiet", "-m", "mine")
+    values = yaml.safe_load((made(home, "folder", []) / "params.yaml").read_text())
+    assert values["data"]["path"] == str(home / "pictures"), "a checkout is in another folder"
+    assert (values["data"]["name"], values["register"]["name"]) == ("catalogue", "ours")
+    assert (values["tracking"]["experiment"], values["seed"]) == ("spring", 9)
+    values = yaml.safe_load((made(home, "scenes", []) / "params.yaml").read_text())
+    assert values["data"]["path"] == PARAMS["data"]["path"], "scenes reads no folder"
+
+
+@pytest.mark.parametrize("overrides", [[], ["data.path=../photos", "seed=4"]])
+def test_the_pictures_of_a_relative_path_are_found(home: Path, overrides: list[str]) -> None:
+    own = yaml.safe_load((home / "params.yaml").read_text())
+    own["data"] |= {"source": "folder", "path": "../pictures"}
+    (home / "params.yaml").write_text(yaml.safe_dump(own))
+    git(home, "commit", "--quiet", "-m", "mine", "params.yaml")
+    found = yaml.safe_load((made(home, None, overrides) / "params.yaml").read_text())
+    assert found["data"]["path"] == str(home.parent / ("photos" if overrides else "pictures"))
+
+
+def test_overrides_leave_the_comments(home: Path) -> None:
+    text = (made(home, None, ["stage2.epochs=7"]) / "params.yaml").read_text()
+    before = (home / "params.yaml").read_text()
+    assert text == before.replace("  epochs: 2\n  batch_size: 32\n", "  epochs: 7\n  batch_size: 32\n")
+
+
+@pytest.mark.parametrize("folder", ["partial", "lost", "not configured"])
 def test_a_checkout_that_a_kill_left_unfinished_is_made_anew(home: Path, folder: str) -> None:
     root = made(home, None, [])
     # What `git worktree add` leaves when it is killed: its entry locked, some files or no folder at all.
-    git(home, "worktree", "lock", "--reason", "initializing", str(root))
     if folder == "lost":
+        git(home, "worktree", "lock", "--reason", "initializing", str(root))
         shutil.rmtree(root)
-    else:
-        for name in ("dvc.yaml", ".dvc/config.local"):
+    elif folder == "partial":
+        git(home, "worktree", "lock", "--reason", "initializing", str(root))
+        for name in ("dvc.yaml", checkout.MADE):
             (root / name).unlink()
+    else:
+        # DVC creates this file before it writes it.
+        (root / checkout.CONFIG).write_text("")
     assert made(home, None, []) == root
+    is_whole(home, root)
+
+
+def is_whole(home: Path, root: Path) -> None:
+    """The checkout has all files, and its results come to the project's cache."""
     assert (root / "dvc.yaml").read_text() == git(home, "show", "HEAD:dvc.yaml") + "\n"
     assert git(root, "status", "--porcelain") == ""
+    with Repo(str(home)) as mine, Repo(str(root)) as its:
+        assert its.cache.local.path == mine.cache.local.path
+        assert its.config["core"]["autostage"]
+
+
+def test_results_outside_the_project_s_cache_are_not_dropped(home: Path, tmp_path: Path) -> None:
+    root = made(home, None, [])
+    config = ["config", "--local", "cache.dir", str(tmp_path / "elsewhere")]
+    subprocess.run([sys.executable, "-m", "dvc", *config], cwd=root, check=True)
+    with pytest.raises(UserError, match="elsewhere, not in the project's cache"):
+        checkout.drop(home, root)
+    assert (root / "dvc.yaml").exists()
+    assert made(home, None, []) == root
+    checkout.drop(home, root)
+    assert not root.exists()
+
+
+MAKE = """
+import sys
+from pathlib import Path
+from flows import checkout
+print("ready", flush=True)
+sys.stdin.readline()
+with checkout.held(Path(sys.argv[1]), None, [], print):
+    print("made", flush=True)
+"""
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_checkout_whose_making_was_killed_is_made_whole(home: Path, kills: int) -> None:
+    """Killed with all that it started, or alone, so that git outlives it, at points all over the making."""
+    command = [sys.executable, "-c", MAKE, str(home)]
+    began = time.monotonic()
+    root = made(home, None, [])
+    seconds = time.monotonic() - began
+    random = Random(kills)
+    for number in range(kills):
+        if number % 3:  # else it begins from what the last kill left
+            checkout.drop(home, made(home, None, []))
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdout.readline() == "ready\n"
+        process.stdin.write("\n")
+        process.stdin.flush()
+        time.sleep(random.uniform(0, seconds))
+        with suppress(ProcessLookupError):
+            (os.killpg if number % 2 else os.kill)(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert made(home, None, []) == root
+        is_whole(home, root)
 
 
 RUN = """

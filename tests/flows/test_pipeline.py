@@ -1,5 +1,6 @@
 """The flow on a small DVC project: order of stages, retries, skipped stages, what the run's page shows."""
 
+import importlib
 import logging
 import os
 import subprocess
@@ -45,6 +46,11 @@ PROGRAMS = {
     """,
     "report": """
         from pathlib import Path
+        import sys
+        Path("../reported").touch()
+        if "seed: 13" in Path("params.yaml").read_text():
+            print("goal: reports/table.md: 13 is no good number")
+            sys.exit(2)
         Path("reports").mkdir()
         Path("reports/table.md").write_text("| model | R@1 |\\n|---|---|\\n| stage2 | 90.0 |\\n")
     """,
@@ -84,13 +90,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, program in PROGRAMS.items():
         (root / f"{name}.py").write_text(textwrap.dedent(program))
     (root / "dvc.yaml").write_text(DVC)
+    (root / "goal").symlink_to(ROOT / "goal")  # for `goal check`
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     git(root, "init", "--quiet")
     subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=root, check=True)
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "-m", "start")
-    from flows import pipeline
-
+    pipeline = importlib.import_module("flows.jobs").pipeline  # jobs reads the presets of the real project
     monkeypatch.setattr(pipeline, "HOME", root)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     return root
@@ -144,11 +150,63 @@ def test_a_user_error_is_not_retried(home: Path) -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_a_promotion_waits_for_a_registry_that_comes_back(home: Path, logged: list[str]) -> None:
-    from prefect import flow
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "stage2.speed=3",
+            "override 'stage2.speed=3': expected section.field=value with a field of params.yaml",
+        ),
+        # What the check refuses, a stage would refuse hours later.
+        ("stage2.warmup_steps=1000", "check: goal: this cannot work; fix stage2: stage2.warmup_steps 1000"),
+        ("seed=13", "report: goal: reports/table.md: 13 is no good number"),
+    ],
+)
+def test_an_expected_end_is_one_line_and_no_traceback(
+    home: Path, logged: list[str], override: str, words: str
+) -> None:
+    from prefect.client.orchestration import get_client
 
-    from flows import pipeline
-    from flows.stage import StageError, TransientError
+    from flows import jobs
+
+    state = jobs.evaluate(overrides=[override], return_state=True)
+    assert state.is_failed()
+    assert state.message.startswith(words)
+    assert not [line for line in logged if "Traceback" in line]
+    assert sum(words in line for line in logged if "Finished in state" in line) >= 1
+    ran = (home / ".dvc" / "tmp" / "flows" / "reported").exists()
+    assert ran == (override == "seed=13"), "the check comes before the first stage"
+    with get_client(sync_client=True) as client:
+        (run,) = [run for run in client.read_flow_runs() if run.id == state.state_details.flow_run_id]
+    assert run.name == f"evaluate {override}"
+
+
+@pytest.mark.usefixtures("server")
+def test_a_run_keeps_the_name_that_its_user_gave(home: Path) -> None:
+    """Prefect gives others a name of two words, which tells nothing."""
+    from prefect.client.orchestration import get_client
+    from prefect.flow_engine import run_flow
+
+    from flows import checkout, jobs
+
+    names, tags = {}, []
+    with get_client(sync_client=True) as client:
+        for given in (None, "Tuesday's try", "warm-up"):
+            made = client.create_flow_run(jobs.evaluate, name=given, tags=["goal"])
+            run_flow(jobs.evaluate, flow_run=made)
+            run = client.read_flow_run(made.id)
+            names[given] = run.name
+            tags.append(run.tags)
+    assert names == {None: "evaluate", "Tuesday's try": "Tuesday's try", "warm-up": "warm-up"}
+    (branch,) = git(
+        home, "for-each-ref", "--format=%(refname:short)", f"refs/heads/{checkout.BRANCHES}"
+    ).split()
+    assert tags == [["goal", branch]] * 3
+
+
+@pytest.mark.usefixtures("server")
+def test_a_promotion_waits_for_a_registry_that_comes_back(home: Path, logged: list[str]) -> None:
+    from flows import jobs
 
     mlflow = Server(home)
     mlflow.port = int(os.environ["MLFLOW_TRACKING_URI"].rsplit(":", 1)[1])
@@ -160,12 +218,13 @@ def test_a_promotion_waits_for_a_registry_that_comes_back(home: Path, logged: li
     starter = threading.Thread(target=start_the_server)
     starter.start()
     try:
-        with pytest.raises(StageError, match="no version with the alias `challenger`") as error:
-            flow(pipeline.promote, name="goal")(None, "champion", True, False, "")
-        assert not isinstance(error.value, TransientError)
+        state = jobs.promote(return_state=True)
     finally:
         starter.join()
         mlflow.stop()
+    assert state.is_failed()
+    assert "no version with the alias `challenger`" in state.message
+    assert not [line for line in logged if "Traceback" in line]
 
 
 @pytest.fixture
@@ -179,7 +238,7 @@ def logged() -> Iterator[list[str]]:
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
+            lines.append(self.format(record))  # with the traceback, if there is one
 
     handler = Handler()
     loggers = [logging.getLogger(f"prefect.{kind}_runs") for kind in ("flow", "task")]

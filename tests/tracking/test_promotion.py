@@ -311,6 +311,50 @@ def _move_and_be_asked(name: str, number: signal.Signals) -> None:
         client().set_registered_model_alias(name, "champion", "1")
 
 
+def test_a_move_on_mlflow_s_page_is_noticed_and_undone(
+    project: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = registered.params("page")
+    register(values, 1)
+    promoted(values)
+    register(values, 2)
+    assert "outside" not in caplog.text
+    client().set_registered_model_alias("page", "champion", "2")
+    monkeypatch.setattr(config, "load", lambda: values)
+    dry = CliRunner().invoke(main.app, ["promote", "--dry-run"])
+    assert (dry.exit_code, dry.output) == (0, "dry run: page version 2 is the champion already\n")
+    words = "the alias `champion` was moved outside `goal promote` and `goal rollback`: from version 1 to 2"
+    assert words in caplog.text
+    assert CliRunner().invoke(main.app, ["rollback", "--reason", "a slip"]).exit_code == 0
+    assert aliases("page") == {"champion": "1", "challenger": "2"}
+    assert "champion again after version 2: a slip" in decision_of("page", "1")
+    # Also of an alias that somebody removed.
+    client().delete_registered_model_alias("page", "champion")
+    promotion.rollback(values, "another slip")
+    assert aliases("page")["champion"] == "1"
+    caplog.clear()
+    promotion.judge(values, 2)
+    assert "outside" not in caplog.text
+
+
+def test_a_rollback_goes_to_the_version_that_it_is_told(project: Path) -> None:
+    values = registered.params("told")
+    register(values, 1)
+    register(values, 2)
+    promoted(values, 1)
+    promoted(values, 2)
+    promotion.rollback(values, "slower", to=1)
+    assert aliases("told") == {"champion": "1", "challenger": "2"}
+    promotion.rollback(values, "not slower after all", to=2)
+    assert aliases("told") == {"champion": "2", "previous": "1", "challenger": "2"}
+    assert "champion again after version 1: not slower after all" in decision_of("told", "2")
+    with pytest.raises(UserError, match="version 2 is the champion already"):
+        promotion.rollback(values, "again", to=2)
+    with pytest.raises(UserError, match="no version 7"):
+        promotion.rollback(values, "again", to=7)
+    assert aliases("told")["champion"] == "2"
+
+
 def test_a_promotion_from_elsewhere_is_noticed_before_and_after_the_move(project: Path) -> None:
     """Another folder with the same registry does not see this one's lock."""
     values = registered.params("shared")
