@@ -47,8 +47,6 @@ def collect(params: "Params", target: Path) -> Collected:
     splits = manifest.by_split((one.row, one.split or drawn[first[one.row.id]]) for one in found)
     _check_splits(file, splits, gathering, settings)
     _warn_of_alike_captions(file, found)
-    if doubt := _doubt(found, params):
-        log.warning("%s: %s", file, doubt)
     return Collected(splits, {}, gathering.rejected, gathering.cleaned, gathering.tagged, first)
 
 

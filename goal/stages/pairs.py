@@ -13,12 +13,15 @@ from goal.mining import summary as mining_summary
 from goal.mining.matching import Match
 from goal.reporting import contact_sheet
 from goal.runtime import files
+from goal.text import language
 
 log = logging.getLogger(__name__)
 
 BASE = "base"
 # The split that the contact sheet draws from.
 SHOWN = "train"
+# Pictures whose captions show the language.
+SAMPLE = 500
 
 
 def run(params: Params) -> None:
@@ -33,6 +36,9 @@ def run(params: Params) -> None:
     size, workers = params.pairs.shard_size, params.pairs.workers
     for split in params.regions.splits:
         manifest, regions = paths.manifest(params.data.name, split), paths.regions_dir(split)
+        captions = [caption for row in slices.rows(manifest, 0, SAMPLE) for caption in row.captions]
+        if doubt := language.doubt(captions, params.pairs.sentences):
+            log.warning("%s: %s", manifest, doubt)
         work = Match(
             manifest=str(manifest.resolve()),
             regions=str(regions.resolve()),

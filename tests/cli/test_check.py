@@ -242,6 +242,9 @@ def test_counting_the_training_pictures_does_not_read_them(checkout: Path) -> No
     path = paths.manifest("scenes", "train")
     path.parent.mkdir(parents=True)
     manifest.write([Row(str(number), "a.png", 8, 8, ("A.",), "scenes") for number in range(1000)], path)
+    data = presets.load("scenes").data
+    made = {"source": data.source, "path": data.path}
+    path.with_name("summary.json").write_text(json.dumps(made))
     content = bytearray(path.read_bytes())
     # The rows are damaged, the footer is not.
     content[4 : len(content) // 3] = bytes(len(content) // 3 - 4)

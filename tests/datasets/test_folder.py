@@ -209,19 +209,6 @@ def test_of_two_caption_fields_the_user_names_one(build: Build, own: Path) -> No
     assert len(read()) == 10
 
 
-def test_captions_in_another_language_than_the_sentences_warn(build: Build, own: Path, caplog) -> None:
-    write(
-        own,
-        [
-            row | {"caption": f"Das Bild {number} ist rot und auf der Wand."}
-            for number, row in enumerate(rows())
-        ],
-    )
-    run(build, own)
-    assert "the captions look German, pairs.sentences: embedded is English" in caplog.text
-    assert "punkt_tab/german" in caplog.text
-
-
 def test_too_many_unusable_rows_stop_and_are_named(build: Build, own: Path) -> None:
     lost = [{"image": f"images/lost {number}.png", "caption": "x"} for number in range(3)]
     write(own, [*rows(), *lost, {"image": "images/0.png", "caption": "-"}])

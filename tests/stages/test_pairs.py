@@ -60,6 +60,13 @@ def with_captions(*captions: tuple[str, ...]) -> None:
     manifest.write(told, paths.manifest("drawn", "train"))
 
 
+def test_captions_in_another_language_than_the_sentences_warn(project: Path, caplog) -> None:
+    with_captions(*((f"Das Bild {number} ist rot und auf der Wand.",) for number in range(3)))
+    mine(params())
+    assert "the captions look German, pairs.sentences: embedded is English" in caplog.text
+    assert "punkt_tab/german" in caplog.text
+
+
 def naive(row: Row, boxes: list[tuple]) -> list[tuple[tuple, float]]:
     """LISM as the paper tells it: one picture, one crop, one sentence at a time."""
     model = weights.load("models/base").eval()
