@@ -115,7 +115,7 @@ def _data(params: Params, pictures: int | None) -> Iterator[Fact]:
     data = params.data
     if data.source == "folder":
         try:
-            yield Fact("data", folder.look(params, FIRST_ROWS))
+            yield Fact("data", folder.look(params, FIRST_ROWS, params.pairs.sentences))
         except UserError as error:
             yield Fact("data", str(error), fault=True)
     elif data.source == "goal_lists" and not Path(data.path).exists():

@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 
 # Above this share of captions that are one and the same a warning says so.
 ALIKE = 0.1
-# Pictures whose captions tell the language.
-SAMPLE = 500
 
 
 def collect(params: "Params", target: Path) -> Collected:
@@ -50,9 +48,10 @@ def collect(params: "Params", target: Path) -> Collected:
     return Collected(splits, {}, gathering.rejected, gathering.cleaned, gathering.tagged, first)
 
 
-def look(params: "Params", count: int) -> str:
+def look(params: "Params", count: int, sentences: str) -> str:
     """What the captions file holds, by its fields and first `count` rows, whose pictures are opened.
 
+    sentences: Punkt's parameters (`pairs.sentences`); captions in another language are named.
     Raises UserError where `collect` would because of the fields, or where none of these rows can be used.
     """
     file = captions_file.find(Path(params.data.path))
@@ -62,7 +61,8 @@ def look(params: "Params", count: int) -> str:
     words = [f"{file}: fields {fields}; the first {gathering.rows} rows give {len(found)} usable pictures"]
     if lost:
         words.append(f"rejected: {lost}; the first: {gathering.rejected[0]}")
-    return "; ".join(filter(None, [*words, _doubt(found, params)]))
+    words.append(language.doubt((caption for one in found for caption in one.row.captions), sentences))
+    return "; ".join(filter(None, words))
 
 
 def _usable(params: "Params", file: Path, lines: Iterable[Line]) -> tuple[list[Usable], Gathering]:
@@ -103,11 +103,6 @@ def _check_fields(file: Path, gathering: Gathering) -> None:
             f"{file}: captions in the fields {' and '.join(several)}; set data.folder.caption_column to the "
             "one to use (GOAL learns from the long ones)"
         )
-
-
-def _doubt(found: list[Usable], params: "Params") -> str:
-    captions = (caption for one in found[:SAMPLE] for caption in one.row.captions)
-    return language.doubt(captions, params.pairs.sentences)
 
 
 def _warn_of_alike_captions(file: Path, found: list[Usable]) -> None:

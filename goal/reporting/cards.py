@@ -49,6 +49,8 @@ def drawn(shards: Sequence[Path], manifest: Path, count: int, max_megapixels: fl
 
     One at a time: a card is small, its picture may take hundreds of megabytes.
     """
+    if not count:
+        return
     usable = pa.chunked_array([_usable(path) for path in shards], pa.string())
     rows = {row.id: row for row in slices.named(manifest, spread(usable, count))}
     wanted = pc.is_in(pc.field("id"), pa.array(rows, pa.string()))

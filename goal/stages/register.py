@@ -225,8 +225,10 @@ def _log_numbers(
     )
     for name, value in numbers.items():
         # The run's own point again, so that the run does not get a second one.
-        points = [one for one in client.get_metric_history(number, name) if one.value == value]
-        when, step = (points[-1].timestamp, points[-1].step) if points else (time, 0)
+        history = client.get_metric_history(number, name)
+        points = [one for one in history if one.value == value]
+        later = time, max((one.step for one in history), default=-1) + 1
+        when, step = (points[-1].timestamp, points[-1].step) if points else later
         metric = Metric(name, value, when, step, model_id=logged, run_id=number, **data)
         client.log_batch(number, metrics=[metric])
 
