@@ -22,7 +22,7 @@ from goal.model.architectures import spec_of
 from goal.model.network import GoalClip, Spec
 from goal.text import split_sentences, tokenize
 from goal.training.distributed import Group
-from goal.training.examples import Sample
+from goal.training.examples import LocalPair, Sample
 from goal.training.learner import Learner
 
 WEIGHTS = {"global": 1.0, "local": 0.5, "tsl_image": 1.0, "tsl_text": 1.0}
@@ -136,9 +136,8 @@ def samples(pairs: Sequence[dict[str, Any]], spec: Spec) -> list[Sample]:
         tokens = tokenize(pair["caption"], [pair["sentence"]], CONTEXT)
         patches = boxes.patch_mask(pair["box"], spec.image_size, spec.patch_size)
         sentence = tokenize(pair["sentence"].text, [], CONTEXT).ids
-        found.append(
-            Sample(pair["whole"], tokens.ids, pair["crop"], sentence, patches, tokens.spans[0], None)
-        )
+        local = LocalPair(pair["crop"], sentence, patches, tokens.spans[0])
+        found.append(Sample(pair["whole"], tokens.ids, [local], None))
     return found
 
 

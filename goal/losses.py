@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-TERMS = ("global", "local", "tsl_image", "tsl_text", "short_caption")
+TERMS = (
+    "global", "local", "tsl_image", "tsl_text", "short_caption", "sentence_patches", "late_interaction",
+)  # fmt: skip
 
 
 class Gathered(NamedTuple):
@@ -26,12 +28,15 @@ class Gathered(NamedTuple):
 
 
 class Embeddings(NamedTuple):
-    """Embeddings of a batch, each (B, D) and not normalised; None where no term with a weight needs it.
+    """Embeddings of a batch, not normalised; None where no term with a weight needs it. K: pairs per picture.
 
-    `image` and `text` are the whole images and captions, `region` and `sentence` the local pairs, `patches`
-    and `tokens` the pooled patches of the region and tokens of the sentence, `short` a shortened caption.
-    The masks `has_pair`, `in_view` and `in_context` (B,) say which rows count in the local term, in TSL's
-    image side and in TSL's text side; the other rows may hold anything.
+    `image` and `text` (B, D) are the whole images and captions, `short` (B, D) shortened captions. The local
+    pairs are (B, K, D) or, where K is 1, (B, D): `region` and `sentence` are the crop and the sentence,
+    `patches` and `tokens` the pooled patches of the region and tokens of the sentence in their context,
+    `attended` the patches that the sentence attends to. `grid` (B, N, D) are all patches, `words` (B, T, D)
+    all tokens of the caption, and `is_word` (B, T) says which of these are words.
+    The masks `has_pair`, `in_view` and `in_context`, (B, K) or (B,), say which pairs count in the local terms
+    and in TSL's image and text side; the other rows may hold anything.
     """
 
     image: Tensor
@@ -44,6 +49,10 @@ class Embeddings(NamedTuple):
     has_pair: Tensor | None = None
     in_view: Tensor | None = None
     in_context: Tensor | None = None
+    attended: Tensor | None = None
+    grid: Tensor | None = None
+    words: Tensor | None = None
+    is_word: Tensor | None = None
 
 
 def contrastive(
@@ -106,6 +115,50 @@ def token_similarity(
     return _share(squares.sum(), gathered.sum(), len(valid), len(gathered))
 
 
+def attend(
+    sentences: Float[Tensor, "B K D"], patches: Float[Tensor, "B N D"], temperature: float
+) -> Float[Tensor, "B K D"]:
+    """What each sentence finds in its picture: the patches' mean, weighted by softmax(cosine / temperature).
+
+    After MulCLIP, which needs no region for it. Raises ValueError for a temperature that is not above 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"a temperature of {temperature}: must be above 0")
+    cosine = F.normalize(sentences, dim=-1) @ F.normalize(patches, dim=-1).transpose(1, 2)
+    return (cosine / temperature).softmax(-1) @ patches
+
+
+def late_interaction(
+    patches: Float[Tensor, "B N D"],
+    words: Float[Tensor, "B T D"],
+    is_word: Bool[Tensor, "B T"],
+    scale: Float[Tensor, ""] | float,
+    gathered: tuple[Float[Tensor, "G N D"], Float[Tensor, "G T D"], Bool[Tensor, "G T"], int] | None = None,
+) -> Float[Tensor, ""]:
+    """Symmetric InfoNCE of token-wise similarities (FILIP, arXiv 2111.07783; a term of HN-CLIP).
+
+    Image to text: the mean over patches of the highest cosine among the caption's words; text to image: the
+    mean over words of the highest cosine among the patches. Every caption must have a word. `gathered`:
+    patches, words and masks of all ranks, and the first row of this rank.
+    """
+    all_patches, all_words, all_is_word, first = gathered or (patches, words, is_word, 0)
+    patches, words = F.normalize(patches, dim=-1), F.normalize(words, dim=-1)
+    all_patches, all_words = F.normalize(all_patches, dim=-1), F.normalize(all_words, dim=-1)
+    to_text, to_image = [], []
+    # Per row: the cosines of all patches with all words would not fit the memory. `max` keeps indices only.
+    for own_patches, own_words, own_is_word in zip(patches, words, is_word, strict=True):
+        cosine = (own_patches @ all_words.transpose(1, 2)).masked_fill(~all_is_word[:, None], -2.0)
+        to_text.append(cosine.max(dim=2).values.mean(1))
+        best = (own_words @ all_patches.transpose(1, 2)).max(dim=2).values
+        to_image.append((best * own_is_word).sum(1) / own_is_word.sum())
+    target = first + torch.arange(len(patches), device=patches.device)
+    total = sum(
+        F.cross_entropy(scale * torch.stack(rows), target, reduction="sum") for rows in (to_text, to_image)
+    )
+    count = torch.full((), len(all_patches), device=patches.device)
+    return _share(total / 2, count, len(patches), len(all_patches))
+
+
 def terms(
     own: Embeddings,
     scale: Float[Tensor, ""],
@@ -115,18 +168,22 @@ def terms(
 ) -> dict[str, Tensor]:
     """The terms of the objective whose weight is not 0, by name and not yet weighted.
 
-    `loss_weights`: by name, TERMS and `hard_negative` (gamma of the global term); a missing one counts as 0.
-    `gathered` holds the embeddings of all ranks, this rank's from row `first`; None: there is only one.
+    `loss_weights`: by name, TERMS and the margins `hard_negative` (of the global term) and
+    `local_hard_negative`; a missing one counts as 0. `gathered` holds the embeddings of all ranks, those of
+    this rank from picture `first`; None: there is only one.
     """
-    gathered = gathered or own
+    pairs_per_picture = 1 if own.has_pair is None else own.has_pair.numel() // len(own.image)
+    first_pair = first * pairs_per_picture
+    own, gathered = _by_pair(own), _by_pair(gathered or own)
     result = {}
     if loss_weights.get("global"):
         both = Gathered(gathered.image, gathered.text, None, first)
         gamma = loss_weights.get("hard_negative", 0.0)
         result["global"] = contrastive(own.image, own.text, scale, None, gamma, both)
     if loss_weights.get("local"):
-        both = Gathered(gathered.region, gathered.sentence, gathered.has_pair, first)
-        result["local"] = contrastive(own.region, own.sentence, scale, own.has_pair, 0.0, both)
+        both = Gathered(gathered.region, gathered.sentence, gathered.has_pair, first_pair)
+        gamma = loss_weights.get("local_hard_negative", 0.0)
+        result["local"] = contrastive(own.region, own.sentence, scale, own.has_pair, gamma, both)
     if loss_weights.get("tsl_image"):
         result["tsl_image"] = token_similarity(own.patches, own.region, own.in_view, gathered.in_view)
     if loss_weights.get("tsl_text"):
@@ -134,12 +191,33 @@ def terms(
     if loss_weights.get("short_caption"):
         both = Gathered(gathered.image, gathered.short, None, first)
         result["short_caption"] = contrastive(own.image, own.short, scale, None, 0.0, both)
+    if loss_weights.get("sentence_patches"):
+        both = Gathered(gathered.attended, gathered.sentence, gathered.has_pair, first_pair)
+        result["sentence_patches"] = contrastive(own.attended, own.sentence, scale, own.has_pair, 0.0, both)
+    if loss_weights.get("late_interaction"):
+        all_tokens = (gathered.grid, gathered.words, gathered.is_word, first)
+        result["late_interaction"] = late_interaction(own.grid, own.words, own.is_word, scale, all_tokens)
     return result
 
 
 def weighted(values: Mapping[str, Tensor], loss_weights: Mapping[str, float]) -> Tensor:
     """The objective: the sum of the terms, each times its weight."""
     return sum(loss_weights[name] * value for name, value in values.items())
+
+
+def _by_pair(batch: Embeddings) -> Embeddings:
+    """The local fields by pair, (B K, D), and the masks likewise (B K,)."""
+    fields = {
+        name: value.flatten(0, 1)
+        for name in ("region", "sentence", "patches", "tokens", "attended")
+        if (value := getattr(batch, name)) is not None and value.ndim == 3
+    }
+    masks = {
+        name: value.flatten()
+        for name in ("has_pair", "in_view", "in_context")
+        if (value := getattr(batch, name)) is not None
+    }
+    return batch._replace(**fields, **masks)
 
 
 def _unit(rows: Tensor, valid: Tensor | None) -> Tensor:

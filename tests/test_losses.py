@@ -130,10 +130,78 @@ def test_masked_rows_may_hold_anything(junk):
         assert not gradient[1].any()
 
 
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_attention_is_the_weighted_mean_of_the_patches(temperature):
+    sentences, patches = rows(6, 0).unflatten(0, (2, 3)), rows(8, 1).unflatten(0, (2, 4))
+    expected = torch.zeros(2, 3, 8, dtype=torch.float64)
+    for picture in range(2):
+        for number in range(3):
+            asked = sentences[picture, number]
+            shares = [(cosine(asked, patch) / temperature).exp() for patch in patches[picture]]
+            found = sum(s * patch for s, patch in zip(shares, patches[picture], strict=True)) / sum(shares)
+            expected[picture, number] = found
+    torch.testing.assert_close(losses.attend(sentences, patches, temperature), expected)
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="temperature"):
+            losses.attend(sentences, patches, wrong)
+
+
+def naive_late_interaction(patches, words, lengths, scale):
+    count, total = len(patches), 0.0
+    to_text, to_image = torch.zeros(2, count, count, dtype=torch.float64).unbind(0)
+    for i in range(count):
+        for j in range(count):
+            all_cosines = [[cosine(patch, word) for word in words[j][: lengths[j]]] for patch in patches[i]]
+            grid = torch.stack([torch.stack(row) for row in all_cosines])
+            to_text = (
+                to_text
+                + torch.nn.functional.one_hot(torch.tensor(i * count + j), count**2).view(count, count)
+                * grid.amax(1).mean()
+            )
+            to_image = (
+                to_image
+                + torch.nn.functional.one_hot(torch.tensor(j * count + i), count**2).view(count, count)
+                * grid.amax(0).mean()
+            )
+    for logits in (scale * to_text, scale * to_image):
+        total = total + torch.logsumexp(logits, 1).sum() - logits.diagonal().sum()
+    return total / (2 * count)
+
+
+def test_late_interaction_equals_the_loops():
+    """Padding is no word, whatever it holds."""
+    lengths = [4, 1, 2]
+    patches, words = rows(3 * 5, 0).unflatten(0, (3, 5)), rows(3 * 4, 1).unflatten(0, (3, 4))
+    is_word = torch.arange(4) < torch.tensor(lengths)[:, None]
+    scale = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
+    ours = losses.late_interaction(patches, words, is_word, scale)
+    assert_same(ours, naive_late_interaction(patches, words, lengths, scale), [patches, words, scale])
+    junk = torch.where(is_word[..., None], words, 7.0)
+    torch.testing.assert_close(losses.late_interaction(patches, junk, is_word, scale), ours)
+
+
 def embeddings(count: int, has_pair, in_view, in_context) -> losses.Embeddings:
-    tensors = [rows(count, seed).detach().requires_grad_() for seed in range(7)]
-    masks = [torch.tensor(mask, dtype=torch.bool) for mask in (has_pair, in_view, in_context)]
-    return losses.Embeddings(*tensors, *masks)
+    """Two pairs per picture; the masks name the pictures of which they hold for the second one too."""
+
+    def drawn(seed, *shape):
+        return rows(count * math.prod(shape), seed).detach().unflatten(0, (count, *shape)).requires_grad_()
+
+    def mask(values):
+        second = torch.tensor(values, dtype=torch.bool)
+        return torch.stack([second, second.roll(1)], 1)
+
+    whole = {name: drawn(seed) for seed, name in enumerate(("image", "text", "short"))}
+    local = ("region", "sentence", "patches", "tokens", "attended")
+    return losses.Embeddings(
+        **whole,
+        **{name: drawn(seed, 2) for seed, name in enumerate(local, 3)},
+        grid=drawn(8, 5),
+        words=drawn(9, 4),
+        is_word=torch.arange(4) < torch.tensor([1, 2, 3, 4, 3, 2])[:count, None],
+        has_pair=mask(has_pair),
+        in_view=mask(in_view),
+        in_context=mask(in_context),
+    )
 
 
 WEIGHTS = {
@@ -142,8 +210,10 @@ WEIGHTS = {
     "tsl_image": 2.0,
     "tsl_text": 0.25,
     "short_caption": 0.3,
-    "hard_negative": 0.4,
+    "sentence_patches": 0.6,
+    "late_interaction": 0.7,
 }
+MARGINS = {"hard_negative": 0.4, "local_hard_negative": 0.3}
 
 
 @pytest.mark.parametrize("term", losses.TERMS)
@@ -151,9 +221,9 @@ WEIGHTS = {
 def test_the_mean_of_the_ranks_shares_is_the_term_of_the_whole_batch(term, ranks):
     """Also for ranks with different numbers of usable pairs; one rank has none."""
     whole = embeddings(6, [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 0, 1])
-    weights = {term: WEIGHTS[term], "hard_negative": WEIGHTS["hard_negative"]}
+    weights = {term: WEIGHTS[term]} | MARGINS
     scale = torch.tensor(6.0, dtype=torch.float64, requires_grad=True)
-    inputs = [*whole[:7], scale]
+    inputs = [value for value in whole if value.is_floating_point()] + [scale]
     joined = losses.weighted(losses.terms(whole, scale, weights), weights)
     size = 6 // ranks
     shares = []
@@ -184,9 +254,8 @@ def test_global_and_local_pairs_never_mix():
     own = losses.Embeddings(
         whole, whole, local, local, local, local, None, everything, everything, everything
     )
-    values = losses.terms(
-        own, torch.tensor(9.0, dtype=torch.float64), WEIGHTS | {"short_caption": 0.0, "hard_negative": 0.0}
-    )
+    weights = {"global": 1.0, "local": 0.5, "tsl_image": 2.0, "tsl_text": 0.25}
+    values = losses.terms(own, torch.tensor(9.0, dtype=torch.float64), weights)
     assert values["global"].item() == pytest.approx(math.log(4), rel=1e-12)
     # A whole image or caption among the local candidates would add a fourth negative.
     assert values["local"].item() == pytest.approx(math.log(1 + 3 * math.exp(-9.0)), rel=1e-9)

@@ -18,7 +18,7 @@ from goal.runtime import devices
 from goal.training import step
 from goal.training.batches import Collate
 from goal.training.distributed import Group
-from goal.training.examples import Needs, Sample
+from goal.training.examples import LocalPair, Needs, Sample
 from goal.training.learner import Learner
 from goal.training.plan import Plan
 
@@ -54,7 +54,8 @@ def run(params: Params, name: str) -> Fit:
     group = Group(0, 1, plan.device)
     wrapped = step.wrapped(model, params.train.compile, group)
     learner = Learner(model, plan.stage, plan.loss_weights, STEPS, group)
-    collate = Collate(model.spec, params.train.chunk_size)
+    per_step = params.stage2.pairs.per_step if plan.local else 1
+    collate = Collate(model.spec, params.train.chunk_size, per_step)
     needs = Needs.of(plan.loss_weights)
 
     def memory_of(size: int) -> int:
@@ -65,7 +66,8 @@ def run(params: Params, name: str) -> Fit:
             # DDP (step.wrapped) keeps its gradient buckets between steps; the gradients are views of them.
             for value in model.parameters():
                 value.grad = torch.zeros_like(value)
-        chunks = collate([_sample(model.spec, needs)] * size).to(plan.device).chunks()
+        sample = _sample(model.spec, needs, per_step)
+        chunks = collate([sample] * size).to(plan.device).chunks()
         learner.update(step.backward(wrapped, chunks, plan.loss_weights, group, plan.autocast))
         return devices.peak(plan.device)
 
@@ -132,17 +134,20 @@ def _limit(device: torch.device) -> int:
     return free if own_limit == "max" else min(free, int(own_limit))
 
 
-def _sample(spec: Spec, needs: Needs) -> Sample:
+def _sample(spec: Spec, needs: Needs, per_step: int) -> Sample:
     picture = torch.randint(256, (3, spec.image_size, spec.image_size), dtype=torch.uint8)
     patches = torch.ones((spec.image_size // spec.patch_size) ** 2, dtype=torch.bool)
     text = _text(spec)
-    return Sample(
-        whole=picture,
-        caption=text,
+    pair = LocalPair(
         crop=picture if needs.crops else None,
         sentence=text if needs.sentences else None,
         patches=patches if needs.crops else None,
         span=(1, 2) if needs.sentences else None,
+    )
+    return Sample(
+        whole=picture,
+        caption=text,
+        pairs=[pair] * per_step,
         short=text if needs.short else None,
     )
 

@@ -168,18 +168,29 @@ class GlobalLoss(Section):
 
 
 class GoalLoss(GlobalLoss):
-    """Weights of the full objective (paper, section 3.3)."""
+    """Weights of the full objective (paper, section 3.3), and of terms that others propose."""
 
     local: Weight
     tsl_image: Weight
     tsl_text: Weight
+    local_hard_negative: Weight
+    sentence_patches: Weight
+    attention_temperature: Positive
+    late_interaction: Weight
 
 
 class PairChoice(Section):
     pick: Literal["best", "sample"]
+    per_step: Count
     top: Count
     min_similarity: Cosine
     min_visible: Share
+
+    @model_validator(mode="after")
+    def _check(self) -> "PairChoice":
+        if self.pick == "sample" and self.per_step > self.top:
+            raise ValueError("per_step cannot exceed top, from which it samples")
+        return self
 
 
 class Stage(Section):

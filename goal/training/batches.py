@@ -1,8 +1,8 @@
 """The order of the training pictures, and batches of them as tensors.
 
 A pair is an image with its caption. A batch is split into chunks where train.chunk_size asks for it.
-Letters: B pairs of a chunk, P of them with a usable region and sentence, S side of the view, N patches of it,
-T tokens of a padded text.
+Letters: B pictures of a chunk, K local pairs of each at most, P local pairs that there are, S side of the
+view, N patches of it, T tokens of a padded text.
 """
 
 import itertools
@@ -28,17 +28,17 @@ from goal.training.examples import Examples, Fault, Key, Sample
 
 
 class Batch(NamedTuple):
-    """A chunk: B pairs, ready for one forward of each tower. Row i of every (B, ...) tensor is pair i."""
+    """A chunk: B pictures, ready for a forward of each tower; row i of each (B, ...) tensor is picture i."""
 
     texts: list[Int[Tensor, "_ T"]]  # groups of texts of similar length, zero padded to their longest
     places: Int[Tensor, " B+P+B"]  # of captions, sentences, short captions: their rows in all groups together
     images: UInt8[Tensor, "B+P 3 S S"]  # the whole views, then the crops
-    rows: Int[Tensor, " P"]  # the pair that each crop and sentence belongs to
-    patches: Bool[Tensor, "B N"]  # those that the box touches in the whole view
-    spans: Int[Tensor, "B 2"]  # the sentence's tokens in the caption, half open
-    has_pair: Bool[Tensor, " B"]  # the pair has a region and sentence
-    in_view: Bool[Tensor, " B"]  # it counts in TSL's image side
-    in_context: Bool[Tensor, " B"]  # it counts in TSL's text side
+    rows: Int[Tensor, " P"]  # which of the B K pairs each crop and sentence belongs to
+    patches: Bool[Tensor, "B K N"]  # those that the box touches in the whole view
+    spans: Int[Tensor, "B K 2"]  # the sentence's tokens in the caption, half open
+    has_pair: Bool[Tensor, "B K"]  # there is a region and sentence
+    in_view: Bool[Tensor, "B K"]  # it counts in TSL's image side
+    in_context: Bool[Tensor, "B K"]  # it counts in TSL's text side
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,11 @@ def check(section: str, batch_size: int, pictures: int, world: int, source: obje
 class Collate:
     """Collates samples into chunks of at most `chunk_size` pairs (0: one chunk), in a loader process."""
 
-    def __init__(self, spec: Spec, chunk_size: int) -> None:
+    def __init__(self, spec: Spec, chunk_size: int, per_step: int = 1) -> None:
+        """per_step: K, local pairs of a picture at most."""
         self._patches = (spec.image_size // spec.patch_size) ** 2
         self._chunk_size = chunk_size
+        self._per_step = per_step
 
     def __call__(self, samples: Sequence[Sample | Fault]) -> FlatBatch | Fault:
         """The chunks of the samples in order, or the first Fault among them."""
@@ -155,28 +157,39 @@ class Collate:
         return FlatBatch.of([self._batch(part) for part in prefetch.batches(samples, size)])
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
-        crops = [sample.crop for sample in samples if sample.crop is not None]
+        pairs = [pair for sample in samples for pair in sample.pairs]
+        rows = [
+            number * self._per_step + place
+            for number, sample in enumerate(samples)
+            for place in range(len(sample.pairs))
+        ]
         texts = [sample.caption for sample in samples]
-        texts += [sample.sentence for sample in samples if sample.sentence is not None]
+        texts += [pair.sentence for pair in pairs if pair.sentence is not None]
         texts += [sample.short for sample in samples if sample.short is not None]
         # Halves of the captions and of the sentences: little padding, few calls of the tower.
         groups, places = _grouped(texts, math.ceil(len(samples) / 2))
-        has_pair = torch.tensor(
-            [sample.crop is not None or sample.sentence is not None for sample in samples]
-        )
-        no_patches = torch.zeros(self._patches, dtype=torch.bool)
+        crops = [pair.crop for pair in pairs if pair.crop is not None]
+        slots = len(samples) * self._per_step
+        patches = torch.zeros(slots, self._patches, dtype=torch.bool)
+        spans = torch.zeros(slots, 2, dtype=torch.long)
+        has_pair, in_view, in_context = torch.zeros(3, slots, dtype=torch.bool)
+        for row, pair in zip(rows, pairs, strict=True):
+            has_pair[row] = True
+            if pair.patches is not None:
+                patches[row], in_view[row] = pair.patches, True
+            if pair.span is not None:
+                spans[row], in_context[row] = torch.tensor(pair.span), True
+        by_picture = (len(samples), self._per_step)
         return Batch(
             texts=groups,
             places=places,
             images=torch.stack([sample.whole for sample in samples] + crops),
-            rows=has_pair.nonzero()[:, 0],
-            patches=torch.stack(
-                [no_patches if sample.patches is None else sample.patches for sample in samples]
-            ),
-            spans=torch.tensor([sample.span or (0, 0) for sample in samples]),
-            has_pair=has_pair,
-            in_view=torch.tensor([sample.patches is not None for sample in samples]),
-            in_context=torch.tensor([sample.span is not None for sample in samples]),
+            rows=torch.tensor(rows, dtype=torch.long),
+            patches=patches.unflatten(0, by_picture),
+            spans=spans.unflatten(0, by_picture),
+            has_pair=has_pair.view(by_picture),
+            in_view=in_view.view(by_picture),
+            in_context=in_context.view(by_picture),
         )
 
 

@@ -6,6 +6,7 @@ Letters: S side of the view in pixels, N patches of the view, T tokens of a text
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,18 +33,23 @@ class Key(NamedTuple):
     index: int
 
 
+class LocalPair(NamedTuple):
+    """A region and sentence of a picture; None where no term asks for the part."""
+
+    crop: Tensor | None  # (3, S, S) uint8
+    sentence: Tensor | None  # (T,)
+    # (N,) bool, those the box touches; None also where too little of it is in the view.
+    patches: Tensor | None
+    span: tuple[int, int] | None  # the sentence's tokens in the caption; None also beyond the context
+
+
 class Sample(NamedTuple):
-    """One picture in one epoch; None where it has no usable pair or no term asks for the part."""
+    """One picture in one epoch."""
 
     whole: Tensor  # (3, S, S) uint8
     caption: Tensor  # (T,)
-    crop: Tensor | None  # (3, S, S) uint8
-    sentence: Tensor | None  # (T,)
-    patches: (
-        Tensor | None
-    )  # (N,) bool, those the box touches; None also where too little of it is in the view
-    span: tuple[int, int] | None  # the sentence's tokens in the caption; None also beyond the context
-    short: Tensor | None  # (T,), a part of the caption
+    pairs: list[LocalPair]  # none where it has no usable pair or no term asks for one
+    short: Tensor | None  # (T,), a part of the caption; None where no term asks for it
 
 
 class Fault(NamedTuple):
@@ -58,14 +64,20 @@ class Needs(NamedTuple):
     crops: bool
     sentences: bool
     short: bool
+    attention: float = 0.0  # temperature of a sentence's attention over the patches; 0: not needed
+    tokens: bool = False  # every patch and word
 
     @classmethod
     def of(cls, weights: Mapping[str, float]) -> "Needs":
-        local = weights.get("local", 0) > 0
+        def any_of(*terms: str) -> bool:
+            return any(weights.get(term, 0) > 0 for term in terms)
+
         return cls(
-            crops=local or weights.get("tsl_image", 0) > 0,
-            sentences=local or weights.get("tsl_text", 0) > 0,
-            short=weights.get("short_caption", 0) > 0,
+            crops=any_of("local", "tsl_image"),
+            sentences=any_of("local", "tsl_text", "sentence_patches"),
+            short=any_of("short_caption"),
+            attention=weights["attention_temperature"] if any_of("sentence_patches") else 0.0,
+            tokens=any_of("late_interaction"),
         )
 
 
@@ -82,7 +94,9 @@ class Pair:
 
 
 def read_pairs(folder: Path, choice: PairChoice) -> dict[str, list[Pair]]:
-    """The pairs that training may use, by picture id, best first; of equal ones the first sentence's.
+    """The pairs that training may use, by picture id; of each caption the best first.
+
+    Of equal ones the first sentence's comes first.
 
     Raises UserError where `folder` holds no mined pairs at all.
     """
@@ -97,11 +111,13 @@ def read_pairs(folder: Path, choice: PairChoice) -> dict[str, list[Pair]]:
                 found[row["id"]].append(
                     Pair(row["caption"], row["sentence"], row["start"], row["end"], box, row["similarity"])
                 )
-    limit = 1 if choice.pick == "best" else choice.top
-    return {
-        name: sorted(pairs, key=lambda pair: (-pair.similarity, pair.caption, pair.sentence))[:limit]
-        for name, pairs in found.items()
-    }
+    limit = choice.per_step if choice.pick == "best" else choice.top
+    return {name: _best_of_each_caption(pairs, limit) for name, pairs in found.items()}
+
+
+def _best_of_each_caption(pairs: Sequence[Pair], limit: int) -> list[Pair]:
+    ordered = sorted(pairs, key=lambda pair: (pair.caption, -pair.similarity, pair.sentence))
+    return [pair for _, own in groupby(ordered, lambda pair: pair.caption) for pair in list(own)[:limit]]
 
 
 class Examples(Dataset):
@@ -117,7 +133,9 @@ class Examples(Dataset):
         max_megapixels: float,
         min_visible: float,
         packed: Pictures | None = None,
+        per_step: int = 1,
     ) -> None:
+        """per_step: pairs of a picture in one step at most."""
         self.rows = rows
         self._packed = packed
         self._spec = spec
@@ -125,6 +143,7 @@ class Examples(Dataset):
         self._seed = seed
         self._max_megapixels = max_megapixels
         self._min_visible = min_visible
+        self.per_step = per_step
         self._view = clip.preprocess(spec).view
         self._pairs = [list(pairs.get(row.id, [])) if pairs else [] for row in rows]
         self._texts = [self._tokens(row, own) for row, own in zip(rows, self._pairs, strict=True)]
@@ -134,23 +153,25 @@ class Examples(Dataset):
 
     def __getitem__(self, key: Key) -> Sample | Fault:
         """The sample of `key`; a Fault names the picture that cannot be read."""
-        row, texts, number = self.rows[key.index], self._texts[key.index], self._choose(key)
-        pair = None if number is None else self._pairs[key.index][number]
-        crops, sentences = pair and self._needs.crops, pair and self._needs.sentences
+        row, texts = self.rows[key.index], self._texts[key.index]
+        # All captions of a picture are used, whichever of them have pairs.
+        caption = (key.index + key.epoch) % len(row.captions)
+        numbers = self._choose(key, caption) if self._needs.crops or self._needs.sentences else []
         try:
-            whole, crop = self._views(key.index, number if crops else None)
+            whole, crops = self._views(key.index, numbers if self._needs.crops else [])
         except UserError as error:
             return Fault(f"{row.id}: {error}")
-        caption = pair.caption if pair else (key.index + key.epoch) % len(row.captions)
-        return Sample(
-            whole=whole,
-            caption=texts.captions[caption],
-            crop=crop,
-            sentence=texts.sentences[number] if sentences else None,
-            patches=self._patches(row, pair) if crops else None,
-            span=texts.spans[number] if sentences else None,
-            short=self._short(key, texts.parts[caption]) if self._needs.short else None,
-        )
+        pairs = [
+            LocalPair(
+                crop=crops[place] if self._needs.crops else None,
+                sentence=texts.sentences[number] if self._needs.sentences else None,
+                patches=self._patches(row, self._pairs[key.index][number]) if self._needs.crops else None,
+                span=texts.spans[number] if self._needs.sentences else None,
+            )
+            for place, number in enumerate(numbers)
+        ]
+        short = self._short(key, texts.parts[caption]) if self._needs.short else None
+        return Sample(whole, texts.captions[caption], pairs, short)
 
     def counts(self) -> dict[str, int]:
         """Pictures, the pairs that may be drawn, and what the local terms must do without, by reason."""
@@ -165,15 +186,15 @@ class Examples(Dataset):
             "pairs_beyond_context": sum(span is None for texts in self._texts for span in texts.spans),
         }
 
-    def _choose(self, key: Key) -> int | None:
-        own = self._pairs[key.index]
-        return int(self._draw(key, "pair").integers(len(own))) if own else None
+    def _choose(self, key: Key, caption: int) -> list[int]:
+        """Numbers of the pairs that this step uses, of this caption."""
+        own = [n for n, pair in enumerate(self._pairs[key.index]) if pair.caption == caption]
+        return [own[place] for place in self._draw(key, "pair").permutation(len(own))[: self.per_step]]
 
-    def _views(self, index: int, number: int | None) -> tuple[Tensor, Tensor | None]:
-        """The whole view, and the crop of pair `number`; UserError for a picture that cannot be used."""
+    def _views(self, index: int, numbers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """The whole view, and the crops of some pairs; UserError for a picture that cannot be used."""
         if self._packed:
-            crop = None if number is None else self._packed.crop(index, number)
-            return self._packed.whole(index), crop
+            return self._packed.whole(index), [self._packed.crop(index, number) for number in numbers]
         row = self.rows[index]
         image = images.open_image(row.image, self._max_megapixels)
         if image.size != (row.width, row.height):
@@ -181,10 +202,8 @@ class Examples(Dataset):
                 f"{row.image} is {image.size[0]} x {image.size[1]} pixels, in the manifest {row.width} x "
                 f"{row.height}; the picture was changed, `dvc repro` reads it anew"
             )
-        if number is None:
-            return self._view(image), None
-        box = boxes.pixels(self._pairs[index][number].box, image.size)
-        return self._view(image), self._view(image.crop(box))
+        own = [boxes.pixels(self._pairs[index][number].box, image.size) for number in numbers]
+        return self._view(image), [self._view(image.crop(box)) for box in own]
 
     def _patches(self, row: Row, pair: Pair) -> Tensor | None:
         view = _view(row, self._spec)

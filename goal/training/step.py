@@ -1,7 +1,7 @@
 """One training step up to the gradient: both towers, pooling by matrix products, objective, backward.
 
-Letters: B pairs of a chunk, P of them with a usable pair, N patches, T tokens, W width of
-either, D joint width.
+Letters: B pictures of a chunk, K local pairs of each at most, P local pairs that there are, N patches,
+T tokens, W width of either, D joint width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from goal import losses
@@ -20,9 +21,9 @@ from goal.training.distributed import Group
 from goal.training.examples import Needs
 
 # Fields of Embeddings: those gathered from all processes, all tensors, and masks.
-COLUMNS = ("image", "text", "region", "sentence", "short")
+COLUMNS = ("image", "text", "region", "sentence", "short", "attended", "grid", "words")
 TENSORS = (*COLUMNS, "patches", "tokens")
-MASKS = ("has_pair", "in_view", "in_context")
+MASKS = ("has_pair", "in_view", "in_context", "is_word")
 
 Autocast = Callable[[], AbstractContextManager[None]]
 
@@ -35,25 +36,39 @@ def embed(model: nn.Module, batch: Batch, needs: Needs, autocast: Autocast) -> E
     """
     with autocast():
         images, *groups = model(batch.images, *batch.texts)
-    clip, pairs, usable = unwrap(model), len(batch.spans), len(batch.rows)
+    clip, (pictures, per_picture), pairs = unwrap(model), batch.has_pair.shape, len(batch.rows)
     image = at_least_fp32(images.pooled)
     text = at_least_fp32(torch.cat([group.pooled for group in groups]))[batch.places]
-    region = patches = sentence = tokens = short = None
+    captions = batch.places[:pictures]
+    found: dict[str, Tensor] = {}
+
+    def by_picture(values: Tensor) -> Tensor:
+        return scatter_rows(values, batch.rows, pictures * per_picture).unflatten(0, (pictures, per_picture))
+
     if needs.crops:
-        region = scatter_rows(image[pairs:], batch.rows, pairs)
-        patches = clip.project_patches(masked_mean(images.tokens[:pairs], batch.patches))
+        found["region"] = by_picture(image[pictures:])
+        found["patches"] = clip.project_patches(masked_mean(images.tokens[:pictures], batch.patches))
     if needs.sentences:
-        sentence = scatter_rows(text[pairs : pairs + usable], batch.rows, pairs)
-        captions = batch.places[:pairs]
+        found["sentence"] = by_picture(text[pictures : pictures + pairs])
         spans = scatter_rows(batch.spans, captions, len(text)).split([len(ids) for ids in batch.texts])
         means = [span_mean(group.tokens, own) for group, own in zip(groups, spans, strict=True)]
-        tokens = clip.project_tokens(torch.cat(means)[captions])
+        found["tokens"] = clip.project_tokens(torch.cat(means)[captions])
+    if needs.attention or needs.tokens:
+        found["grid"] = clip.project_patches(at_least_fp32(images.tokens[:pictures]))
+    if needs.attention:
+        found["attended"] = losses.attend(found["sentence"], found["grid"], needs.attention)
+    if needs.tokens:
+        length, ends = clip.spec.context_length, [ids.argmax(-1) for ids in batch.texts]
+        padded = [functional.pad(group.tokens, (0, 0, 0, length - group.tokens.shape[1])) for group in groups]
+        found["words"] = clip.project_tokens(at_least_fp32(torch.cat(padded)[captions]))
+        place = torch.arange(length, device=text.device)
+        found["is_word"] = (place > 0) & (place < torch.cat(ends)[captions][:, None])
+    else:
+        found.pop("grid", None)
     if needs.short:
-        short = text[-pairs:]
-    return Embeddings(
-        image[:pairs], text[:pairs], region, sentence, patches, tokens, short,
-        batch.has_pair, batch.in_view, batch.in_context,
-    )  # fmt: skip
+        found["short"] = text[-pictures:]
+    masks = {"has_pair": batch.has_pair, "in_view": batch.in_view, "in_context": batch.in_context}
+    return Embeddings(image[:pictures], text[:pictures], **found, **masks)
 
 
 def backward(
@@ -87,7 +102,7 @@ def backward(
     losses.weighted(values, weights).backward()
     first = 0
     for chunk in chunks:
-        rows = slice(first, first + len(chunk.spans))
+        rows = slice(first, first + len(chunk.has_pair))
         first = rows.stop
         last = chunk is chunks[-1]
         with nullcontext() if last else _unsynchronised(model):
@@ -114,11 +129,19 @@ def gathered(own: Embeddings, group: Group) -> Embeddings:
     """The embeddings of all processes, COLUMNS and masks, in two exchanges: one of tensors, one of masks."""
     if group.world == 1:
         return own
-    names = [name for name in COLUMNS if getattr(own, name) is not None]
-    joint = group.gather(torch.cat([getattr(own, name) for name in names], 1))
-    masks = group.gather(torch.stack([getattr(own, name) for name in MASKS], 1).byte()).bool()
-    tensors = dict(zip(names, joint.chunk(len(names), 1), strict=True))
-    return Embeddings(**tensors, **dict(zip(MASKS, masks.unbind(1), strict=True)))
+
+    def all_ranks(names: Sequence[str], prepared: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        fields = {name: value for name in names if (value := getattr(own, name)) is not None}
+        flat = [prepared(value).flatten(1) for value in fields.values()]
+        parts = group.gather(torch.cat(flat, 1)).split([part.shape[1] for part in flat], 1)
+        return {
+            name: part.unflatten(1, value.shape[1:])
+            for (name, value), part in zip(fields.items(), parts, strict=True)
+        }
+
+    tensors = all_ranks(COLUMNS, lambda values: values)
+    masks = all_ranks(MASKS, lambda mask: mask.byte())
+    return Embeddings(**tensors, **{name: mask.bool() for name, mask in masks.items()})
 
 
 def wrapped(model: GoalClip, compiled: bool, group: Group) -> nn.Module:
@@ -152,22 +175,21 @@ def _unsynchronised(model: nn.Module) -> AbstractContextManager[None]:
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
-def masked_mean(tokens: Float[Tensor, "B N W"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B W"]:
-    """The mean of the tokens that each row's mask marks, 0 where it marks none (paper, section 3.3, TSL)."""
+def masked_mean(tokens: Float[Tensor, "B N W"], mask: Bool[Tensor, "B K N"]) -> Float[Tensor, "B K W"]:
+    """The means of the tokens that each mask marks, 0 where it marks none (paper, section 3.3, TSL)."""
     tokens = at_least_fp32(tokens)
-    share = mask.to(tokens.dtype) / mask.sum(1, keepdim=True).clamp(min=1)
-    return torch.bmm(share[:, None], tokens)[:, 0]
+    return torch.bmm(mask.to(tokens.dtype) / mask.sum(-1, keepdim=True).clamp(min=1), tokens)
 
 
-def span_mean(tokens: Float[Tensor, "B T W"], spans: Int[Tensor, "B 2"]) -> Float[Tensor, "B W"]:
-    """The mean of each row's tokens in its half-open span, 0 for an empty span."""
+def span_mean(tokens: Float[Tensor, "B T W"], spans: Int[Tensor, "B K 2"]) -> Float[Tensor, "B K W"]:
+    """The means of each row's tokens in its half-open spans, 0 for an empty span."""
     place = torch.arange(tokens.shape[1], device=tokens.device)
-    return masked_mean(tokens, (place >= spans[:, :1]) & (place < spans[:, 1:]))
+    return masked_mean(tokens, (place >= spans[..., :1]) & (place < spans[..., 1:]))
 
 
 def scatter_rows(values: Tensor, rows: Tensor, count: int) -> Tensor:
-    """(P, D) to (B, D): row i of `values` becomes row rows[i]; the others are 0, the objective masks them."""
-    return values.new_zeros(count, values.shape[1]).index_copy(0, rows, values)
+    """(P, ...) to (count, ...): row i becomes row rows[i]; the others are 0, the objective masks them."""
+    return values.new_zeros(count, *values.shape[1:]).index_copy(0, rows, values)
 
 
 def _joined(pieces: Sequence[Embeddings]) -> Embeddings:

@@ -222,7 +222,7 @@ class Trainer:
             len(self.rows), stage.batch_size, stage.epochs, self.params.seed, self.learner.step,
             group.rank, group.world,
         )  # fmt: skip
-        collate = Collate(self.learner.model.spec, self.params.train.chunk_size)
+        collate = Collate(self.learner.model.spec, self.params.train.chunk_size, self.data.per_step)
         self.batches = batches.load(
             self.data, self.sampler, collate, self.params.train.loader_workers, group.device
         )
@@ -234,11 +234,12 @@ class Trainer:
 
 
 def _examples(params: Params, plan: Plan, rows: list[Row], spec: Spec, group: Group) -> Examples:
-    pairs, min_visible = {}, 0.0
+    pairs, min_visible, per_step = {}, 0.0, 1
     needs = Needs.of(plan.loss_weights)
     if plan.local:
         folder, choice = paths.pairs_dir("train"), params.stage2.pairs
-        pairs, min_visible = examples.read_pairs(folder, choice), choice.min_visible
+        pairs = examples.read_pairs(folder, choice)
+        min_visible, per_step = choice.min_visible, choice.per_step
         examples.check_pairs(rows, pairs, folder)
         if not pairs and (needs.crops or needs.sentences):
             raise UserError(
@@ -254,7 +255,7 @@ def _examples(params: Params, plan: Plan, rows: list[Row], spec: Spec, group: Gr
             packed.prepare(rows, crops, spec, limit, workers)
         group.broadcast(None)
         pictures = packed.prepare(rows, crops, spec, limit, workers)
-    return Examples(rows, pairs, spec, needs, params.seed, limit, min_visible, pictures)
+    return Examples(rows, pairs, spec, needs, params.seed, limit, min_visible, pictures, per_step)
 
 
 def _validation(params: Params, plan: Plan, spec: Spec) -> Validation | None:

@@ -1,5 +1,6 @@
 """Batches of the training pictures: their order, pairs, masks, padding and counts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,12 @@ from goal.errors import UserError
 from goal.text import split_sentences, tokenize
 from goal.training import batches, examples
 from goal.training.batches import BatchSampler, Collate
-from goal.training.examples import Examples, Fault, Key, Needs, Pair
+from goal.training.examples import Examples, Fault, Key, LocalPair, Needs, Pair, Sample
 from tests import trainings
 from tests.trainings import SPEC
 
 ALL = Needs(crops=True, sentences=True, short=False)
-BEST = PairChoice(pick="best", top=3, min_similarity=-1.0, min_visible=0.25)
+BEST = PairChoice(pick="best", per_step=1, top=3, min_similarity=-1.0, min_visible=0.25)
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +42,11 @@ def mined(
 ) -> dict[str, list[Pair]]:
     trainings.write_pairs(trainings.pairs(rows, without))
     return examples.read_pairs(Path("pairs/train"), choice)
+
+
+def only(sample: Sample) -> LocalPair:
+    (pair,) = sample.pairs
+    return pair
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -98,7 +104,7 @@ def test_the_best_pair_is_chosen_and_a_tie_goes_to_the_first_sentence() -> None:
     found = examples.read_pairs(Path("pairs/train"), BEST)
     assert [pair.sentence for pairs in found.values() for pair in pairs] == [1, 1, 1]
     data = made(rows, found)
-    assert all(torch.equal(data[Key(0, 0)].sentence, data[Key(e, 0)].sentence) for e in range(5))
+    assert all(torch.equal(only(data[Key(0, 0)]).sentence, only(data[Key(e, 0)]).sentence) for e in range(5))
 
 
 def test_sampling_draws_from_the_top_by_seed_and_epoch() -> None:
@@ -111,10 +117,37 @@ def test_sampling_draws_from_the_top_by_seed_and_epoch() -> None:
         best = sorted(line["similarity"] for line in everything if line["id"] == name)[-2:]
         assert sorted(pair.similarity for pair in own) == pytest.approx(best)
     keys = [Key(epoch, index) for epoch in range(6) for index in range(6)]
-    chosen = [made(rows, pairs)[key].span for key in keys]
-    assert chosen == [made(rows, pairs)[key].span for key in keys]
-    assert chosen != [made(rows, pairs, seed=1)[key].span for key in keys]
-    assert len({made(rows, pairs)[Key(epoch, 0)].span for epoch in range(12)}) == 2
+    chosen = [only(made(rows, pairs)[key]).span for key in keys]
+    assert chosen == [only(made(rows, pairs)[key]).span for key in keys]
+    assert chosen != [only(made(rows, pairs, seed=1)[key]).span for key in keys]
+    assert len({only(made(rows, pairs)[Key(epoch, 0)]).span for epoch in range(12)}) == 2
+
+
+def test_several_pairs_of_a_step_differ_and_are_of_its_caption() -> None:
+    """The captions take turns, and each brings its own pairs; a caption without any trains without them."""
+    (row,) = trainings.rows(1, Path("images"))
+    captions = (row.captions[0], "No pair here. None at all.", "A red ball. A blue car. A white lamp.")
+    row = replace(row, captions=captions)
+    lines = [line for line in trainings.pairs([row]) if line["caption"] != 1]
+    trainings.write_pairs(lines)
+    for choice in (BEST, BEST.model_copy(update={"pick": "sample"})):
+        choice = choice.model_copy(update={"per_step": 2})
+        found = examples.read_pairs(Path("pairs/train"), choice)
+        data = Examples([row], found, SPEC, ALL, 0, 200.0, 0.25, per_step=2)
+        for epoch in range(12):
+            sample, caption = data[Key(epoch, 0)], captions[epoch % 3]
+            assert torch.equal(sample.caption, tokenize(caption, [], SPEC.context_length).ids)
+            own = {line["start"]: line for line in lines if line["caption"] == epoch % 3}
+            texts = [tuple(pair.sentence.tolist()) for pair in sample.pairs]
+            assert len(set(texts)) == len(texts) == (0 if epoch % 3 == 1 else 2)
+            best = sorted(own.values(), key=lambda line: -line["similarity"])[
+                : 2 if choice.pick == "best" else 3
+            ]
+            allowed = {
+                tuple(tokenize(caption[line["start"] : line["end"]], [], SPEC.context_length).ids.tolist())
+                for line in best
+            }
+            assert set(texts) <= allowed
 
 
 def test_dropped_pairs_and_those_below_min_similarity_are_not_used() -> None:
@@ -138,15 +171,16 @@ def test_a_sample_holds_the_crop_the_span_and_the_patches_of_its_pair() -> None:
         sentence = row.captions[0][pair.start : pair.end]
         own = split_sentences(row.captions[0])
         tokens = tokenize(row.captions[0], own, SPEC.context_length)
-        assert sample.span == tokens.spans[[one.text for one in own].index(sentence)]
-        assert torch.equal(sample.sentence, tokenize(sentence, [], SPEC.context_length).ids)
-        assert torch.equal(sample.caption[slice(*sample.span)], sample.sentence[1:-1])
+        found = only(sample)
+        assert found.span == tokens.spans[[one.text for one in own].index(sentence)]
+        assert torch.equal(found.sentence, tokenize(sentence, [], SPEC.context_length).ids)
+        assert torch.equal(sample.caption[slice(*found.span)], found.sentence[1:-1])
         view = View((row.width, row.height), SPEC.image_size, SPEC.view)
         if view.visible(pair.box) >= 0.25:
             mask = boxes.patch_mask(view.box_to_view(pair.box), SPEC.image_size, SPEC.patch_size)
-            assert torch.equal(sample.patches, mask)
+            assert torch.equal(found.patches, mask)
         else:
-            assert sample.patches is None
+            assert found.patches is None
 
 
 def test_a_box_mostly_out_of_view_keeps_its_crop_but_not_its_patches() -> None:
@@ -160,11 +194,11 @@ def test_a_box_mostly_out_of_view_keeps_its_crop_but_not_its_patches() -> None:
     below, above = (
         made([row], {row.id: [pair]}, min_visible=limit) for limit in (visible + 0.01, max(visible - 0.01, 0))
     )
-    assert below[Key(0, 0)].patches is None
-    assert below[Key(0, 0)].crop is not None
+    assert only(below[Key(0, 0)]).patches is None
+    assert only(below[Key(0, 0)]).crop is not None
     assert below.counts()["pairs_out_of_view"] == 1
     if visible:
-        assert above[Key(0, 0)].patches is not None
+        assert only(above[Key(0, 0)]).patches is not None
         assert above.counts()["pairs_out_of_view"] == 0
 
 
@@ -177,13 +211,13 @@ def test_a_sentence_beyond_the_context_trains_locally_without_a_span() -> None:
     pairs = {"long": [Pair(0, 19, sentences[-1].start, sentences[-1].end, (1.0, 1.0, 30.0, 30.0), 0.5)]}
     data = made([row], pairs)
     sample = data[Key(0, 0)]
-    assert sample.span is None
-    assert sample.crop is not None
+    assert only(sample).span is None
+    assert only(sample).crop is not None
     assert len(sample.caption) == SPEC.context_length
     assert data.counts()["pairs_beyond_context"] == 1
     (batch,) = Collate(SPEC, 0)([sample]).chunks()
-    assert batch.has_pair.tolist() == [True]
-    assert batch.in_context.tolist() == [False]
+    assert batch.has_pair.tolist() == [[True]]
+    assert batch.in_context.tolist() == [[False]]
 
 
 def test_pictures_without_a_pair_are_used_and_captions_alternate() -> None:
@@ -195,7 +229,7 @@ def test_pictures_without_a_pair_are_used_and_captions_alternate() -> None:
     drawn = [tuple(data[Key(epoch, 0)].caption.tolist()) for epoch in range(3)]
     assert len(set(drawn)) == 3
     sample = data[Key(0, 1)]
-    assert (sample.crop, sample.sentence, sample.patches, sample.span) == (None, None, None, None)
+    assert sample.pairs == []
     counts = data.counts()
     assert (counts["pictures"], counts["captions"], counts["pairs"]) == (2, 4, 0)
     assert counts["pictures_without_pair"] == 2
@@ -208,35 +242,43 @@ def test_chunks_keep_every_part_with_its_pair(chunk: int) -> None:
     samples = [data[Key(0, index)] for index in range(5)]
     chunks = Collate(SPEC, chunk)(samples).chunks()
     assert [len(part.spans) for part in chunks] == {0: [5], 1: [1] * 5, 2: [2, 2, 1], 3: [3, 2]}[chunk]
-    assert torch.cat([part.has_pair for part in chunks]).tolist() == [True, False, True, False, True]
+    assert torch.cat([part.has_pair for part in chunks]).flatten().tolist() == [
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
     first = 0
     for part in chunks:
         own = samples[first : first + len(part.spans)]
         first += len(own)
         assert torch.equal(part.images[: len(own)], torch.stack([sample.whole for sample in own]))
-        texts = [sample.caption for sample in own] + [
-            sample.sentence for sample in own if sample.sentence is not None
-        ]
+        texts = [sample.caption for sample in own]
+        texts += [pair.sentence for sample in own for pair in sample.pairs]
         rows_of_texts = [row for group in part.texts for row in group]
         assert len(rows_of_texts) == len(texts) == len(part.places)
         for place, text in zip(part.places.tolist(), texts, strict=True):
             assert torch.equal(rows_of_texts[place][: len(text)], text)
             assert not rows_of_texts[place][len(text) :].any()
         for place, row in enumerate(part.rows.tolist()):
-            assert torch.equal(part.images[len(own) + place], own[row].crop)
+            assert torch.equal(part.images[len(own) + place], only(own[row]).crop)
         for row, sample in enumerate(own):
-            assert tuple(part.spans[row].tolist()) == (sample.span or (0, 0))
+            assert tuple(part.spans[row, 0].tolist()) == (only(sample).span if sample.pairs else (0, 0))
 
 
 def test_parts_that_no_loss_term_needs_are_not_read() -> None:
     rows = trainings.rows(3, Path("images"))
     pairs = mined(rows)
     sample = made(rows, pairs, Needs.of({"global": 1.0}))[Key(0, 0)]
-    assert (sample.crop, sample.sentence, sample.patches, sample.span, sample.short) == (None,) * 5
+    assert (sample.pairs, sample.short) == ([], None)
     assert Needs.of({"local": 0.5}) == Needs(True, True, False)
     assert Needs.of({"tsl_image": 1.0}) == Needs(True, False, False)
     assert Needs.of({"tsl_text": 1.0}) == Needs(False, True, False)
     assert Needs.of({"short_caption": 1.0}) == Needs(False, False, True)
+    attention = {"sentence_patches": 1.0, "attention_temperature": 0.2}
+    assert Needs.of(attention) == Needs(False, True, False, attention=0.2)
+    assert Needs.of({"late_interaction": 1.0}) == Needs(False, False, False, tokens=True)
 
 
 def test_short_captions_are_sentences_after_the_first() -> None:

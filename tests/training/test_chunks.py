@@ -12,7 +12,7 @@ import torch
 
 from goal.training import step
 from goal.training.batches import Collate
-from goal.training.examples import Examples, Needs, Sample
+from goal.training.examples import Examples, LocalPair, Needs, Sample
 from tests import trainings
 from tests.training import test_step
 from tests.training.test_step import ALONE, WEIGHTS, chunks, gradients, made
@@ -29,6 +29,8 @@ data = test_step.data
         {"global": 1.0, "hard_negative": 0.5, "short_caption": 0.5},
         {"local": 1.0},
         {"tsl_image": 1.0},
+        {"local": 1.0, "local_hard_negative": 0.5, "sentence_patches": 0.7, "attention_temperature": 0.2},
+        {"late_interaction": 1.0},
     ],
 )
 def test_chunks_give_the_gradient_of_the_whole_batch(
@@ -81,8 +83,10 @@ def drawn(count: int) -> list[Sample]:
     samples = []
     for place in range(count):
         caption, start = text(number(12, 41)), number(1, 6)
-        pair = (view(), text(number(4, 12)), torch.rand(16, generator=draw) < 0.3, (start, start + 4))
-        samples.append(Sample(view(), caption, *(pair if place % 8 else (None,) * 4), None))
+        pair = LocalPair(
+            view(), text(number(4, 12)), torch.rand(16, generator=draw) < 0.3, (start, start + 4)
+        )
+        samples.append(Sample(view(), caption, [pair] if place % 8 else [], None))
     return samples
 
 

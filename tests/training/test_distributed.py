@@ -34,8 +34,18 @@ from tests.trainings import SPEC
 
 CPU = torch.device("cpu")
 ALONE = Group(0, 1, CPU)
-WEIGHTS = {"global": 1.0, "local": 0.5, "tsl_image": 1.0, "tsl_text": 1.0, "short_caption": 0.5}
+WEIGHTS = {
+    "global": 1.0, "local": 0.5, "tsl_image": 1.0, "tsl_text": 1.0, "short_caption": 0.5,
+    "sentence_patches": 0.3, "late_interaction": 0.2,
+}  # fmt: skip
+MARGINS = {"hard_negative": 0.4, "local_hard_negative": 0.3}
 NEEDS = Needs(crops=True, sentences=True, short=True)
+PER_STEP = 2
+# Of a picture, the fields of Embeddings; each embedding has 4 numbers.
+SHAPES = {
+    "image": (), "text": (), "short": (), "grid": (5,), "words": (6,),
+    **dict.fromkeys(("region", "sentence", "patches", "tokens", "attended"), (2,)),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -79,8 +89,9 @@ def _rank(folder: str, rank: int, port: int, work: Callable[..., None], argument
 
 def samples() -> list[Any]:
     rows = train.manifest.read(paths.manifest("tiny", "train"))[:8]
-    pairs = read_pairs(paths.pairs_dir("train"), trainings.params().stage2.pairs)
-    data = Examples(rows, pairs, SPEC, NEEDS, 0, 200.0, 0.25)
+    choice = trainings.params(stage2__pairs__per_step=PER_STEP).stage2.pairs
+    pairs = read_pairs(paths.pairs_dir("train"), choice)
+    data = Examples(rows, pairs, SPEC, NEEDS, 0, 200.0, 0.25, per_step=PER_STEP)
     return [data[Key(0, index)] for index in range(8)]
 
 
@@ -100,7 +111,7 @@ def _gradients(chunk: int) -> None:
         alone = trainings.model().double()
         mine = samples()[group.rank * 4 : group.rank * 4 + 4]
         for term in losses.TERMS:
-            weights = {term: WEIGHTS[term], "hard_negative": 0.4}
+            weights = {term: WEIGHTS[term], **MARGINS, "attention_temperature": 0.2}
             found = gradient(wrapped, _needed(mine, chunk, weights), weights, group)
             expected = gradient(alone, _needed(samples(), 0, weights), weights, ALONE)
             assert found.keys() == expected.keys()
@@ -118,9 +129,16 @@ def _needed(own: list[Any], chunk: int, weights: dict[str, float]) -> list[Any]:
         nothing |= {"crop": None, "patches": None}
     if not needs.sentences:
         nothing |= {"sentence": None, "span": None}
-    if not needs.short:
-        nothing |= {"short": None}
-    chunks = Collate(SPEC, chunk)([sample._replace(**nothing) for sample in own]).chunks()
+    kept = [
+        sample._replace(
+            pairs=[pair._replace(**nothing) for pair in sample.pairs]
+            if needs.crops or needs.sentences
+            else [],
+            short=sample.short if needs.short else None,
+        )
+        for sample in own
+    ]
+    chunks = Collate(SPEC, chunk, PER_STEP)(kept).chunks()
     return [part._replace(images=normalised(part.images, SPEC).double()) for part in chunks]
 
 
@@ -150,13 +168,13 @@ def test_collectives_return_what_they_promise() -> None:
 
 def _columns() -> None:
     with distributed.group(CPU, 2) as group:
+        draw = torch.Generator().manual_seed(5)
         ranks = [
-            Embeddings(*torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(rank)))
+            Embeddings(
+                **{name: torch.randn(3, *shape, 4, generator=draw) for name, shape in SHAPES.items()},
+                **{name: torch.rand(3, 2, generator=draw) < 0.5 for name in step.MASKS},
+            )
             for rank in range(2)
-        ]
-        masks = torch.tensor([[True, False, True], [False, False, True]])
-        ranks = [
-            one._replace(**dict.fromkeys(step.MASKS, mask)) for one, mask in zip(ranks, masks, strict=True)
         ]
         gathered = step.gathered(ranks[group.rank], group)
         for name, values in gathered._asdict().items():

@@ -15,7 +15,7 @@ from goal.text import pad
 from goal.training import step
 from goal.training.batches import Batch, Collate
 from goal.training.distributed import Group
-from goal.training.examples import Examples, Key, Needs, read_pairs
+from goal.training.examples import Examples, Key, LocalPair, Needs, read_pairs
 from goal.training.step import embed
 from tests import trainings
 from tests.training.test_batches import BEST
@@ -23,7 +23,7 @@ from tests.trainings import SPEC
 
 PARITY = Path(__file__).parents[2].parent / "shared" / "parity"
 ALONE = Group(0, 1, torch.device("cpu"))
-EVERYTHING = Needs(crops=True, sentences=True, short=True)
+EVERYTHING = Needs(crops=True, sentences=True, short=True, attention=0.2, tokens=True)
 WEIGHTS = {"global": 1.0, "local": 0.5, "tsl_image": 1.0, "tsl_text": 1.0}
 
 
@@ -39,14 +39,14 @@ def made(images: Path) -> Examples:
     """Seven pictures, two of them without usable pairs, which are written to the current folder."""
     rows = trainings.rows(7, images)
     trainings.write_pairs(trainings.pairs(rows, {1, 4}))
-    return Examples(rows, read_pairs(Path("pairs/train"), BEST), SPEC, EVERYTHING, 0, 200.0, 0.25)
+    pairs = read_pairs(Path("pairs/train"), BEST.model_copy(update={"per_step": 2}))
+    return Examples(rows, pairs, SPEC, EVERYTHING, 0, 200.0, 0.25, per_step=2)
 
 
 def chunks(data: Examples, size: int, needs: Needs = EVERYTHING) -> list[Batch]:
-    own = Examples(
-        data.rows, dict(zip((r.id for r in data.rows), data._pairs, strict=True)), SPEC, needs, 0, 200.0, 0.25
-    )
-    return Collate(SPEC, size)([own[Key(0, index)] for index in range(7)]).chunks()
+    pairs = dict(zip((row.id for row in data.rows), data._pairs, strict=True))
+    own = Examples(data.rows, pairs, SPEC, needs, 0, 200.0, 0.25, per_step=2)
+    return Collate(SPEC, size, 2)([own[Key(0, index)] for index in range(7)]).chunks()
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -70,24 +70,33 @@ def test_embeddings_equal_the_towers_one_by_one(data: Examples) -> None:
             torch.testing.assert_close(found.text[row], caption.pooled[0], rtol=1e-4, atol=1e-5)
             short = model.encode_texts(sample.short[None])[0]
             torch.testing.assert_close(found.short[row], short, rtol=1e-4, atol=1e-5)
-            assert bool(found.has_pair[row]) == (row not in {1, 4})
-            if sample.crop is not None:
-                crop, sentence = (
-                    model.encode_images(sample.crop[None])[0],
-                    model.encode_texts(sample.sentence[None])[0],
-                )
-                torch.testing.assert_close(found.region[row], crop, rtol=1e-4, atol=1e-5)
-                torch.testing.assert_close(found.sentence[row], sentence, rtol=1e-4, atol=1e-5)
-            assert bool(found.in_view[row]) == (sample.patches is not None)
-            if sample.patches is not None:
-                lit = [whole.tokens[0, n] for n, touched in enumerate(sample.patches.tolist()) if touched]
-                expected = model.project_patches(torch.stack(lit).mean(0)[None])[0]
-                torch.testing.assert_close(found.patches[row], expected, rtol=1e-4, atol=1e-5)
-            assert bool(found.in_context[row]) == (sample.span is not None)
-            if sample.span is not None:
-                own = [caption.tokens[0, n] for n in range(*sample.span)]
-                expected = model.project_tokens(torch.stack(own).mean(0)[None])[0]
-                torch.testing.assert_close(found.tokens[row], expected, rtol=1e-4, atol=1e-5)
+            grid = model.project_patches(whole.tokens[0])
+            torch.testing.assert_close(found.grid[row], grid, rtol=1e-4, atol=1e-5)
+            count = len(sample.caption)
+            assert found.is_word[row].nonzero().flatten().tolist() == list(range(1, count - 1))
+            words = model.project_tokens(caption.tokens[0])
+            torch.testing.assert_close(found.words[row, :count], words, rtol=1e-4, atol=1e-5)
+            assert len(sample.pairs) == (0 if row in {1, 4} else 2)
+            for place in range(2):
+                pair = sample.pairs[place] if sample.pairs else LocalPair(None, None, None, None)
+                assert bool(found.has_pair[row, place]) == bool(sample.pairs)
+                assert bool(found.in_view[row, place]) == (pair.patches is not None)
+                assert bool(found.in_context[row, place]) == (pair.span is not None)
+                expected = {}
+                if sample.pairs:
+                    expected["region"] = model.encode_images(pair.crop[None])[0]
+                    expected["sentence"] = sentence = model.encode_texts(pair.sentence[None])[0]
+                    cosines = [torch.cosine_similarity(sentence, patch, 0) for patch in grid]
+                    share = (torch.stack(cosines) / EVERYTHING.attention).softmax(0)
+                    expected["attended"] = sum(part * patch for part, patch in zip(share, grid, strict=True))
+                if pair.patches is not None:
+                    lit = [whole.tokens[0, n] for n, touched in enumerate(pair.patches.tolist()) if touched]
+                    expected["patches"] = model.project_patches(torch.stack(lit).mean(0)[None])[0]
+                if pair.span is not None:
+                    own = [caption.tokens[0, n] for n in range(*pair.span)]
+                    expected["tokens"] = model.project_tokens(torch.stack(own).mean(0)[None])[0]
+                for name, value in expected.items():
+                    torch.testing.assert_close(getattr(found, name)[row, place], value, rtol=1e-4, atol=1e-5)
 
 
 def test_every_image_and_text_passes_its_tower_once_per_step(data: Examples) -> None:
@@ -100,12 +109,13 @@ def test_every_image_and_text_passes_its_tower_once_per_step(data: Examples) -> 
     model.transformer.register_forward_pre_hook(lambda _, args: calls["text"].append(tuple(args[0].shape)))
     batch = chunks(data, 0)
     step.backward(model, batch, WEIGHTS | {"short_caption": 0.5}, ALONE, nullcontext)
-    assert calls["image"] == [(7 + 5, 17, 24)]
+    assert calls["image"] == [(7 + 10, 17, 24)]
     samples = [data[Key(0, index)] for index in range(7)]
-    texts = [text for sample in samples for text in (sample.caption, sample.sentence, sample.short)]
-    lengths = sorted(len(text) for text in texts if text is not None)
-    assert len(lengths) == 7 + 5 + 7
-    assert calls["text"] == [(4, lengths[last], 24) for last in (3, 7, 11, 15)] + [(3, lengths[18], 24)]
+    texts = [text for sample in samples for text in (sample.caption, sample.short)]
+    texts += [pair.sentence for sample in samples for pair in sample.pairs]
+    lengths = sorted(len(text) for text in texts)
+    assert len(lengths) == 7 + 10 + 7
+    assert calls["text"] == [(4, lengths[last], 24) for last in (3, 7, 11, 15, 19, 23)]
 
 
 def test_global_and_local_pairs_never_mix(data: Examples) -> None:
@@ -120,11 +130,12 @@ def test_global_and_local_pairs_never_mix(data: Examples) -> None:
         group, row = divmod(int(batch.places[7 + 2]), 4)
         batch.texts[group][row, 1] = 555
         text = embed(model, batch, EVERYTHING, nullcontext)
-    own = int(batch.rows[2])
+    own = int(batch.rows[2]) // 2
     for found, field in ((crop, "region"), (text, "sentence")):
         for name in step.TENSORS:
-            moved = (getattr(found, name) - getattr(plain, name)).abs().amax(1) > 1e-4
-            assert moved.tolist() == [name == field and row == own for row in range(7)], name
+            moved = (getattr(found, name) - getattr(plain, name)).abs().flatten(1).amax(1) > 1e-4
+            fields = {field, "attended"} if field == "sentence" else {field}
+            assert moved.tolist() == [name in fields and row == own for row in range(7)], name
 
 
 def test_bf16_arithmetic_keeps_fp32_weights_and_gradients(data: Examples) -> None:
@@ -166,7 +177,7 @@ def test_a_whole_step_equals_an_independent_implementation(size: int) -> None:
         grid = torch.zeros(4, 4, dtype=torch.bool)
         grid[int(y1 // 16) : math.ceil(y2 / 16), int(x1 // 16) : math.ceil(x2 / 16)] = True
         masks.append(grid.flatten())
-    yes = torch.ones(6, dtype=torch.bool)
+    yes = torch.ones(6, 1, dtype=torch.bool)
     texts = [ids[: int(ids.argmax()) + 1] for ids in (*case["global_ids"], *case["local_ids"])]
     parts = []
     for first in range(0, 6, size or 6):
@@ -177,8 +188,8 @@ def test_a_whole_step_equals_an_independent_implementation(size: int) -> None:
                 texts=[pad([texts[row] for row in rows]), pad([texts[6 + row] for row in rows])],
                 places=torch.arange(2 * len(rows)),
                 rows=torch.arange(len(rows)),
-                patches=torch.stack([masks[row] for row in rows]),
-                spans=case["spans"][rows],
+                patches=torch.stack([masks[row] for row in rows])[:, None],
+                spans=case["spans"][rows][:, None],
                 has_pair=yes[rows],
                 in_view=yes[rows],
                 in_context=yes[rows],
