@@ -1,13 +1,17 @@
 """dvc.yaml against the code: each stage declares its code, its parameters and the paths of goal.config."""
 
+import copy
 import re
 
 import pytest
 import yaml
 
+from goal import config
+from goal.cli import unchanged
 from goal.config import Params, paths
 from goal.evaluation.galleries import BENCHMARKS
 from goal.runtime import code
+from goal.training.plan import Plan
 from tests.imports import ROOT
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -55,6 +59,22 @@ def test_only_register_has_an_uncached_out() -> None:
     }
     # Another registry may lack the version, so `register` must run again there.
     assert uncached == {"register"}
+
+
+@pytest.mark.parametrize("name", paths.TRAINED)
+def test_a_training_declares_each_loss_weight_that_it_uses(name: str, monkeypatch) -> None:
+    """A baseline that DVC does not train again when a shared weight changes would make an unfair table."""
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    section = "stage1" if name == "stage1" else "stage2"
+    monkeypatch.chdir(ROOT)
+    declared = set(unchanged.declared("train", name, values)["params"])
+    before = Plan.of(config.parse(values, "test"), name).loss_weights
+    for weight in values[section]["loss"]:
+        changed = copy.deepcopy(values)
+        changed[section]["loss"][weight] += 0.5
+        used = Plan.of(config.parse(changed, "test"), name).loss_weights != before
+        watched = bool(declared & {f"{section}.loss", f"{section}.loss.{weight}"})
+        assert watched == used, weight
 
 
 def test_a_stage_declares_every_parameter_it_reads() -> None:

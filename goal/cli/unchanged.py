@@ -33,7 +33,7 @@ class Unchanged:
     def __init__(self, stage: str, key: str = "") -> None:
         self.params = config.load()
         self._stage, self._name = stage, f"{stage}@{key}" if key else stage
-        self._declared = _declared(stage, key, self._values())
+        self._declared = declared(stage, key, self._values())
         self._before = self._now()
         self._outs = {out: _signature(out) for out in self._declared["outs"]}
         listed = code.FOLDER / stage
@@ -93,7 +93,7 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> str:
     return ", ".join(found[:SHOWN]) + (" ..." if len(found) > SHOWN else "")
 
 
-def _declared(stage: str, key: str, values: dict[str, Any]) -> dict[str, list[str]]:
+def declared(stage: str, key: str, values: dict[str, Any]) -> dict[str, list[str]]:
     """The params, deps and outs (metrics and plots too) of a stage of dvc.yaml, its templates filled in."""
     entry = schema.read(DVC_FILE)["stages"][stage] if DVC_FILE.exists() else {}
     if "foreach" in entry:

@@ -1,6 +1,7 @@
 """Logs a training: the losses of every step, its speed and its validations, to the tracker and the bar."""
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -19,10 +20,12 @@ class MetricsBuffer:
         self._tracker = tracker
         self._progress = progress
         self._steps: list[Tensor] = []
+        self._norms: Mapping[str, Tensor] = {}
 
-    def add(self, measured: Tensor) -> None:
-        """Keep what Learner.update returned."""
+    def add(self, measured: Tensor, norms: Mapping[str, Tensor] | None = None) -> None:
+        """Keep what Learner.update returned, and the norms of the terms' gradients where they were measured."""
         self._steps.append(measured)
+        self._norms = norms or {}
 
     def flush(self) -> None:
         """Log the steps since the last call; waits for the device."""
@@ -35,6 +38,11 @@ class MetricsBuffer:
         for number, row in enumerate(rows, learner.step - len(rows) + 1):
             values = dict(zip(learner.logged, row, strict=True))
             self._tracker.log_metrics(values | {"lr": learner.rate(number - 1)}, number)
+        if self._norms:
+            # A term whose share is large decides where a clipped step goes.
+            total = sum(self._norms.values()).clamp(min=torch.finfo(torch.float32).tiny)
+            shares = {f"gradient_share/{name}": (norm / total).item() for name, norm in self._norms.items()}
+            self._tracker.log_metrics(shares, learner.step)
         speed = self._progress.speed(learner.step)
         if measured.is_cuda:
             speed["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30

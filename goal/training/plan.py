@@ -16,8 +16,9 @@ from goal.training import distributed
 # Parameters of `train` that the result depends on. The others only change the speed and may differ when a
 # training is resumed.
 RESULT_FIELDS = ("precision", "processes", "compile", "checkpoint_activations", "chunk_size")
-# The baselines are stage 2 with these terms only.
-BASELINES = {"global": ("global",), "global+local": ("global", "local")}
+# The baselines are stage 2 with these terms and margins only: what they share with it changes in both.
+BASELINES = {"global": ("global", "hard_negative", "short_caption")}
+BASELINES["global+local"] = (*BASELINES["global"], "local", "local_hard_negative")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Plan:
         stage: Stage = getattr(params, section)
         loss_weights = stage.loss.model_dump(by_alias=True)
         if name in BASELINES:
-            kept = (*BASELINES[name], "hard_negative", "short_caption")
+            kept = BASELINES[name]
             loss_weights = {term: weight if term in kept else 0.0 for term, weight in loss_weights.items()}
         if stage.epochs and not any(loss_weights.get(term) for term in losses.TERMS):
             raise UserError(f"{section}.loss: every term of {name} has the weight 0; give one a weight")

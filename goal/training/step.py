@@ -77,8 +77,11 @@ def backward(
     weights: Mapping[str, float],
     group: Group,
     autocast: Autocast,
+    norms: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Add the gradient of the objective to the parameters; returns this process's share of each term.
+
+    norms: filled with the norm of each weighted term's gradient at the embeddings of the whole batch.
 
     With several chunks the embeddings are computed first without a graph, the objective's gradient is
     taken on them, and each chunk is run again to carry it on: the gradient of the whole batch in the
@@ -88,6 +91,8 @@ def backward(
     if len(chunks) == 1:
         own, scale = embed(model, chunks[0], needs, autocast), unwrap(model).scale()
         values = objective(own, scale, weights, group)
+        if norms is not None:
+            norms |= gradient_norms(values, weights, own, group)
         (losses.weighted(values, weights) + touch_all_params(own, scale)).backward()
         return {name: value.detach() for name, value in values.items()}
     with torch.no_grad():
@@ -99,6 +104,8 @@ def backward(
     for leaf in leaves:
         leaf.requires_grad_()
     values = objective(own, scale, weights, group)
+    if norms is not None:
+        norms |= gradient_norms(values, weights, own, group)
     losses.weighted(values, weights).backward()
     first = 0
     for chunk in chunks:
@@ -123,6 +130,18 @@ def objective(
 ) -> dict[str, Tensor]:
     """The terms of this process's rows against the columns of all processes (goal.losses.terms)."""
     return losses.terms(own, scale, weights, gathered(own, group), group.rank * len(own.image))
+
+
+def gradient_norms(
+    values: Mapping[str, Tensor], weights: Mapping[str, float], own: Embeddings, group: Group
+) -> dict[str, Tensor]:
+    """The norm of each weighted term's gradient at the embeddings, over all processes; keeps the graph."""
+    inputs = [value for name in TENSORS if (value := getattr(own, name)) is not None]
+    squares = []
+    for name, value in values.items():
+        found = torch.autograd.grad(weights[name] * value, inputs, retain_graph=True, allow_unused=True)
+        squares.append(sum(gradient.square().sum() for gradient in found if gradient is not None))
+    return dict(zip(values, group.mean(torch.stack(squares)).sqrt(), strict=True))
 
 
 def gathered(own: Embeddings, group: Group) -> Embeddings:

@@ -98,9 +98,9 @@ class Trainer:
                 self.save_if_due()
                 self.train_step()
                 # On a GPU, losses are read only when they are logged: a read waits for all queued work.
-                if self.should_log() or self.group.device.type == "cpu":
+                if self.should_log(self.learner.step) or self.group.device.type == "cpu":
                     self.check_finite()
-                if self.should_log():
+                if self.should_log(self.learner.step):
                     self.metrics.flush()
             self.check_finite()
         finally:
@@ -110,8 +110,10 @@ class Trainer:
     def train_step(self) -> None:
         """One optimizer step: load a batch, compute the gradient, update. Does not wait for a GPU."""
         chunks = self.next_batch()
-        terms = step.backward(self.wrapped, chunks, self.plan.loss_weights, self.group, self.plan.autocast)
-        self.metrics.add(self.learner.update(terms))
+        norms = {} if self.should_log(self.learner.step + 1) else None
+        weights, autocast = self.plan.loss_weights, self.plan.autocast
+        terms = step.backward(self.wrapped, chunks, weights, self.group, autocast, norms)
+        self.metrics.add(self.learner.update(terms), norms)
         if self.group.device.type == "cuda":
             self.step_done = torch.cuda.current_stream().record_event()
 
@@ -159,9 +161,8 @@ class Trainer:
         """Whether stage.patience validations in a row were no better than the best one; 0: never."""
         return 0 < self.plan.stage.patience <= self.learner.validations_since_best
 
-    def should_log(self) -> bool:
-        """Every train.log_every steps and at the last step."""
-        now = self.learner.step
+    def should_log(self, now: int) -> bool:
+        """Every train.log_every steps and at the last step; now: steps done."""
         return now % self.params.train.log_every == 0 or now == self.learner.steps
 
     def check_finite(self) -> None:

@@ -138,6 +138,27 @@ def test_global_and_local_pairs_never_mix(data: Examples) -> None:
             assert moved.tolist() == [name in fields and row == own for row in range(7)], name
 
 
+@pytest.mark.parametrize("size", [0, 3])
+def test_the_norm_of_each_term_s_gradient_at_the_embeddings(data: Examples, size: int) -> None:
+    """The embeddings are leaves here: each term alone, its weight included, in whole batches and in chunks."""
+    model, norms = trainings.model(), {}
+    step.backward(model, chunks(data, size), WEIGHTS, ALONE, nullcontext, norms)
+    (batch,) = chunks(data, 0)
+    with torch.no_grad():
+        own = embed(model, batch, Needs.of(WEIGHTS), nullcontext)
+        scale = model.scale()
+    assert list(norms) == list(WEIGHTS)
+    for term, weight in WEIGHTS.items():
+        leaves = {
+            name: value.clone().requires_grad_()
+            for name in step.TENSORS
+            if (value := getattr(own, name)) is not None
+        }
+        (weight * losses.terms(own._replace(**leaves), scale, {term: 1.0})[term]).backward()
+        total = sum(leaf.grad.square().sum() for leaf in leaves.values() if leaf.grad is not None)
+        assert norms[term].item() == pytest.approx(total.sqrt().item(), rel=1e-4)
+
+
 def test_bf16_arithmetic_keeps_fp32_weights_and_gradients(data: Examples) -> None:
     model = trainings.model()
     values = step.backward(
