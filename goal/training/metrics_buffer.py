@@ -23,7 +23,7 @@ class MetricsBuffer:
         self._norms: Mapping[str, Tensor] = {}
 
     def add(self, measured: Tensor, norms: Mapping[str, Tensor] | None = None) -> None:
-        """Keep what Learner.update returned, and the norms of the terms' gradients where they were measured."""
+        """Keep what Learner.update returned, and each term's gradient norm if measured."""
         self._steps.append(measured)
         self._norms = norms or {}
 

@@ -140,7 +140,7 @@ def test_global_and_local_pairs_never_mix(data: Examples) -> None:
 
 @pytest.mark.parametrize("size", [0, 3])
 def test_the_norm_of_each_term_s_gradient_at_the_embeddings(data: Examples, size: int) -> None:
-    """The embeddings are leaves here: each term alone, its weight included, in whole batches and in chunks."""
+    """The embeddings are leaves here: each term alone with its weight, in whole batches and in chunks."""
     model, norms = trainings.model(), {}
     step.backward(model, chunks(data, size), WEIGHTS, ALONE, nullcontext, norms)
     (batch,) = chunks(data, 0)
