@@ -43,7 +43,7 @@ from goal.evaluation.galleries import Gallery, Picture
 from goal.model.network import Spec
 from goal.training import batches, distributed, examples, step
 from goal.training.batches import BatchSampler, Collate
-from goal.training.examples import Examples, Fault, Key, Needs, Pair, Sample
+from goal.training.examples import Examples, Fault, Key, LocalPair, Needs, Pair, Sample
 from goal.training.learner import Learner
 
 STRETCH = 1.5
@@ -53,10 +53,10 @@ METRICS = {
     "twins": ("twins", "image_to_text_accuracy"),
     "joint mAP@10": ("joint", "text_to_image_map10"),
 }
-Put = Callable[[Row, Pair, Spec, Sample], Sample]
+Put = Callable[[Row, Pair, Spec, LocalPair, int], LocalPair]
 
 
-def crop_for_picture(row: Row, pair: Pair, spec: Spec, sample: Sample) -> Sample:
+def crop_for_picture(row: Row, pair: Pair, spec: Spec, sample: LocalPair, tokens: int) -> LocalPair:
     """Fault 1. What falls outside the view goes to its last patch."""
     x1, y1, x2, y2 = pair.box
     size, last = spec.image_size, spec.image_size - 1
@@ -66,7 +66,7 @@ def crop_for_picture(row: Row, pair: Pair, spec: Spec, sample: Sample) -> Sample
     return sample._replace(patches=boxes.patch_mask(wrong, size, spec.patch_size))
 
 
-def whole_for_view(row: Row, pair: Pair, spec: Spec, sample: Sample) -> Sample:
+def whole_for_view(row: Row, pair: Pair, spec: Spec, sample: LocalPair, tokens: int) -> LocalPair:
     """Fault 2."""
     view = View((row.width, row.height), spec.image_size, "squash")
     return sample._replace(
@@ -74,7 +74,7 @@ def whole_for_view(row: Row, pair: Pair, spec: Spec, sample: Sample) -> Sample:
     )
 
 
-def other_grid(row: Row, pair: Pair, spec: Spec, sample: Sample) -> Sample:
+def other_grid(row: Row, pair: Pair, spec: Spec, sample: LocalPair, tokens: int) -> LocalPair:
     """Fault 3: rows and columns of a grid of one less a side, numbered as if it were the network's."""
     grid = spec.image_size // spec.patch_size - 1
     view = View((row.width, row.height), grid * spec.patch_size, spec.view)
@@ -82,10 +82,10 @@ def other_grid(row: Row, pair: Pair, spec: Spec, sample: Sample) -> Sample:
     return sample._replace(patches=torch.cat([wrong, wrong.new_zeros((grid + 1) ** 2 - grid**2)]))
 
 
-def shifted(row: Row, pair: Pair, spec: Spec, sample: Sample) -> Sample:
-    """Fault 4. The span stays inside the caption."""
+def shifted(row: Row, pair: Pair, spec: Spec, sample: LocalPair, tokens: int) -> LocalPair:
+    """Fault 4. The span stays inside the caption, of so many tokens."""
     start, end = sample.span
-    end = min(end + 1, len(sample.caption))
+    end = min(end + 1, tokens)
     return sample._replace(span=(min(start + 1, end - 1), end))
 
 
@@ -139,15 +139,17 @@ class Faulty(Dataset):
 
     def __getitem__(self, key: Key) -> Sample | Fault:
         sample = self._data[key]
-        if isinstance(sample, Fault) or sample.patches is None or sample.span is None:
+        if isinstance(sample, Fault) or not sample.pairs:
             return sample
-        row = self.rows[key.index]
-        wrong = self._put(row, self._pairs[row.id][0], self._spec, sample)
-        self.overlaps.append(_overlap(sample, wrong))
-        return wrong
+        (right,), row = sample.pairs, self.rows[key.index]
+        if right.patches is None or right.span is None:
+            return sample
+        wrong = self._put(row, self._pairs[row.id][0], self._spec, right, len(sample.caption))
+        self.overlaps.append(_overlap(right, wrong))
+        return sample._replace(pairs=[wrong])
 
 
-def _overlap(right: Sample, wrong: Sample) -> float:
+def _overlap(right: LocalPair, wrong: LocalPair) -> float:
     patches = (right.patches & wrong.patches).sum() / (right.patches | wrong.patches).sum()
     (a, b), (c, d) = right.span, wrong.span
     tokens = max(0, min(b, d) - max(a, c)) / (max(b, d) - min(a, c))

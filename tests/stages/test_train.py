@@ -236,6 +236,14 @@ def test_every_step_is_logged() -> None:
         "samples_per_second" in values and "waiting_for_data" in values for _, values in recorder.metrics
     )
     assert any("val/recall" in values for _, values in recorder.metrics)
+    terms = ("global", "local", "tsl_image", "tsl_text")
+    shares = {
+        step: [values[f"gradient_share/{term}"] for term in terms]
+        for step, values in recorder.metrics
+        if "gradient_share/global" in values
+    }
+    assert list(shares) == [3, 4]
+    assert all(min(found) > 0 and sum(found) == pytest.approx(1) for found in shares.values())
 
 
 def _write_golden() -> None:
