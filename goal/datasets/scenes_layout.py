@@ -1,4 +1,8 @@
-"""What a scene is: things with five attributes on a 3 x 3 grid over a pale background, drawn from a seed."""
+"""What a scene is: things with five attributes on a 3 x 3 grid over a pale background, drawn from a seed.
+
+Scenes come in families of look-alikes with the same background and colours: who sees colours only cannot tell
+them apart, and their captions differ in details.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -14,6 +18,8 @@ PLACES = (
     *("in the lower left corner", "at the bottom", "in the lower right corner"),
 )
 GRID = 3
+FAMILY = 4  # look-alikes in a row
+REDRAWN = 0.5  # share of the shapes, sizes, patterns and places in which a look-alike may differ
 ATTRIBUTES = ("colour", "shape", "size", "pattern", "place")
 BACKGROUNDS = ("white", "grey", "blue", "green", "beige", "lilac")
 FADES = ("even", "down", "right")
@@ -58,6 +64,31 @@ def stream(seed: int, split: str, index: int, purpose: str) -> np.random.Generat
     return np.random.default_rng([seed, SPLIT_STREAMS[split], index, PURPOSES[purpose]])
 
 
+def scene(seed: int, split: str, index: int, fewest: int, most: int) -> Scene:
+    """Scene number `index` of a split; every FAMILY scenes in a row look alike."""
+    first = index - index % FAMILY
+    found = draw(stream(seed, split, first, "layout"), fewest, most)
+    return found if index == first else look_alike(found, stream(seed, split, index, "layout"))
+
+
+def look_alike(scene: Scene, rng: np.random.Generator) -> Scene:
+    """A scene of the same background, colours and number of things, most of which differ in some detail."""
+    things, names, places = [], {thing.name for thing in scene.things}, {thing.place for thing in scene.things}
+    for thing in scene.things:
+        names.remove(thing.name)
+        places.remove(thing.place)
+        shapes = [shape for shape in SHAPES if f"{thing.colour} {shape}" not in names]
+        free = [place for place in range(GRID * GRID) if place not in places]
+        for attribute, values in {"shape": shapes, "size": SIZES, "pattern": PATTERNS, "place": free}.items():
+            value, redrawn = pick(rng, values), rng.random() < REDRAWN
+            thing = replace(thing, **{attribute: value}) if redrawn else thing
+        thing = replace(thing, jitter=_jitter(rng))
+        names.add(thing.name)
+        places.add(thing.place)
+        things.append(thing)
+    return replace(scene, things=tuple(things))
+
+
 def draw(rng: np.random.Generator, fewest: int, most: int) -> Scene:
     """A random scene of fewest..most things: no two of one colour and shape, each in a cell of its own."""
     count = int(rng.integers(fewest, most + 1))
@@ -67,8 +98,7 @@ def draw(rng: np.random.Generator, fewest: int, most: int) -> Scene:
     for place, look in zip(places, looks, strict=True):
         colour, shape = divmod(int(look), len(SHAPES))
         size, pattern = pick(rng, SIZES), pick(rng, PATTERNS)
-        x, y, scale = (round(float(value), 4) for value in rng.uniform(-1, 1, 3))
-        things.append(Thing(SHAPES[shape], COLOURS[colour], size, pattern, int(place), (x, y, scale)))
+        things.append(Thing(SHAPES[shape], COLOURS[colour], size, pattern, int(place), _jitter(rng)))
     return Scene(tuple(things), pick(rng, BACKGROUNDS), pick(rng, FADES))
 
 
@@ -89,3 +119,7 @@ def change(scene: Scene, rng: np.random.Generator) -> tuple[Scene, str]:
 def pick(rng: np.random.Generator, values):
     """One of a sequence; always one number of the stream, so that wording and layout stay in step."""
     return values[int(rng.random() * len(values))]
+
+
+def _jitter(rng: np.random.Generator) -> tuple[float, float, float]:
+    return tuple(round(float(value), 4) for value in rng.uniform(-1, 1, 3))
