@@ -72,7 +72,7 @@ def draw(params: "Params", folder: Path, key: SceneKey) -> dict[str, list]:
         purpose: scenes_layout.stream(params.seed, split, key.index, purpose)
         for purpose in scenes_layout.PURPOSES
     }
-    scene = scenes_layout.draw(streams["layout"], *sizes.objects)
+    scene = scenes_layout.scene_of(params.seed, split, key.index, *sizes.objects)
     if key.twin:
         scene, attribute = scenes_layout.change(scene, streams["twin"])
     picture, boxes = scenes_render.render(scene, sizes.image_size)

@@ -64,7 +64,7 @@ def stream(seed: int, split: str, index: int, purpose: str) -> np.random.Generat
     return np.random.default_rng([seed, SPLIT_STREAMS[split], index, PURPOSES[purpose]])
 
 
-def scene(seed: int, split: str, index: int, fewest: int, most: int) -> Scene:
+def scene_of(seed: int, split: str, index: int, fewest: int, most: int) -> Scene:
     """Scene number `index` of a split; every FAMILY scenes in a row look alike."""
     first = index - index % FAMILY
     found = draw(stream(seed, split, first, "layout"), fewest, most)
@@ -73,7 +73,8 @@ def scene(seed: int, split: str, index: int, fewest: int, most: int) -> Scene:
 
 def look_alike(scene: Scene, rng: np.random.Generator) -> Scene:
     """A scene of the same background, colours and number of things, most of which differ in some detail."""
-    things, names, places = [], {thing.name for thing in scene.things}, {thing.place for thing in scene.things}
+    things = []
+    names, places = {thing.name for thing in scene.things}, {thing.place for thing in scene.things}
     for thing in scene.things:
         names.remove(thing.name)
         places.remove(thing.place)

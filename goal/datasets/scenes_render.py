@@ -29,7 +29,7 @@ RADIUS = {"small": 0.085, "medium": 0.118, "large": 0.15}  # of the picture's si
 RADIUS_JITTER = 0.06
 CELL_MARGIN = 0.008  # of the picture's side, kept free inside each cell
 FADE = 0.12  # how much darker a fading background ends
-PATTERN_TINT = 0.30  # how far a pattern goes from the thing's colour to white
+PATTERN_TINT = 0.55  # how far a pattern goes from the thing's colour to white
 OVERSAMPLE = 3  # samples per pixel and side
 
 

@@ -45,14 +45,15 @@ CLOSINGS = (
     "Of all the objects {alike} {are} {colour}, and nothing else is drawn on the {tone} ground.",
     "Counting the colours, {alike} of the objects {are} {colour}; the rest of the {tone} ground is empty.",
 )
-# Of a whole scene: always several things, as a photograph's caption names what distinguishes it.
+# Of a whole scene: several things, as a photograph's caption names what distinguishes it; the first two need
+# no third.
 SHORTS = (
-    "{a_one} and {a_other}",
-    "{a_one} {relation} {a_other}",
-    "{a_size} {one} and {a_pattern} {other}",
-    "{a_one} {place} and {a_other}",
     "{a_one} and {a_other} on a {tone} background",
+    "{a_one} {relation} {a_other}",
     "{a_one}, {a_other} and {a_third}",
+    "{a_size} {one}, {a_pattern} {other} and {a_third}",
+    "{a_one} {place}, {a_other} and {a_third}",
+    "{a_one}, {a_other} and {a_third} on a {tone} background",
 )
 # Of one thing in close-up; size and place are those in the scene, since pictures are cropped later.
 CLOSE_UPS = (
@@ -65,6 +66,13 @@ CLOSE_UPS = (
     "there is {a_pattern} {name} {place} of the picture",
     "we find {a_name}, its surface is {pattern}",
 )
+# Of one thing in close-up, by what they name: as a web page's "heart" or "striped" does.
+SINGLE = {
+    "shape": ("a {shape}", "the shape of a {shape}", "something like a {shape}"),
+    "colour": ("something {colour}", "a {colour} thing"),
+    "pattern": ("something {pattern}", "{a_pattern} thing", "a thing {pattern_clause}"),
+    "shape and pattern": ("{a_pattern} {shape}", "a {shape} {pattern_clause}"),
+}
 
 
 def long_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, list[tuple[int, int]]]:
@@ -89,7 +97,7 @@ def long_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, list[tupl
 def short_caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption of the sort the small CLIP was pretrained on: two or three things, few attributes."""
     one, other, *more = (scene.things[index] for index in rng.permutation(len(scene.things)))
-    return pick(rng, SHORTS if more else SHORTS[:-1]).format(
+    return pick(rng, SHORTS if more else SHORTS[:2]).format(
         one=one.name,
         other=other.name,
         a_one=article(one.name),
@@ -107,6 +115,18 @@ def close_caption(thing: Thing, rng: np.random.Generator) -> str:
     """A short caption of one thing."""
     template = pick(rng, CLOSE_UPS)
     return template.format(**_words(thing, rng))
+
+
+def single_caption(thing: Thing, name: str, number: int) -> str:
+    """Wording `number` of SINGLE[name] for a thing; the same for all things that share what it names."""
+    pattern, clause = thing.pattern, PATTERN_WORDS[thing.pattern][1]
+    return SINGLE[name][number].format(
+        shape=thing.shape,
+        colour=thing.colour,
+        pattern=pattern,
+        a_pattern=article(pattern),
+        pattern_clause=clause,
+    )
 
 
 def direction(one: Thing, other: Thing) -> tuple[str, str]:

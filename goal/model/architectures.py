@@ -16,8 +16,8 @@ CUSTOM = "custom"
 # The small network of the embedded `scenes` data.
 _SCENES_SPEC = Spec(
     name=SCENES,
-    image_size=64,
-    patch_size=8,
+    image_size=96,
+    patch_size=12,
     embed_dim=128,
     vision_width=128,
     vision_layers=4,

@@ -20,11 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from goal import losses, text
+from goal import text
 from goal.datasets import scenes_layout, scenes_render, scenes_words
 from goal.datasets.scenes_layout import Scene
 from goal.model import architectures, embedded
@@ -38,10 +39,10 @@ class Recipe:
     """Hyperparameters; the defaults made the shipped weights."""
 
     seed: int = 0
-    scenes: int = 10_000
-    steps: int = 1_100
-    batch_size: int = 64  # pairs
-    close_ups: float = 0.5  # share of a batch
+    scenes: int = 8_000
+    steps: int = 2_600
+    wholes: int = 32  # whole scenes per batch, each with a short caption
+    close_ups: int = 40  # objects per batch, each with several captions
     margin: float = 0.5  # largest margin around the object of a close-up, as a share of the object's size
     lr: float = 1e-3
     weight_decay: float = 0.1
@@ -87,20 +88,30 @@ def draw(recipe: Recipe, side: int) -> list[Views]:
 
 
 def train(model: GoalClip, views: list[Views], recipe: Recipe) -> Tensor:
-    """Train in place on pairs of a view and a short caption; returns the tokens used, (vocab,) bool."""
+    """Train in place on views and short captions; returns the tokens used, (vocab,) bool.
+
+    Per step, one pass over the images and one over the captions; the loss is the sum of the contrastive
+    losses of the whole scenes and, for each kind of caption, of the close-ups.
+    """
     rng = np.random.default_rng(recipe.seed)
     used = torch.zeros(model.spec.vocab_size, dtype=torch.bool)
     optimizer = _optimizer(model, recipe)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (model.spec.mean, model.spec.std))
     bar = tqdm(range(recipe.steps), "pretrain", unit=" steps")
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, recipe)
-        pixels, captions = _batch(views, recipe, rng)
+        pixels, kinds = _batch(views, recipe, rng)
+        captions = list(dict.fromkeys(caption for kind in kinds for caption in kind))
+        rows = {caption: row for row, caption in enumerate(captions)}
         ids = [text.tokenize(caption, [], model.spec.context_length).ids for caption in captions]
         used[torch.cat(ids)] = True
-        images, texts = model.encode_images((pixels / 255 - mean) / std), model.encode_texts(text.pad(ids))
-        loss = losses.contrastive(images, texts, model.scale())
+        images = model.encode_images(pixels, normalize=True)
+        texts = model.encode_texts(text.pad(ids), normalize=True)
+        wholes, close_ups = images.split([recipe.wholes, recipe.close_ups])
+        loss = sum(
+            same_captions_match(shown, texts[[rows[caption] for caption in kind]], kind, model.scale())
+            for kind, shown in zip(kinds, [wholes] + [close_ups] * (len(kinds) - 1), strict=True)
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
@@ -108,6 +119,19 @@ def train(model: GoalClip, views: list[Views], recipe: Recipe) -> Tensor:
         if step % 10 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
     return used
+
+
+def same_captions_match(images: Tensor, texts: Tensor, captions: list[str], scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE of unit vectors (B, D) in which equal captions match each other's images.
+
+    The target is shared among all matches (UniCL, arXiv 2204.03610).
+    """
+    number = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
+    own = torch.tensor([number[caption] for caption in captions])
+    match = (own[:, None] == own).float()
+    target = match / match.sum(1, keepdim=True)
+    logits = scale * images @ texts.T
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
@@ -140,18 +164,18 @@ def _around(box: tuple[float, float, float, float], margin: float, size: int) ->
     return left, top, left + side, top + side
 
 
-def _batch(views: list[Views], recipe: Recipe, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
-    """Pixels (B, 3, S, S) in 0..255 and captions, worded differently in every batch."""
-    chosen = [views[index] for index in rng.choice(len(views), recipe.batch_size, replace=False)]
-    close = rng.random(recipe.batch_size) < recipe.close_ups
-    pixels = np.stack([one.close_up if near else one.whole for one, near in zip(chosen, close, strict=True)])
-    captions = [
-        scenes_words.close_caption(one.scene.things[one.thing], rng)
-        if near
-        else scenes_words.short_caption(one.scene, rng)
-        for one, near in zip(chosen, close, strict=True)
-    ]
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float(), captions
+def _batch(views: list[Views], recipe: Recipe, rng: np.random.Generator) -> tuple[Tensor, list[list[str]]]:
+    """Images (B, 3, S, S) uint8, whole scenes first; captions of the wholes, then kinds of the close-ups'."""
+    chosen = [views[i] for i in rng.choice(len(views), recipe.wholes + recipe.close_ups, replace=False)]
+    wholes, close_ups = chosen[: recipe.wholes], chosen[recipe.wholes :]
+    things = [view.scene.things[view.thing] for view in close_ups]
+    kinds = [[scenes_words.short_caption(view.scene, rng) for view in wholes]]
+    for name, wordings in scenes_words.SINGLE.items():
+        number = int(rng.integers(len(wordings)))
+        kinds.append([scenes_words.single_caption(thing, name, number) for thing in things])
+    kinds.append([scenes_words.close_caption(thing, rng) for thing in things])
+    pixels = np.stack([view.whole for view in wholes] + [view.close_up for view in close_ups])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), kinds
 
 
 def _optimizer(model: GoalClip, recipe: Recipe) -> torch.optim.AdamW:

@@ -17,6 +17,7 @@ from goal.datasets.scenes_layout import (
     BACKGROUNDS,
     COLOURS,
     FADES,
+    FAMILY,
     PATTERNS,
     PLACES,
     SHAPES,
@@ -25,6 +26,7 @@ from goal.datasets.scenes_layout import (
     Thing,
     change,
     draw,
+    scene_of,
     stream,
 )
 from goal.datasets.scenes_words import (
@@ -163,6 +165,30 @@ def test_change_changes_one_attribute_of_one_thing() -> None:
         assert len({thing.place for thing in changed.things}) == len(changed.things)
         assert (changed.background, changed.fade) == (scene.background, scene.fade)
     assert seen == set(ATTRIBUTES)
+
+
+def test_scenes_in_a_row_have_the_same_colours_and_other_details() -> None:
+    """Who sees colours only finds the picture of a caption once in FAMILY times."""
+    families = [
+        [scene_of(0, "test", first + number, 3, 6) for number in range(FAMILY)]
+        for first in range(0, 60 * FAMILY, FAMILY)
+    ]
+    same = dict.fromkeys(("shape", "size", "pattern", "place"), 0)
+    things = 0
+    for family in families:
+        looks = {(one.background, one.fade, tuple(thing.colour for thing in one.things)) for one in family}
+        assert len(looks) == 1
+        assert len({long_caption(one, stream(0, "test", 0, "words"))[0] for one in family}) == FAMILY
+        for other in family[1:]:
+            assert len({thing.name for thing in other.things}) == len(other.things)
+            assert len({thing.place for thing in other.things}) == len(other.things)
+            for thing, first in zip(other.things, family[0].things, strict=True):
+                things += 1
+                for name in same:
+                    same[name] += getattr(thing, name) == getattr(first, name)
+    # Half are drawn again, and some come out the same.
+    assert all(0.45 < count / things < 0.8 for count in same.values()), same
+    assert len({looks for family in families for looks in [family[0]]}) == len(families)
 
 
 def test_twins_are_worded_alike() -> None:
