@@ -4,9 +4,10 @@
 seen no picture of train, val or test. A view is a whole scene or a close-up of one object, so that the model
 can embed crops, as a CLIP trained on the web can.
 
-A step takes 0.46 s on one idle core, the whole pretraining about 9 minutes. Measured on the default data set
-before any fine-tuning (500 long captions, table stretched to 248): R@1 37 % text to image, 41 % image to
-text; R@5 75 and 77 %; twins 58 and 59 %.
+Kinds of captions of a close-up: its shape, colour or pattern alone, shape and pattern, or a phrase. With phrases
+alone, the colour tells most pairs of a batch apart, and shapes were not learnt.
+A step takes 0.6 s on one core, the whole pretraining 25 minutes. Measured on 500 scenes that it has not seen: of
+72 names of colour and shape it gives 98 % of the close-ups the right one, of 4 patterns 100 %.
 Letters: B pairs, S side of the view in pixels.
 """
 
