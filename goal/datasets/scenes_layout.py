@@ -20,7 +20,9 @@ PLACES = (
 GRID = 3
 FAMILY = 4  # look-alikes in a row
 REDRAWN = 0.5  # share of the shapes, sizes, patterns and places in which a look-alike may differ
+DETAILS = 2  # in which it differs at least
 ATTRIBUTES = ("colour", "shape", "size", "pattern", "place")
+LOOKS = ("shape", "size", "pattern", "place")
 BACKGROUNDS = ("white", "grey", "blue", "green", "beige", "lilac")
 FADES = ("even", "down", "right")
 # One random stream per split and purpose, so that the sizes of the splits and the wording change no picture.
@@ -72,7 +74,16 @@ def scene_of(seed: int, split: str, index: int, fewest: int, most: int) -> Scene
 
 
 def look_alike(scene: Scene, rng: np.random.Generator) -> Scene:
-    """A scene of the same background, colours and number of things, most of which differ in some detail."""
+    """A scene of the same background, colours and number of things, with DETAILS other details at least."""
+    while True:
+        found = _redrawn(scene, rng)
+        pairs = list(zip(scene.things, found.things, strict=True))
+        changed = [getattr(one, name) != getattr(other, name) for one, other in pairs for name in LOOKS]
+        if sum(changed) >= DETAILS:
+            return found
+
+
+def _redrawn(scene: Scene, rng: np.random.Generator) -> Scene:
     things = []
     names, places = {thing.name for thing in scene.things}, {thing.place for thing in scene.things}
     for thing in scene.things:

@@ -259,7 +259,7 @@ def test_boxes_are_those_of_the_painted_pixels() -> None:
         empty = scenes_render.render(Scene((), scene.background, scene.fade), SIZE)[0].astype(int)
         for thing, box in zip(scene.things, boxes, strict=True):
             alone = scenes_render.render(Scene((thing,), scene.background, scene.fade), SIZE)[0]
-            ys, xs = np.nonzero(np.abs(alone - empty).max(-1) > 60)
+            ys, xs = np.nonzero(np.abs(alone - empty).max(-1) > 40)
             assert iou(box, (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)) > 0.8
 
 
