@@ -73,6 +73,7 @@ def test_the_same_again_skips_every_stage_and_makes_no_version(
     assert project.ended(again) == "COMPLETED"
     tasks = project.api("task_runs/filter", flow_runs={"id": {"any_": [again]}})
     ran = {task["name"]: task["state"]["name"] for task in tasks}
+    assert ran.pop("code") == "Completed", "it lists the code by which DVC sees what is stale"
     assert ran.pop("register") == "Completed", "it looks itself whether the registry has the version"
     assert set(ran.values()) == {"Skipped"}
     assert project.artifacts(again)["mlflow-version"] == project.artifacts(run)["mlflow-version"]
@@ -80,10 +81,9 @@ def test_the_same_again_skips_every_stage_and_makes_no_version(
 
 def test_promotion_shows_its_gates_and_the_reason(project: Project, run: str) -> None:
     dry = project.start("goal/promote")
-    assert project.ended(dry) in {"COMPLETED", "FAILED"}
+    assert project.ended(dry) == "COMPLETED", "a dry run that found its answer has done its work"
     shown = project.artifacts(dry)["gates"]
-    assert "minimum 40" in shown
-    assert ("would become the champion" in shown) == (project.state(dry)["type"] == "COMPLETED")
+    assert "minimum 25" in shown
 
 
 def test_the_pages_in_a_browser(project: Project, run: str, version: ModelVersion) -> None:
