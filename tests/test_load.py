@@ -81,7 +81,7 @@ def test_a_failed_download_names_the_address(monkeypatch: pytest.MonkeyPatch, tm
 def test_the_embedded_network_needs_no_download() -> None:
     model = clip.load("scenes-vit", pretrained="embedded")
     assert clip.load("scenes-vit/embedded").spec == model.spec
-    assert (model.spec.name, model.spec.context_length, model.spec.image_size) == ("scenes-vit", 248, 64)
+    assert (model.spec.name, model.spec.context_length, model.spec.image_size) == ("scenes-vit", 248, 96)
 
 
 @pytest.mark.parametrize(

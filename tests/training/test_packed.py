@@ -95,7 +95,8 @@ def test_shards_are_arrays_of_all_views(rows, spec) -> None:
     pictures = packed.prepare(rows, BOXES, spec, 10.0, 1)
     first, second = (np.load(path) for path in sorted(folder().glob("*.npy")))
     # Three pictures with two, no and one crop, then one without.
-    assert (first.shape, second.shape) == ((6, 3, 64, 64), (1, 3, 64, 64))
+    side = spec.image_size
+    assert (first.shape, second.shape) == ((6, 3, side, side), (1, 3, side, side))
     assert np.array_equal(first[2], pictures.crop(0, 1))
     assert np.array_equal(second[0], pictures.whole(3))
 
