@@ -129,7 +129,7 @@ def pixels(box: Iterable[SupportsFloat], image_size: tuple[int, int]) -> tuple[i
 
 
 def patch_mask(box_in_view: Iterable[SupportsFloat], view_size: int, patch_size: int) -> Bool[Tensor, " N"]:
-    """Patches that the box touches, row by row, N = (view_size / patch_size) ** 2 (paper, section 3.3).
+    """Patches that the box touches, row by row, N = (view_size / patch_size) ** 2 (paper, section 3, TSL).
 
     The start of the box is rounded down to a patch border, its end up.
     box_in_view: view frame, pixels. Raises ValueError like `patch_masks`.

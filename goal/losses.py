@@ -63,7 +63,7 @@ def contrastive(
     hard_negative: float = 0.0,
     gathered: Gathered | None = None,
 ) -> Float[Tensor, ""]:
-    """Symmetric InfoNCE between image i and text i (paper, section 3.3); normalises the embeddings itself.
+    """Symmetric InfoNCE between image i and text i (paper, section 3); normalises the embeddings itself.
 
     Pairs that are not `valid` are neither queries nor negatives; without any valid pair the term is 0 with a
     gradient of 0. `hard_negative` is gamma of HN-CLIP (arXiv 2608.18521, eq. 2), a margin in cosine: the
@@ -103,9 +103,10 @@ def token_similarity(
     valid: Bool[Tensor, " B"] | None = None,
     gathered: Bool[Tensor, " G"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean over the valid rows of (1 - cos(pooled, target))^2 (paper, section 3.2); gradients flow into both.
+    """Mean over the valid rows of (1 - cos(pooled, target))^2 (paper, section 3, TSL).
 
-    0 with a gradient of 0 when no row is valid. `gathered` is `valid` of all ranks.
+    Gradients flow into both sides. 0 with a gradient of 0 when no row is valid. `gathered` is `valid` of all
+    ranks.
     """
     if valid is None:
         valid = torch.ones(len(pooled), dtype=torch.bool, device=pooled.device)

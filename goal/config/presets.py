@@ -94,13 +94,14 @@ def absolute(text: str, home: Path) -> str:
 
     Flows and `dvc exp run --temp` run in a copy of the project, in which a relative path names nothing.
     """
+    changes: dict[str, Any] = {}
     for field, path in relative(yaml.safe_load(text), home).items():
         *sections, last = field.split(".")
-        changes: dict[str, Any] = {last: path}
-        for section in reversed(sections):
-            changes = {section: changes}
-        text = complete(text, text, changes)
-    return text
+        place = changes
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = path
+    return complete(text, text, changes) if changes else text
 
 
 def relative(values: Any, home: Path) -> dict[str, str]:

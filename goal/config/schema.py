@@ -168,7 +168,7 @@ class GlobalLoss(Section):
 
 
 class GoalLoss(GlobalLoss):
-    """Weights of the full objective (paper, section 3.3), and of terms that others propose."""
+    """Weights of the full objective (paper, section 3), and of terms that others propose."""
 
     local: Weight
     tsl_image: Weight

@@ -13,7 +13,7 @@ def first_alike(found: Sequence[Usable], levels: int) -> dict[str, str]:
     """For the id of each picture that of the first one, in the given order, that shows the same.
 
     levels: by how much (of 255) the thumbnails of two pictures may differ anywhere; 0: only copies of a file
-    count. Being alike is passed on, as along the frames of a film.
+    count. A chain of pictures, each like the next (the frames of a film), is one group.
     """
     labels: Sequence[Hashable] = [(one.row.digest, one.thumbnail) for one in found]
     if levels and found:

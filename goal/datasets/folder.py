@@ -80,7 +80,7 @@ def _usable(params: "Params", file: Path, lines: Iterable[Line]) -> tuple[list[U
 
 
 def share(name: str, seed: int, settings: "Folder") -> str:
-    """The split of an id: a hash that depends on it and the seed alone, so that new rows move no old one."""
+    """The split of an id: a hash of it and the seed alone, so that adding rows moves no other row."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     drawn = int.from_bytes(digest[:8], "big") / 2**64
     if drawn < settings.test_share:

@@ -42,7 +42,7 @@ def ground(model: GoalClip, image: Image.Image, caption: str) -> Grounding:
     """Compare every sentence, encoded within its caption, with every patch of a picture (RGB, image frame).
 
     A sentence is the mean of its tokens. Sentences and patches are taken before the final layer norm and pass
-    through the model's own norm and projection: TSL compares the same vectors (paper, section 3.3).
+    through the model's own norm and projection: TSL compares the same vectors (paper, section 3).
     """
     device = model.positional_embedding.device
     views = clip.preprocess(model.spec)(image)[None].to(device)

@@ -56,7 +56,7 @@ def by_direction(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
 
 
 def shown(rows: pa.Table, ks: Sequence[int]) -> dict[str, list[int]]:
-    """The ks of each direction that say something: those below the number of items that are ranked.
+    """The ks of each direction that are below the number of ranked items.
 
     With a larger k every query finds its item. The smallest k stays, whatever the gallery.
     """

@@ -174,7 +174,7 @@ class GoalClip(CLIP):
     encode_image, encode_text = encode_images, encode_texts
 
     def project_patches(self, mean: Float[Tensor, "B V"]) -> Float[Tensor, "B D"]:
-        """The model's own final layer norm and projection of pooled patches (paper, section 3.3, TSL)."""
+        """The model's own final layer norm and projection of pooled patches (paper, section 3, TSL)."""
         return self.visual.ln_post(mean) @ self.visual.proj
 
     def project_tokens(self, mean: Float[Tensor, "B W"]) -> Float[Tensor, "B D"]:
@@ -182,7 +182,7 @@ class GoalClip(CLIP):
         return self.ln_final(mean) @ self.text_projection
 
     def scale(self) -> Float[Tensor, ""]:
-        """The factor of cosines in the contrastive losses, at most 100 (paper, section 3.2)."""
+        """The factor of cosines in the contrastive losses, at most 100 (paper, section 3)."""
         scale = self.logit_scale.exp()
         # Taken off as a constant: a clamp would cut the gradient, and OpenAI's scale starts a hair above 100.
         return scale - (scale.detach() - MAX_SCALE).clamp(min=0)

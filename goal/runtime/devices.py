@@ -36,12 +36,12 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 arithmetic; older ones emulate it, more slowly than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Only Linux tells.
+    # Only Linux lists the CPU's features.
     return not CPU.exists() or bool(CPU_BF16 & set(CPU.read_text().split()))
 
 
 def forget_peak(device: torch.device) -> None:
-    """Begin anew with what `peak` measures: with what is held now."""
+    """Reset the peak to the memory that is in use now."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

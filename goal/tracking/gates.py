@@ -133,7 +133,7 @@ def check(gate: Gate, candidate: Answers | None, champion: Answers | None, first
 
 
 def missing(facts: Mapping[str, str], run_status: str | None) -> list[str]:
-    """What is not known of a version's making, in words; empty for a whole lineage.
+    """The facts of a version's lineage that are missing, as messages; empty if it is complete.
 
     facts: as goal.tracking.registry.facts gives them; run_status: of the run that it came from, None where
     there is none.

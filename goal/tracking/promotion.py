@@ -52,9 +52,9 @@ class HasAlias(UserError):
 def judge(
     params: Params, version: int | None = None, new_data: bool = False, alias: str = CHAMPION
 ) -> Decision:
-    """Hold a version (None: the challenger) to the gates, and change nothing.
+    """Measure a version (None: the challenger) against the gates, without changing anything.
 
-    new_data: the benchmark was changed on purpose: the champion's numbers are left out of account.
+    new_data: the benchmark was changed on purpose: the champion's numbers are ignored.
     alias: another than `champion` has a champion of its own, served beside it.
     Raises UserError where there is no such version or alias, HasAlias where it is the champion already.
     """

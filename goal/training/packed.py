@@ -182,7 +182,7 @@ def write(shard: Shard) -> None:
     """Make a shard; runs in whatever process the engine chose."""
     header = {"descr": "|u1", "fortran_order": False, "shape": shard.shape}
     with files.atomic(shard.path) as draft, draft.open("wb") as file:
-        # Not through a map, for which a full disk is a signal that kills.
+        # Not through a memory map: on a full disk, writing to one kills the process by a signal.
         np.lib.format.write_array_header_1_0(file, header)
         for row, crops in zip(shard.rows, shard.crops, strict=True):
             for view in _views(row, crops, shard):

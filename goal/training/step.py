@@ -195,7 +195,7 @@ def _unsynchronised(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def masked_mean(tokens: Float[Tensor, "B N W"], mask: Bool[Tensor, "B K N"]) -> Float[Tensor, "B K W"]:
-    """The means of the tokens that each mask marks, 0 where it marks none (paper, section 3.3, TSL)."""
+    """The means of the tokens that each mask marks, 0 where it marks none (paper, section 3, TSL)."""
     tokens = at_least_fp32(tokens)
     return torch.bmm(mask.to(tokens.dtype) / mask.sum(-1, keepdim=True).clamp(min=1), tokens)
 

@@ -222,11 +222,13 @@ def test_the_verbs() -> None:
     assert runner.invoke(main.app, ["check", "scenes"]).exit_code == 0
 
 
-@pytest.mark.parametrize(("preset", "told"), [("own-data", True), ("own-data-b16", False), ("scenes", False)])
-def test_who_gives_photographs_to_the_small_network_is_told_what_it_shows(preset: str, told: bool) -> None:
+@pytest.mark.parametrize(
+    ("preset", "noted"), [("own-data", True), ("own-data-b16", False), ("scenes", False)]
+)
+def test_photographs_for_the_small_network_are_commented(preset: str, noted: bool) -> None:
     runner = CliRunner()
-    assert (drawn.ADVICE in runner.invoke(main.app, ["use", preset]).output) is told
-    assert (drawn.ADVICE in runner.invoke(main.app, ["check"]).output) is told
+    assert (drawn.ADVICE in runner.invoke(main.app, ["use", preset]).output) is noted
+    assert (drawn.ADVICE in runner.invoke(main.app, ["check"]).output) is noted
 
 
 @pytest.mark.parametrize("preset", ["own-data", "own-data-b16"])

@@ -229,7 +229,7 @@ def test_too_many_unusable_rows_stop_and_are_named(build: Build, own: Path) -> N
     assert len(rejected()) == 10
 
 
-def test_no_usable_row_is_told_without_empty_parts(build: Build, own: Path) -> None:
+def test_the_message_of_no_usable_row_has_no_empty_parts(build: Build, own: Path) -> None:
     (own / "captions.jsonl").write_text("{\n")
     with pytest.raises(UserError) as stopped:
         run(build, own)

@@ -56,8 +56,8 @@ def mine(given: config.Params) -> list[dict]:
 def with_captions(*captions: tuple[str, ...]) -> None:
     """Give the train pictures, as far as they go, these captions instead."""
     rows = manifest.read(paths.manifest("drawn", "train"))
-    told = [Row(**{**vars(row), "captions": new}) for row, new in zip(rows, captions, strict=False)]
-    manifest.write(told, paths.manifest("drawn", "train"))
+    changed = [Row(**{**vars(row), "captions": new}) for row, new in zip(rows, captions, strict=False)]
+    manifest.write(changed, paths.manifest("drawn", "train"))
 
 
 def test_captions_in_another_language_than_the_sentences_warn(project: Path, caplog) -> None:
@@ -233,17 +233,17 @@ def test_an_unknown_matcher_is_one_line(project):
 
 def test_the_summary_adds_up(project):
     found = mine(params())
-    told = summary()
-    assert told["pictures"] == 7
-    assert told["sentences"] == len(found) == told["pairs"] + sum(told["dropped"].values())
-    assert told["pairs"] == sum(told["winners"].values()) == sum(told["similarity"]["counts"])
+    counts = summary()
+    assert counts["pictures"] == 7
+    assert counts["sentences"] == len(found) == counts["pairs"] + sum(counts["dropped"].values())
+    assert counts["pairs"] == sum(counts["winners"].values()) == sum(counts["similarity"]["counts"])
     usable = [one for one in found if not one["dropped"]]
-    assert told["pictures_with_pair"] == len({one["id"] for one in usable})
-    assert told["similarity"]["mean"] == pytest.approx(
+    assert counts["pictures_with_pair"] == len({one["id"] for one in usable})
+    assert counts["similarity"]["mean"] == pytest.approx(
         np.mean([one["similarity"] for one in usable]), abs=1e-5
     )
     truth = manifest.read_table(Path("data/drawn/truth.parquet"), manifest.TRUTH).to_pylist()
-    assert told["truth"]["sentences"] == sum(line["id"].startswith("train") for line in truth)
+    assert counts["truth"]["sentences"] == sum(line["id"].startswith("train") for line in truth)
 
 
 def test_the_truth_scores_each_thing_by_its_sentences_box(project):

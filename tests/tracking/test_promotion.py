@@ -337,22 +337,22 @@ def test_a_move_on_mlflow_s_page_is_noticed_and_undone(
     assert "outside" not in caplog.text
 
 
-def test_a_rollback_goes_to_the_version_that_it_is_told(project: Path) -> None:
-    values = registered.params("told")
+def test_a_rollback_goes_to_the_version_that_is_named(project: Path) -> None:
+    values = registered.params("named")
     register(values, 1)
     register(values, 2)
     promoted(values, 1)
     promoted(values, 2)
     promotion.rollback(values, "slower", to=1)
-    assert aliases("told") == {"champion": "1", "challenger": "2"}
+    assert aliases("named") == {"champion": "1", "challenger": "2"}
     promotion.rollback(values, "not slower after all", to=2)
-    assert aliases("told") == {"champion": "2", "previous": "1", "challenger": "2"}
-    assert "champion again after version 1: not slower after all" in decision_of("told", "2")
+    assert aliases("named") == {"champion": "2", "previous": "1", "challenger": "2"}
+    assert "champion again after version 1: not slower after all" in decision_of("named", "2")
     with pytest.raises(UserError, match="version 2 is the champion already"):
         promotion.rollback(values, "again", to=2)
     with pytest.raises(UserError, match="no version 7"):
         promotion.rollback(values, "again", to=7)
-    assert aliases("told")["champion"] == "2"
+    assert aliases("named")["champion"] == "2"
 
 
 def test_a_promotion_from_elsewhere_is_noticed_before_and_after_the_move(project: Path) -> None:
