@@ -42,6 +42,12 @@ def publish(model: GoalClip, folder: Path, card: Mapping[str, Any]) -> Path:
     return file
 
 
+def card(folder: Path) -> dict[str, Any]:
+    """What `publish` wrote of a model; empty where another project's weights lie there."""
+    file = folder / paths.CARD
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
 def load(
     path: Path | str, *, heads: tuple[int, int] | None = None, quick_gelu: bool | None = None
 ) -> GoalClip:

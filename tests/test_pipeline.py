@@ -65,7 +65,7 @@ def test_only_register_has_an_uncached_out() -> None:
 def test_a_training_declares_each_loss_weight_that_it_uses(name: str, monkeypatch) -> None:
     """A baseline that DVC does not train again when a shared weight changes would make an unfair table."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    section = "stage1" if name == "stage1" else "stage2"
+    section = name if name in ("stage1", "balanced") else "stage2"
     monkeypatch.chdir(ROOT)
     declared = set(unchanged.declared("train", name, values)["params"])
     before = Plan.of(config.parse(values, "test"), name).loss_weights
@@ -73,7 +73,7 @@ def test_a_training_declares_each_loss_weight_that_it_uses(name: str, monkeypatc
         changed = copy.deepcopy(values)
         changed[section]["loss"][weight] += 0.5
         used = Plan.of(config.parse(changed, "test"), name).loss_weights != before
-        watched = bool(declared & {f"{section}.loss", f"{section}.loss.{weight}"})
+        watched = bool(declared & {section, f"{section}.loss", f"{section}.loss.{weight}"})
         assert watched == used, weight
 
 
@@ -83,9 +83,11 @@ def test_a_stage_declares_every_parameter_it_reads() -> None:
     sections = {name.rstrip("_") for name in Params.model_fields} - {"tracking"}
     for stage in RUN:
         declared = {name.split(".")[0] for name in body(stage)["params"]}
-        declared |= {"stage1", "stage2"} if stage == "train" else set()
+        declared |= {"stage1", "stage2", "balanced"} if stage == "train" else set()
         # `register` reaches the code that names MLflow runs by their parameters; no result depends on it.
-        declared |= {"seed", "train", "model"} if stage == "register" else set()
+        declared |= (
+            {"seed", "train", "model", "balanced", "mix", "evaluate"} if stage == "register" else set()
+        )
         read: set[str] = set()
         for path in code.closure([ROOT / f"goal/stages/{stage}.py"]):
             text = path.read_text()

@@ -17,7 +17,7 @@ from goal.model.network import GoalClip, Spec
 from goal.regions import WEIGHTS, known
 from goal.runtime import devices
 from goal.text import punkt
-from goal.training import batches
+from goal.training import batches, mixture
 from goal.training.plan import Plan
 
 # Training pictures, GB to download, GB unpacked (from the sets' own pages; DCI in GOAL's split).
@@ -175,6 +175,9 @@ def _training(params: Params, spec: Spec, pictures: int | None) -> Iterator[Fact
             yield Fact(name, _cost(params, spec, pictures, name))
         except UserError as error:
             yield Fact(name, str(error), fault=True)
+    file = paths.manifest(params.data.name, "val")
+    if file.exists() and not slices.count(file):
+        yield from _refused(paths.MIXED, lambda: mixture.check_alphas(params.mix.alphas, file))
 
 
 def _cost(params: Params, spec: Spec, pictures: int | None, name: str) -> str:

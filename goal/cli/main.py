@@ -70,7 +70,7 @@ _stage("pairs", "Match every sentence with its region (LISM, second half).")
 
 
 @app.command(rich_help_panel=PIPELINE)
-def train(name: Annotated[str, typer.Argument(help="stage1, stage2, global or global+local")]) -> None:
+def train(name: Annotated[str, typer.Argument(help=", ".join(config.paths.TRAINED))]) -> None:
     """Fine-tune one model; after a kill, the same command resumes it."""
     inputs = Unchanged("train", name)
     params = inputs.params
@@ -87,6 +87,18 @@ def train(name: Annotated[str, typer.Argument(help="stage1, stage2, global or gl
         stage.run(params, name, tracker)
         if distributed.is_first():
             inputs.check()
+
+
+@app.command(rich_help_panel=PIPELINE)
+def mix() -> None:
+    """Mix a trained model's weights with zero-shot's; alpha is chosen in validation."""
+    inputs = Unchanged("mix")
+    from goal.stages import mix as stage
+    from goal.tracking import runs
+
+    with runs.training(inputs.params, config.paths.MIXED) as tracker:
+        stage.run(inputs.params, tracker)
+        inputs.check()
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -160,7 +172,7 @@ def check(
 
 
 @app.command(rich_help_panel=DAILY)
-def fit_batch(name: Annotated[str, typer.Argument(help="stage1, stage2, global or global+local")]) -> None:
+def fit_batch(name: Annotated[str, typer.Argument(help=", ".join(config.paths.TRAINED))]) -> None:
     """Find the largest batch that fits the training device."""
     params = config.load()
     from goal.cli import fit_batch as search

@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
-TRAINED = ("stage1", "stage2", "global", "global+local")
-MODELS = ("zero-shot", *TRAINED)
+TRAINED = ("stage1", "stage2", "global", "global+local", "balanced")
+# Its weights lie between those of zero-shot and of a trained model.
+MIXED = "mixed"
+MODELS = ("zero-shot", *TRAINED, MIXED)
 # A model's folder: its weights, and what made them.
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
@@ -12,6 +14,9 @@ CARD = "card.json"
 NUMBERS = "train.json"
 CURVE = "loss.csv"
 VALIDATION = "val.json"
+# What the mix stage writes: recall in validation by alpha, and the chosen one.
+MIX_CURVE = "mix.csv"
+MIX = "mix.json"
 
 
 def data_dir(data_set: str) -> Path:

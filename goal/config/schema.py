@@ -11,6 +11,7 @@ from goal.config.fields import (
     Cosine,
     Count,
     CountOrZero,
+    Decay,
     Name,
     PathText,
     Positive,
@@ -205,6 +206,15 @@ class Stage(Section):
     validate_epochs: Count
     patience: CountOrZero
     keep: Literal["last", "best"]
+    neighbours: CountOrZero
+    short_share: Share
+    ema: Decay
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Stage":
+        if self.neighbours >= self.batch_size:
+            raise ValueError(f"neighbours {self.neighbours}: must be less than batch_size {self.batch_size}")
+        return self
 
 
 class Stage1(Stage):
@@ -214,6 +224,28 @@ class Stage1(Stage):
 class Stage2(Stage):
     loss: GoalLoss
     pairs: PairChoice
+
+
+class Balanced(Section):
+    """What the recommended recipe has in place of stage 2's fields of the same names."""
+
+    neighbours: CountOrZero
+    short_share: Share
+    ema: Decay
+    loss: GoalLoss
+    pairs: PairChoice
+
+
+class Mix(Section):
+    model: Literal["stage1", "stage2", "global", "global+local", "balanced"]
+    alphas: Annotated[list[Share], Field(min_length=1)]
+    max_short_drop: Weight
+
+    @model_validator(mode="after")
+    def _check(self) -> "Mix":
+        if len(self.alphas) > 1 and 0 not in self.alphas:
+            raise ValueError("alphas must hold 0, the weights before training, or one value only")
+        return self
 
 
 class Evaluate(Section):
@@ -230,7 +262,7 @@ class Report(Section):
 
 class Register(Section):
     name: Name
-    model: Literal["stage1", "stage2", "global", "global+local"]
+    model: Literal["stage1", "stage2", "global", "global+local", "balanced", "mixed"]
 
 
 class Gate(Section):
@@ -261,6 +293,8 @@ class Params(Section):
     train: Train
     stage1: Stage1
     stage2: Stage2
+    balanced: Balanced
+    mix: Mix
     evaluate: Evaluate
     report: Report
     register_: Annotated[Register, Field(alias="register")]

@@ -2,7 +2,8 @@
 
 Besides the manifests it writes, with the columns that goal.datasets.manifest holds,
 - twins.parquet: a test picture with one attribute changed, in picture and caption;
-- short.parquet: the test pictures with captions of the kind that the small CLIP was pretrained on;
+- short.parquet, short_val.parquet: the test and validation pictures with captions of the kind that the small
+  CLIP was pretrained on;
 - truth.parquet: the sentence of each thing and its box;
 - joint.parquet: one thing of each test picture and its sentence.
 
@@ -30,6 +31,7 @@ CHUNK = 50  # pictures per task of the process pool
 COMPANIONS = {
     "twins": manifest.TWINS,
     "short": manifest.MANIFEST,
+    "short_val": manifest.MANIFEST,
     "truth": manifest.TRUTH,
     "joint": manifest.JOINT,
 }
@@ -95,5 +97,7 @@ def draw(params: "Params", folder: Path, key: SceneKey) -> dict[str, list]:
         chosen = int(streams["crop"].integers(len(boxes)))
         crop = {"id": f"{row.id}#crop", "of": row.id, "image": row.image} | places[chosen]
         rows["joint"] = [crop | {"caption": caption[slice(*spans[chosen])]}]
-        rows["short"] = [replace(row, captions=(scenes_words.short_caption(scene, streams["short"]),))]
+    if split != "train":
+        name = {"test": "short", "val": "short_val"}[split]
+        rows[name] = [replace(row, captions=(scenes_words.short_caption(scene, streams["short"]),))]
     return rows

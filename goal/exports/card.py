@@ -97,12 +97,13 @@ def _rows(result: Result) -> list[dict[str, Any]]:
 
 def _lineage(made: dict[str, Any], digest: str) -> dict[str, Any]:
     """Where the weights come from, with a label for each fact that is known."""
-    parent = made.get("parent", {})
+    parents = [f"{one['path']}, sha256 {one['sha256']}" for one in made.get("parents", [])]
     params = provenance.flatten(made.get("params", {}))
     code = provenance.code()
     known = {
         "sha256 of the weights": digest,
-        "started from": f"{parent['path']}, sha256 {parent['sha256']}" if parent else made.get("pretrained"),
+        "made from": "; ".join(parents) or made.get("pretrained"),
+        "alpha of the mixture": made.get("alpha"),
         "seed": made.get("seed"),
         "steps": made.get("steps"),
         "parameters": ", ".join(f"{key} {value}" for key, value in params.items()) or None,

@@ -11,11 +11,19 @@ from matplotlib.figure import Figure
 
 from goal.evaluation.galleries import DIRECTIONS
 from goal.evaluation.results import Result
-from goal.reporting.pictures import BLUE, COLOURS, GREEN, GREY, PINK, SKY, VERMILION
+from goal.reporting.pictures import BLUE, BROWN, COLOURS, GOLD, GREEN, GREY, PINK, SKY, VERMILION
 from goal.runtime.files import atomic
 
-MODEL_COLOURS = {"zero-shot": GREY, "stage1": SKY, "stage2": VERMILION, "global": GREEN, "global+local": PINK}
-OTHER_COLOUR = BLUE
+MODEL_COLOURS = {
+    "zero-shot": GREY,
+    "stage1": SKY,
+    "stage2": GOLD,
+    "global": GREEN,
+    "global+local": PINK,
+    "balanced": VERMILION,
+    "mixed": BLUE,
+}
+OTHER_COLOUR = BROWN
 # Groups of fewer queries are not joined to their neighbours.
 JOINED = 30
 # Stands for the text colour of the page, whichever its theme.
@@ -139,6 +147,20 @@ def loss_curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
 def _whiskers(found: Sequence[Mapping[str, float]]) -> list[list[float]]:
     """How far the 95 % intervals reach below and above their means."""
     return [[one["mean"] - one["low"] for one in found], [one["high"] - one["mean"] for one in found]]
+
+
+@matplotlib.rc_context(STYLE)
+def mixture(curve: Mapping[str, Sequence[float]], chosen: float) -> Figure:
+    """Recall on long and short captions along the way from zero-shot to the trained weights."""
+    figure = Figure(figsize=(7.5, 2.6))
+    ax = figure.subplots()
+    for name, colour in (("long", VERMILION), ("short", GREEN)):
+        ax.plot(curve["alpha"], curve[name], marker="o", color=colour, label=f"{name} captions")
+    ax.axvline(chosen, color=INK, linestyle="--", linewidth=1, label=f"chosen: {chosen:g}")
+    ax.set(xlabel="alpha (0: zero-shot, 1: trained)", ylabel="recall, percent", ylim=(0, None))
+    ax.legend()
+    figure.tight_layout()
+    return figure
 
 
 @matplotlib.rc_context(STYLE)

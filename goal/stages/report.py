@@ -1,5 +1,6 @@
 """The report stage: all results as tables, plots and one HTML page that works offline."""
 
+import json
 import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The model that the page is about, the fair baseline it is compared with query by query, the untrained model.
-OURS, BASELINE, BEFORE = "stage2", "global", "zero-shot"
+# The page is about the registered model, compared with a fair baseline and the untrained model.
+BASELINE, BEFORE = "global", "zero-shot"
 
 
 def run(params: "Params", experiment: str = "") -> str:
@@ -42,26 +43,27 @@ def run(params: "Params", experiment: str = "") -> str:
     page = render(params.data.name, found, charts, _content(params, found, mined, experiment))
     files.write_text(folder / "index.html", page)
     log.info("open %s", folder / "index.html")
-    return OURS if OURS in found.models else found.models[-1]
+    ours = params.register_.model
+    return ours if ours in found.models else found.models[-1]
 
 
 def _content(params: "Params", found: Results, mined: dict[str, dict[str, Any]], experiment: str) -> Content:
     name, most, section = params.data.name, params.data.max_megapixels, params.report
-    others = [model for model in found.models if model != OURS]
-    ours = OURS in found.models
+    ours = params.register_.model
+    others = [model for model in found.models if model != ours]
     return Content(
         leaders=compare.leaders(found),
-        comparisons={other: _differences(params, other) for other in others} if ours else {},
+        comparisons={other: _differences(params, other) for other in others} if ours in found.models else {},
         data=facts.data(name),
         mining=mined,
         pairs=examples.pairs(name, "train", section.gallery, most),
-        queries=examples.queries(name, OURS, BASELINE, section.examples, most)
-        if found.of(OURS, "test") and found.of(BASELINE, "test")
+        queries=examples.queries(name, ours, BASELINE, section.examples, most)
+        if found.of(ours, "test") and found.of(BASELINE, "test")
         else None,
         before=BEFORE,
-        after=OURS,
-        grounded=list(examples.grounded(name, BEFORE, OURS, section.grounding, most))
-        if {OURS, BEFORE} <= set(found.models)
+        after=ours,
+        grounded=list(examples.grounded(name, BEFORE, ours, section.grounding, most))
+        if {ours, BEFORE} <= set(found.models)
         else [],
         origin=facts.origin(found, experiment),
     )
@@ -69,7 +71,7 @@ def _content(params: "Params", found: Results, mined: dict[str, dict[str, Any]],
 
 def _differences(params: "Params", other: str) -> list[compare.Line]:
     """The differences between our model and another one, headline metrics only."""
-    lines = compare.compare(OURS, other, params.evaluate.ks)
+    lines = compare.compare(params.register_.model, other, params.evaluate.ks)
     return [line for line in lines if line.metric.endswith(f"_{results.headline(line.benchmark)}")]
 
 
@@ -104,6 +106,12 @@ def _training(found: Results) -> Iterator[Chart]:
     trained = {model: curve for model, curve in curves.items() if curve["step"]}
     if trained:
         yield Chart("training", "loss", "Loss terms, means over the last steps.", plots.loss_curves(trained))
+    folder = paths.metrics_dir(paths.MIXED)
+    if paths.MIXED in found.models and (folder / paths.MIX_CURVE).exists():
+        chosen = json.loads((folder / paths.MIX).read_text(encoding="utf-8"))["alpha"]
+        caption = "Weights between zero-shot's and the trained model's: mean of R@1, 5 and 10 in validation."
+        figure = plots.mixture(plots.read_curve(folder / paths.MIX_CURVE), chosen)
+        yield Chart("training", "mixture", caption, figure)
 
 
 def _similarities(mined: dict[str, dict[str, Any]]) -> Iterator[Chart]:

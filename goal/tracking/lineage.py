@@ -24,15 +24,20 @@ SHOWN_PACKAGES = ("torch", "torchvision", "open_clip_torch", "dvc")
 
 def training(params: Params, name: str) -> Run:
     """The record of a training that begins; its `work` names all that decides the result."""
-    # It loads torch; a look at the registry goes without.
+    # They load torch; a look at the registry goes without.
+    from goal.training import mixture
     from goal.training.plan import Plan
 
-    plan = Plan.of(params, name)
     data = paths.data_dir(params.data.name)
-    inputs = [data, plan.start, *([paths.pairs_dir("train").parent] if plan.local else [])]
+    if name == paths.MIXED:
+        verb, inputs, identity = "mix", [data, *mixture.folders(params)], mixture.identity(params)
+    else:
+        plan = Plan.of(params, name)
+        inputs = [data, plan.start, *([paths.pairs_dir("train").parent] if plan.local else [])]
+        verb, identity = "train", plan.identity(params)
     digests = {str(path): provenance.md5(path) for path in inputs}
-    run = _run(params, name, "train", digests[str(data)])
-    run["work"] = f"train-{name}-{provenance.fingerprint(plan.identity(params))[:16]}"
+    run = _run(params, name, verb, digests[str(data)])
+    run["work"] = f"{verb}-{name}-{provenance.fingerprint(identity)[:16]}"
     run["tags"] |= {"goal.work": run["work"], "goal.deps": json.dumps(digests)}
     return run
 
@@ -51,13 +56,14 @@ def evaluation(params: Params, name: str, numbers: Mapping[str, float]) -> Run:
 def _run(params: Params, name: str, verb: str, data_digest: str) -> Run:
     values = params.model_dump(by_alias=True, mode="json")
     checkout, packages, number = provenance.code(), provenance.packages(), uuid.uuid4().hex
-    command, data = f"goal {verb} {name}", paths.data_dir(params.data.name)
+    data = paths.data_dir(params.data.name)
+    command = "goal mix" if verb == "mix" else f"goal {verb} {name}"
     return {
         "id": number,
         "work": f"{verb}-{name}",
         "find": {"goal.run": number},
         "name": name,
-        "kind": {"train": "training", "evaluate": "evaluation"}[verb],
+        "kind": {"train": "training", "mix": "mixture", "evaluate": "evaluation"}[verb],
         "experiment": params.tracking.experiment,
         "started": now(),
         "status": None,
@@ -99,9 +105,9 @@ def results(name: str, folder: Path) -> list[tuple[Path, str]]:
     from goal.reporting import plots
 
     numbers = paths.metrics_dir(name)
-    written = (numbers / name for name in (paths.NUMBERS, paths.VALIDATION, paths.CURVE))
-    found = [(path, "") for path in written if path.exists()]
-    curve = plots.read_curve(numbers / paths.CURVE)
+    names = (paths.NUMBERS, paths.VALIDATION, paths.CURVE, paths.MIX, paths.MIX_CURVE)
+    found = [(numbers / name, "") for name in names if (numbers / name).exists()]
+    curve = plots.read_curve(numbers / paths.CURVE) if (numbers / paths.CURVE).exists() else {}
     if any(curve.values()):
         plots.png(plots.loss_curves({name: curve}), folder / "loss.png")
         found.append((folder / "loss.png", "figures"))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -24,6 +24,7 @@ from goal.errors import UserError
 from goal.model.network import Spec
 from goal.runtime import signals
 from goal.text import pad
+from goal.training import alike
 from goal.training.examples import Examples, Fault, Key, Sample
 
 
@@ -91,8 +92,9 @@ def steps_per_epoch(pictures: int, batch_size: int) -> int:
 class BatchSampler(Sampler):
     """The keys of this rank's part of every batch, from `step` to the end of the last epoch.
 
-    Each epoch is its own permutation, which depends on the seed. A last batch that is not full is dropped,
-    because a contrastive loss over fewer pairs is another loss; other epochs drop other pictures.
+    Each epoch is its own permutation, which depends on the seed, in groups of alike captions where these are
+    given. A last batch that is not full is dropped, because a contrastive loss over fewer pairs is another
+    loss; other epochs drop other pictures.
     """
 
     pictures: int
@@ -102,6 +104,8 @@ class BatchSampler(Sampler):
     step: int
     rank: int
     world: int  # number of ranks
+    captions: Float[Tensor, "N D"] | None = None  # unit embeddings of all pictures' captions
+    neighbours: int = 0  # alike captions drawn into the batch of each picture
     _epoch: int = field(default=-1, init=False)
     _order: np.ndarray = field(init=False)  # the permutation of `_epoch`
 
@@ -110,7 +114,10 @@ class BatchSampler(Sampler):
         epoch, number = divmod(step, steps_per_epoch(self.pictures, self.batch_size))
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng([self.seed, epoch]).permutation(self.pictures)
+            draw = np.random.default_rng([self.seed, epoch])
+            self._order = draw.permutation(self.pictures)
+            if self.captions is not None:
+                self._order = alike.grouped(self._order, self.captions, self.neighbours, draw)
         first = number * self.batch_size
         return [Key(epoch, int(index)) for index in self._order[first : first + self.batch_size]]
 

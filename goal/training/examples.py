@@ -134,8 +134,9 @@ class Examples(Dataset):
         min_visible: float,
         packed: Pictures | None = None,
         per_step: int = 1,
+        short_share: float = 0.0,
     ) -> None:
-        """per_step: pairs of a picture in one step at most."""
+        """per_step: pairs of a picture in one step at most. short_share: of captions that are shortened."""
         self.rows = rows
         self._packed = packed
         self._spec = spec
@@ -144,6 +145,7 @@ class Examples(Dataset):
         self._max_megapixels = max_megapixels
         self._min_visible = min_visible
         self.per_step = per_step
+        self._short_share = short_share
         self._view = clip.preprocess(spec).view
         self._pairs = [list(pairs.get(row.id, [])) if pairs else [] for row in rows]
         self._texts = [self._tokens(row, own) for row, own in zip(rows, self._pairs, strict=True)]
@@ -161,17 +163,19 @@ class Examples(Dataset):
             whole, crops = self._views(key.index, numbers if self._needs.crops else [])
         except UserError as error:
             return Fault(f"{row.id}: {error}")
+        is_short = self._draw(key, "shorten").random() < self._short_share
         pairs = [
             LocalPair(
                 crop=crops[place] if self._needs.crops else None,
                 sentence=texts.sentences[number] if self._needs.sentences else None,
                 patches=self._patches(row, self._pairs[key.index][number]) if self._needs.crops else None,
-                span=texts.spans[number] if self._needs.sentences else None,
+                span=texts.spans[number] if self._needs.sentences and not is_short else None,
             )
             for place, number in enumerate(numbers)
         ]
-        short = self._short(key, texts.parts[caption]) if self._needs.short else None
-        return Sample(whole, texts.captions[caption], pairs, short)
+        short = self._short(key, texts.parts[caption]) if self._needs.short or is_short else None
+        ids = short if is_short else texts.captions[caption]
+        return Sample(whole, ids, pairs, short if self._needs.short else None)
 
     def counts(self) -> dict[str, int]:
         """Pictures, the pairs that may be drawn, and what the local terms must do without, by reason."""
@@ -237,7 +241,7 @@ class Examples(Dataset):
             captions=captions,
             sentences=[text.tokenize(sentence, [], length).ids for sentence in sentences],
             spans=[spans[pair] for pair in pairs],
-            parts=[_parts(caption) for caption in row.captions] if self._needs.short else [],
+            parts=[_parts(one) for one in row.captions] if self._needs.short or self._short_share else [],
         )
 
 

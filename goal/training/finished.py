@@ -2,9 +2,7 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from goal import weights
 from goal.config import Params, paths
@@ -34,13 +32,13 @@ def write(params: Params, plan: Plan, learner: Learner, counts: Mapping[str, int
         "name": plan.name,
         "data": params.data.name,
         "source": params.data.source,
-        "pretrained": _pretrained(plan.start),
-        "parent": {"path": str(plan.start), "sha256": weights.digest(plan.start)},
+        "pretrained": weights.card(plan.start).get("pretrained"),
+        "parents": [{"path": str(plan.start), "sha256": weights.digest(plan.start)}],
         "seed": params.seed,
         "params": {plan.section: plan.stage.model_dump(by_alias=True) | {"loss": plan.loss_weights}},
         "steps": learner.step,
     }
-    weights.publish(learner.model, paths.model_dir(plan.name), card)
+    weights.publish(learner.result, paths.model_dir(plan.name), card)
 
 
 def _validation(plan: Plan, learner: Learner) -> dict[str, float]:
@@ -48,12 +46,6 @@ def _validation(plan: Plan, learner: Learner) -> dict[str, float]:
     found = learner.best if plan.stage.keep == "best" else (learner.validations or [None])[-1]
     names = [(direction, k) for direction in ("text_to_image", "image_to_text") for k in ("r1", "r10")]
     return {f"{direction}_{k}": found[direction][k] for direction, k in names} if found else {}
-
-
-def _pretrained(start: Path) -> str | None:
-    """The pretrained weights that the first model was made from, as the card of `start` says."""
-    card = start / paths.CARD
-    return json.loads(card.read_text(encoding="utf-8")).get("pretrained") if card.exists() else None
 
 
 def _csv(learner: Learner) -> str:

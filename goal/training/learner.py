@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from goal import losses
 from goal.config import Stage
@@ -41,6 +42,9 @@ class Learner:
         self._loss_weights = loss_weights
         self._group = group
         self.optimizer = adamw(model, stage.lr, stage.weight_decay)
+        self.average = (
+            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(stage.ema)) if stage.ema else None
+        )
         self._steps_per_row = max(1, math.ceil(steps / CURVE_ROWS))
         rows, device = math.ceil(steps / self._steps_per_row), group.device
         self._curve = torch.zeros(rows, len(self.names), dtype=torch.float64, device=device)
@@ -74,6 +78,8 @@ class Learner:
         self._record_not_finite(~measured[:-1].isfinite())
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average:
+            self.average.update_parameters(self.model)
         self._curve[self.step // self._steps_per_row] += means
         self.step += 1
         return measured
@@ -94,6 +100,11 @@ class Learner:
         names = [*self.names, GRADIENT]
         wrong = [name for name, flag in zip(names, self._not_finite.tolist(), strict=True) if flag]
         return int(self._not_finite_step), wrong
+
+    @property
+    def result(self) -> GoalClip:
+        """The network that is validated and becomes the model: that of the averaged weights, if any."""
+        return self.average.module if self.average else self.model
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -120,6 +131,8 @@ class Learner:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, value in self.model.named_parameters():
             tensors |= {f"{key}.{name}": moment for key, moment in self.optimizer.state[value].items()}
+        if self.average:
+            tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         tensors |= {"curve": self._curve, "rng": torch.get_rng_state()}
         if self._group.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -131,6 +144,9 @@ class Learner:
         """Resume from `state`."""
         tensors = dict(state.tensors)
         self.model.load_state_dict({name: tensors.pop(f"model.{name}") for name in self.model.state_dict()})
+        if self.average:
+            names = self.average.state_dict()
+            self.average.load_state_dict({name: tensors.pop(f"average.{name}") for name in names})
         torch.set_rng_state(tensors.pop("rng"))
         if self._group.device.type == "cuda":
             torch.cuda.set_rng_state(tensors.pop("rng.cuda"))

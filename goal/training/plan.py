@@ -19,6 +19,7 @@ RESULT_FIELDS = ("precision", "processes", "compile", "checkpoint_activations", 
 # The baselines are stage 2 with these terms and margins only: what they share with it changes in both.
 BASELINES = {"global": ("global", "hard_negative", "short_caption")}
 BASELINES["global+local"] = (*BASELINES["global"], "local", "local_hard_negative")
+BALANCED = "balanced"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Plan:
             raise UserError(f"train {name}: no such model; choose one of {', '.join(paths.TRAINED)}")
         section = "stage1" if name == "stage1" else "stage2"
         stage: Stage = getattr(params, section)
+        if name == BALANCED:
+            # By attribute: `loss` and `pairs` stay models.
+            stage = stage.model_copy(update=dict(params.balanced))
         loss_weights = stage.loss.model_dump(by_alias=True)
         if name in BASELINES:
             kept = BASELINES[name]

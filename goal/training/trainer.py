@@ -17,7 +17,7 @@ from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import Interrupted, UserError
 from goal.model.network import Spec
-from goal.training import batches, examples, finished, learner, packed, step
+from goal.training import alike, batches, examples, finished, learner, packed, step
 from goal.training.batches import Batch, BatchSampler, Collate
 from goal.training.checkpoint import Checkpoints
 from goal.training.distributed import Group
@@ -74,6 +74,7 @@ class Trainer:
             return
         self.validation = _validation(self.params, plan, self.learner.model.spec)
         with self.checkpoints.locked() if group.is_first else nullcontext():
+            self._captions = self._embed_captions()
             self._resume()
             self._start_loading()
             now, steps, size = self.learner.step, self.learner.steps, plan.stage.batch_size
@@ -83,7 +84,7 @@ class Trainer:
             if group.is_first:
                 if plan.stage.keep == "best":
                     best = self.unsaved_best or self.checkpoints.load_best(self.learner.best["step"])
-                    self.learner.model.load_state_dict(best)
+                    self.learner.result.load_state_dict(best)
                 self._write_results()
                 self.checkpoints.clear()
 
@@ -138,12 +139,12 @@ class Trainer:
         """Measure and log recall on the validation split; with keep: best, save the best weights."""
         found = None
         if self.group.is_first:
-            found = self.validation.measure(self.learner.model, self.plan.autocast, self.learner.step)
+            found = self.validation.measure(self.learner.result, self.plan.autocast, self.learner.step)
         self.learner.validations.append(self.group.broadcast(found))
         self.metrics.log_validation()
         is_best = self.learner.validations_since_best == 0
         if self.group.is_first and self.plan.stage.keep == "best" and is_best:
-            self.unsaved_best = self.learner.model.state_dict()
+            self.unsaved_best = self.learner.result.state_dict()
             try:
                 self.save_best()
             except UserError as error:
@@ -203,6 +204,17 @@ class Trainer:
         self.group.broadcast(None)
         self.saved_at = time.monotonic()
 
+    def _embed_captions(self) -> Tensor | None:
+        """The captions' embeddings by the network before training; None for random batches."""
+        if not self.plan.stage.neighbours:
+            return None
+        captions, file = [row.captions[0] for row in self.rows], self.checkpoints.folder / alike.FILE
+        # The first process writes them, once; the others wait and then read them.
+        if self.group.is_first:
+            alike.embeddings(self.learner.model, captions, file)
+        self.group.broadcast(None)
+        return alike.embeddings(self.learner.model, captions, file)
+
     def _resume(self) -> None:
         state = self.checkpoints.restore()
         if state:
@@ -221,7 +233,7 @@ class Trainer:
         stage, group = self.plan.stage, self.group
         self.sampler = BatchSampler(
             len(self.rows), stage.batch_size, stage.epochs, self.params.seed, self.learner.step,
-            group.rank, group.world,
+            group.rank, group.world, self._captions, stage.neighbours,
         )  # fmt: skip
         collate = Collate(self.learner.model.spec, self.params.train.chunk_size, self.data.per_step)
         self.batches = batches.load(
@@ -238,13 +250,13 @@ def _examples(params: Params, plan: Plan, rows: list[Row], spec: Spec, group: Gr
     pairs, min_visible, per_step = {}, 0.0, 1
     needs = Needs.of(plan.loss_weights)
     if plan.local:
-        folder, choice = paths.pairs_dir("train"), params.stage2.pairs
+        folder, choice = paths.pairs_dir("train"), plan.stage.pairs
         pairs = examples.read_pairs(folder, choice)
         min_visible, per_step = choice.min_visible, choice.per_step
         examples.check_pairs(rows, pairs, folder)
         if not pairs and (needs.crops or needs.sentences):
             raise UserError(
-                f"{folder}: no pair can be used; lower stage2.pairs.min_similarity (it is "
+                f"{folder}: no pair can be used; lower {plan.section}.pairs.min_similarity (it is "
                 f"{choice.min_similarity}), or read in summary.json there why pairs were dropped"
             )
     limit, pictures = params.data.max_megapixels, None
@@ -256,7 +268,8 @@ def _examples(params: Params, plan: Plan, rows: list[Row], spec: Spec, group: Gr
             packed.prepare(rows, crops, spec, limit, workers)
         group.broadcast(None)
         pictures = packed.prepare(rows, crops, spec, limit, workers)
-    return Examples(rows, pairs, spec, needs, params.seed, limit, min_visible, pictures, per_step)
+    share = plan.stage.short_share
+    return Examples(rows, pairs, spec, needs, params.seed, limit, min_visible, pictures, per_step, share)
 
 
 def _validation(params: Params, plan: Plan, spec: Spec) -> Validation | None:

@@ -1,6 +1,6 @@
 """Recall on the validation split while a training goes on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,6 +22,8 @@ class Validation:
 
     def __init__(self, rows: Sequence[Row], spec: Spec, max_megapixels: float, batch_size: int) -> None:
         self._files = [row.image for row in rows]
+        # Those of an earlier `read`, where several networks see the same pictures.
+        self.views: list[list[Tensor]] | None = None
         self._prepare = clip.preprocess(spec)
         self._max_megapixels = max_megapixels
         self._batch_size = batch_size
@@ -31,6 +33,10 @@ class Validation:
         places = {caption: place for place, caption in enumerate(self._texts)}
         self._places = torch.tensor([places[caption] for caption in captions])
         self._owner = torch.tensor([number for number, row in enumerate(rows) for _ in row.captions])
+
+    def read(self) -> Iterator[list[Tensor]]:
+        """The pictures' views in batches, decoded ahead; raises UserError for one that cannot be read."""
+        return prefetch.batches_ahead(self._view, self._files, self._batch_size)
 
     def measure(
         self, model: GoalClip, autocast: Callable[[], AbstractContextManager[None]], step: int
@@ -42,7 +48,7 @@ class Validation:
         device = model.logit_scale.device
         model.eval()
         with torch.inference_mode(), autocast():
-            views = prefetch.batches_ahead(self._view, self._files, self._batch_size)
+            views = self.read() if self.views is None else self.views
             pictures = torch.cat([embedding.of_views(model, batch) for batch in views])
             texts, _ = embedding.of_texts(model, self._texts, self._batch_size)
         model.train()

@@ -204,7 +204,7 @@ def test_two_processes_train_the_weights_of_one(chunk: int) -> None:
     Adam divides each gradient by its own size, so where one is nearly zero its rounding moves the weight:
     the change of a tensor is compared as a whole, not number by number.
     """
-    settings = {"stage2__epochs": 10, "stage2__lr": 3e-4, "train__chunk_size": chunk}
+    settings = {"stage2__epochs": 10, "stage2__lr": 3e-4, "train__chunk_size": chunk, "stage2__neighbours": 1}
     train.run(trainings.params(**settings), "stage2", Silent())
     alone = load_file("models/stage2/model.safetensors")
     together(train_stage2, values(trainings.params(train__processes=2, **settings)))

@@ -1,5 +1,6 @@
 """Optimizer updates: fp32 master weights, decay, clipping, non-finite values, and resuming from a state."""
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -166,3 +167,24 @@ def test_the_best_validation_is_the_first_with_the_highest_recall() -> None:
         ours.validations.append({"step": step, "recall": recall})
     assert ours.best["step"] == 2
     assert ours.validations_since_best == 2
+
+
+def test_the_average_of_the_weights_is_the_model_and_survives_a_restart() -> None:
+    ours, expected = make_learner(ema=0.75), None
+    for _ in range(4):
+        pull(ours)
+        now = state(ours)
+        expected = (
+            now if expected is None else {name: expected[name].lerp(now[name], 0.25) for name in expected}
+        )
+    for name, value in ours.result.state_dict().items():
+        torch.testing.assert_close(value, expected[name])
+    assert ours.result is not ours.model
+    resumed = make_learner(seed=1, ema=0.75)
+    # As read from a file: the optimizer keeps the tensors that it is given.
+    resumed.load(copy.deepcopy(ours.state()))
+    for one in (ours, resumed):
+        pull(one)
+    for name, value in ours.result.state_dict().items():
+        assert torch.equal(resumed.result.state_dict()[name], value)
+    assert make_learner().result.state_dict().keys() == ours.result.state_dict().keys()

@@ -100,8 +100,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
 
 
 def often(**changes: Any) -> Params:
-    """A training that saves after every step."""
-    return trainings.params(train__checkpoint_minutes=1e-9, stage2__epochs=4, **changes)
+    """A training that saves after every step, with all that it must remember."""
+    settings = {"stage2__epochs": 4, "stage2__neighbours": 1, "stage2__ema": 0.5, "stage2__short_share": 0.5}
+    return trainings.params(train__checkpoint_minutes=1e-9, **settings | changes)
 
 
 @pytest.mark.parametrize("die", ["update:6", "rename:3"])
