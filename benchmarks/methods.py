@@ -5,10 +5,11 @@
     python -m benchmarks.methods --seeds 3   # one more process may train other seeds at the same time
     python -m benchmarks.methods --table     # only the table of what is finished
 
-Each method is stage 2 with other values, from a stage 1 of the same seed. `global, equal compute` has twice the
-epochs: the local terms encode a crop beside each picture. With --rates each method takes the learning rate, of
-these, with the highest recall in validation at its first seed. `mixed` mixes the recipe's weights as the mix
-stage does. The interval of a difference to `global` counts both what the test pictures and what the seeds vary.
+Each method is stage 2 with other values, from a stage 1 of the same seed. `global, equal compute` has twice
+the epochs: the local terms encode a crop beside each picture. With --rates each method takes the learning
+rate, of these, with the highest recall in validation at its first seed. `mixed` mixes the recipe's weights as
+the mix stage does. The interval of a difference to `global` counts both what the test pictures and what the
+seeds vary.
 """
 
 import argparse
