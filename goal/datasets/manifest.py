@@ -45,6 +45,8 @@ TRUTH = pa.schema(
 JOINT = pa.schema(
     [("id", pa.string()), ("of", pa.string()), ("image", pa.string()), *_BOX, ("caption", pa.string())]
 )
+# What is seen of a test picture without its details.
+COLOURS = pa.schema([("id", pa.string()), ("background", pa.string()), ("colours", pa.list_(pa.string()))])
 # row: where it was read; reason: one of few, to be counted; detail: what exactly.
 REJECTED = pa.schema([(name, pa.string()) for name in ("row", "id", "image", "reason", "detail")])
 

@@ -5,7 +5,8 @@ Besides the manifests it writes, with the columns that goal.datasets.manifest ho
 - short.parquet, short_val.parquet: the test and validation pictures with captions of the kind that the small
   CLIP was pretrained on;
 - truth.parquet: the sentence of each thing and its box;
-- joint.parquet: one thing of each test picture and its sentence.
+- joint.parquet: one thing of each test picture and its sentence;
+- colours.parquet: the colours of each test picture.
 
 Every picture is a function of (seed, split, index) alone.
 """
@@ -34,6 +35,7 @@ COMPANIONS = {
     "short_val": manifest.MANIFEST,
     "truth": manifest.TRUTH,
     "joint": manifest.JOINT,
+    "colours": manifest.COLOURS,
 }
 
 
@@ -97,6 +99,8 @@ def draw(params: "Params", folder: Path, key: SceneKey) -> dict[str, list]:
         chosen = int(streams["crop"].integers(len(boxes)))
         crop = {"id": f"{row.id}#crop", "of": row.id, "image": row.image} | places[chosen]
         rows["joint"] = [crop | {"caption": caption[slice(*spans[chosen])]}]
+        things = [thing.colour for thing in scene.things]
+        rows["colours"] = [{"id": row.id, "background": scene.background, "colours": things}]
     if split != "train":
         name = {"test": "short", "val": "short_val"}[split]
         rows[name] = [replace(row, captions=(scenes_words.short_caption(scene, streams["short"]),))]

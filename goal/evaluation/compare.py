@@ -1,7 +1,7 @@
 """Two models on the same queries: the difference of each metric, its interval and its p-value."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +28,7 @@ class Line:
 def compare(first: str, second: str, ks: Sequence[int]) -> list[Line]:
     """Every metric of the benchmarks on which both models were measured, paired by query.
 
+    The p-values are corrected for the number of lines (Holm); the intervals are each their own.
     Raises UserError for a model without results and for two that were measured on different queries.
     """
     measured = results.load([first, second])
@@ -55,7 +56,11 @@ def compare(first: str, second: str, ks: Sequence[int]) -> list[Line]:
                 )
                 for name, a, b, difference in zip(names, values.mean(0), others.mean(0), found, strict=True)
             ]
-    return lines
+    corrected = statistics.holm([line.difference.p for line in lines])
+    return [
+        replace(line, difference=replace(line.difference, p=p))
+        for line, p in zip(lines, corrected, strict=True)
+    ]
 
 
 def leaders(measured: results.Results) -> dict[tuple[str, str], str]:
@@ -88,10 +93,16 @@ def read(model: str, benchmark: str) -> pa.Table:
 
 def rich(first: str, second: str, lines: Sequence[Line]) -> Table:
     """The comparison for a terminal."""
-    table = Table(title=f"{first} against {second}, percent, paired by query", title_justify="left")
+    table = Table(
+        title=f"{first} against {second}, percent, paired by query",
+        title_justify="left",
+        caption="One training each: what another seed would change is not in these intervals "
+        "(python -m benchmarks.methods trains several).",
+        caption_justify="left",
+    )
     for title in ("benchmark", "metric"):
         table.add_column(title, no_wrap=True)
-    for title in (first, second, "chance", "difference", "95 % interval", "p", "queries"):
+    for title in (first, second, "chance", "difference", "95 % interval", "p (Holm)", "queries"):
         table.add_column(title, justify="right", no_wrap=True)
     for line in lines:
         found = line.difference

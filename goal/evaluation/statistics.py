@@ -7,6 +7,7 @@ Letters: Q queries, G groups, K metrics.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,15 @@ def differences(
     p = [math.erfc(abs(one) / math.sqrt(2)) for one in near / error]
     rows = zip(100 * sums.sum(0) / count, 100 * low, 100 * high, p, strict=True)
     return [Difference(*map(float, row)) for row in rows]
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's correction of p-values that are looked at together: below 0.05, any false one is as rare."""
+    corrected, highest = [0.0] * len(p), 0.0
+    for rank, place in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[place]))
+        corrected[place] = highest
+    return corrected
 
 
 def _by_group(

@@ -2,11 +2,12 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from goal.config import drawn
+from goal.config import drawn, paths
 from goal.evaluation import published
 from goal.evaluation.galleries import DIRECTIONS
 from goal.evaluation.published import Published
@@ -16,7 +17,9 @@ ARROWS = {"text_to_image": "text→image", "image_to_text": "image→text"}
 METRICS = {"r1": "R@1", "accuracy": "accuracy", "map10": "mAP@10"}
 MARK = "*"
 CHANCE = "chance"
-NUMBERS = ("mean", "low", "high", "queries", CHANCE)
+# What can be reached without knowing anything, and by who sees colours alone (drawn scenes only).
+REFERENCES = (CHANCE, "colours only")
+NUMBERS = ("mean", "low", "high", "queries", *REFERENCES)
 CSV_COLUMNS = ("model", "benchmark", "metric", *NUMBERS, "differs", "weights")
 
 
@@ -38,12 +41,14 @@ def cells(results: Results, model: str, between: str = " ") -> list[str]:
     return row
 
 
-def chance_cells(results: Results) -> list[str]:
-    """The row of a random order; a dash where an older evaluation did not write it."""
-    found = (
-        results.benchmarks[label][0].metrics[metric].get(CHANCE) for label, metric, _ in columns(results)
-    )
-    return ["-" if value is None else f"{value:.1f}" for value in found]
+def references(results: Results) -> Iterator[list[str]]:
+    """The rows of REFERENCES that are known, each with its name first; a dash where a benchmark has none."""
+    for name in REFERENCES:
+        found = [
+            results.benchmarks[label][0].metrics[metric].get(name) for label, metric, _ in columns(results)
+        ]
+        if any(value is not None for value in found):
+            yield [name, *("-" if value is None else f"{value:.1f}" for value in found)]
 
 
 def notes(results: Results) -> list[str]:
@@ -69,7 +74,17 @@ def notes(results: Results) -> list[str]:
         if absent:
             lines.append(f"{benchmark}: not measured for {', '.join(absent)}: {command(benchmark, *absent)}.")
     lines += [f"{benchmark}: not measured: {why}." for benchmark, why in results.missing.items()]
+    if views := ", ".join(_views(results.models)):
+        lines.append(f"Pictures and crops encoded in each training, at most: {views}.")
     return lines
+
+
+def _views(models: Sequence[str]) -> Iterator[str]:
+    for model in models:
+        file = paths.metrics_dir(model) / paths.NUMBERS
+        count = json.loads(file.read_text(encoding="utf-8")).get("views") if file.exists() else None
+        if count is not None:
+            yield f"{model} {count:,}"
 
 
 def peers(results: Results) -> tuple[list[tuple[str, Published]], list[Published]]:
@@ -95,7 +110,7 @@ def markdown(results: Results) -> str:
     titles = ["model", *(title for *_, title in columns(results))]
     same, others = peers(results)
     rows = [[model, *cells(results, model)] for model in results.models]
-    rows.append([CHANCE, *chance_cells(results)])
+    rows += references(results)
     rows += [[f"published: {row.setting}", *peer_cells(results, label, row)] for label, row in same]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
@@ -141,7 +156,8 @@ def rich(results: Results) -> Table:
         table.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True)
     for model in results.models:
         table.add_row(model, *cells(results, model, between="\n"))
-    table.add_row(CHANCE, *chance_cells(results))
+    for row in references(results):
+        table.add_row(*row)
     return table
 
 

@@ -85,7 +85,7 @@ def _rows(results: Results, leaders: Mapping[tuple[str, str], str]) -> list[dict
             leads = leaders.get((label, metric)) == model
             cells.append(_cell(found, bool(result and result.differs), leads))
         rows.append({"name": model, "source": "", "cells": cells})
-    rows.append({"name": table.CHANCE, "source": "", "cells": _plain(table.chance_cells(results))})
+    rows += [{"name": name, "source": "", "cells": _plain(row)} for name, *row in table.references(results)]
     for label, peer in table.peers(results)[0]:
         numbers = _plain(table.peer_cells(results, label, peer))
         rows.append({"name": peer.setting, "source": peer.source, "cells": numbers})

@@ -11,7 +11,7 @@ import pyarrow as pa
 from goal.config import paths
 from goal.datasets import manifest
 from goal.errors import UserError
-from goal.evaluation import embed, galleries, query_metrics, ranking
+from goal.evaluation import colours, embed, galleries, query_metrics, ranking
 from goal.evaluation.embed import EmbeddingTable, Settings
 from goal.evaluation.galleries import Gallery
 from goal.runtime import code, devices, files
@@ -86,6 +86,8 @@ def _measure(
     summary = query_metrics.summarise(rows, ks)
     for metric, value in query_metrics.chance(rows, ks).items():
         summary[metric]["chance"] = round(value, 4)
+    for metric, value in colours.only(data_set or params.data.name, gallery, ks).items():
+        summary[metric]["colours only"] = round(value, 4)
     details = {
         "benchmark": gallery.benchmark,
         "model": {"name": name, "network": embeddings.spec.name, "digest": embeddings.model},

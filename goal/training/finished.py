@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from goal import weights
 from goal.config import Params, paths
 from goal.runtime import files
+from goal.training.examples import Needs
 from goal.training.learner import Learner
 from goal.training.plan import Plan
 
@@ -20,6 +21,7 @@ def write(params: Params, plan: Plan, learner: Learner, counts: Mapping[str, int
     numbers = {
         "steps": learner.step,
         "stopped_early": learner.step < learner.steps,
+        "views": _views(plan, learner.step),
         "data": dict(counts),
         "loss": learner.curve()[-1] if learner.step else {},
         "validation": learner.validations[-1] if learner.validations else {},
@@ -39,6 +41,12 @@ def write(params: Params, plan: Plan, learner: Learner, counts: Mapping[str, int
         "steps": learner.step,
     }
     weights.publish(learner.result, paths.model_dir(plan.name), card)
+
+
+def _views(plan: Plan, steps: int) -> int:
+    """Pictures and crops encoded, if every picture has its pairs: what a fair comparison must count."""
+    crops = plan.stage.pairs.per_step if plan.local and Needs.of(plan.loss_weights).crops else 0
+    return steps * plan.stage.batch_size * (1 + crops)
 
 
 def _validation(plan: Plan, learner: Learner) -> dict[str, float]:

@@ -45,6 +45,8 @@ SIZE = 128
 SMALL = {"train": 12, "val": 3, "test": 8, "twins": 5, "image_size": SIZE}
 CLIP_TOKENS, CONTEXT = 77, 248
 
+KINDS = ("train", "val", "test", "twins", "short", "short_val")
+
 
 def scenes(count: int, fewest: int = 2, most: int = 6) -> list[Scene]:
     return [draw(stream(0, "train", index, "layout"), fewest, most) for index in range(count)]
@@ -68,10 +70,10 @@ def iou(first: tuple, second: tuple) -> float:
 
 
 def test_all_tables_and_pictures_are_there(folder: Path) -> None:
-    tables = ("train", "val", "test", "twins", "short", "truth", "joint", "rejected")
+    tables = (*KINDS, "truth", "joint", "colours", "rejected")
     names = {f"{name}.parquet" for name in tables} | {"images", "summary.json"}
     assert {path.name for path in folder.iterdir()} == names
-    for name in ("train", "val", "test", "twins", "short"):
+    for name in KINDS:
         for row in rows(folder, name):
             with Image.open(row["image"]) as image:
                 assert image.size == (row["width"], row["height"]) == (SIZE, SIZE)

@@ -126,3 +126,10 @@ def test_no_queries_are_refused() -> None:
         statistics.intervals(np.zeros((0, 1)), np.zeros(0))
     with pytest.raises(ValueError, match="group for every query"):
         statistics.intervals(np.zeros((3, 1)), np.zeros(2))
+
+
+def test_p_values_looked_at_together_are_corrected_as_holm_does() -> None:
+    # By hand: 0.01 * 4, 0.02 * 3, max(0.06, 0.025 * 2), 0.5 * 1.
+    assert statistics.holm([0.5, 0.01, 0.025, 0.02]) == pytest.approx([0.5, 0.04, 0.06, 0.06])
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
