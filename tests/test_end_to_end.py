@@ -36,6 +36,7 @@ SMALL = {
     "stage2.epochs": 1,
     "stage2.batch_size": 16,
     "stage2.warmup_steps": 1,
+    "mix.alphas": [0.0, 1.0],
     "report.gallery": 2,
     "report.examples": 2,
 }
@@ -45,6 +46,7 @@ VERBS = (
     ["regions"],
     ["pairs"],
     *(["train", name] for name in paths.TRAINED),
+    ["mix"],
     ["evaluate"],
     ["report"],
     ["register"],

@@ -210,12 +210,6 @@ class Stage(Section):
     short_share: Share
     ema: Decay
 
-    @model_validator(mode="after")
-    def _fits(self) -> "Stage":
-        if self.neighbours >= self.batch_size:
-            raise ValueError(f"neighbours {self.neighbours}: must be less than batch_size {self.batch_size}")
-        return self
-
 
 class Stage1(Stage):
     loss: GlobalLoss

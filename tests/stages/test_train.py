@@ -101,6 +101,23 @@ def test_baselines_are_stage_2_with_terms_left_out() -> None:
     assert (card["source"], card["pretrained"]) == (params.data.source, "embedded")
 
 
+def test_the_recipe_is_stage_2_with_its_own_terms_and_batches() -> None:
+    changes = {
+        "balanced__neighbours": 1,
+        "balanced__loss": trainings.params().stage2.loss.model_dump(by_alias=True),
+    }
+    params = trainings.params(stage2__pairs__per_step=1, **changes)
+    for name in ("stage2", "balanced"):
+        train.run(params, name, Silent())
+    ours, plain = curve("balanced"), curve("stage2")
+    # As many steps of the same learning rate; other batches, hence other losses.
+    assert [row["lr"] for row in ours] == [row["lr"] for row in plain]
+    assert [row["total"] for row in ours] != [row["total"] for row in plain]
+    same = trainings.params(**changes | {"balanced__neighbours": 0, "stage2__pairs__per_step": 1})
+    train.run(same, "balanced", Silent())
+    assert curve("balanced") == plain
+
+
 def test_with_0_epochs_the_weights_are_copied() -> None:
     """The paper trains in one stage: stage1.epochs 0."""
     before = weights.digest(paths.model_dir("zero-shot"))
