@@ -26,6 +26,14 @@ from goal.training.examples import LocalPair, Sample
 from goal.training.learner import Learner
 
 WEIGHTS = {"global": 1.0, "local": 0.5, "tsl_image": 1.0, "tsl_text": 1.0}
+# With every term and margin that the objective offers besides.
+ALL_TERMS = WEIGHTS | {
+    "hard_negative": 0.5,
+    "local_hard_negative": 0.5,
+    "sentence_patches": 1.0,
+    "attention_temperature": 0.1,
+    "late_interaction": 1.0,
+}
 CONTEXT = 248
 RESULTS = Path("benchmarks/results")
 # More than any benchmark takes.
@@ -92,10 +100,10 @@ def autocast(arguments: argparse.Namespace) -> Callable[[], AbstractContextManag
     return lambda: torch.autocast(kind, torch.bfloat16) if arguments.precision == "bf16" else nullcontext()
 
 
-def learner(model: GoalClip, group: Group) -> Learner:
+def learner(model: GoalClip, group: Group, weights: dict[str, float] = WEIGHTS) -> Learner:
     """The training's own optimizer and bookkeeping, by the paper's recipe."""
     recipe = {"lr": 5e-6, "weight_decay": 0.05, "warmup_steps": 0, "clip_norm": 0.0}
-    return Learner(model, config.load().stage2.model_copy(update=recipe), WEIGHTS, STEPS, group)
+    return Learner(model, config.load().stage2.model_copy(update=recipe), weights, STEPS, group)
 
 
 def random_pairs(file: Path, count: int, spec: Spec) -> list[dict[str, Any]]:
