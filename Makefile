@@ -11,7 +11,7 @@ export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: install demo test test-tools test-slow lint format lock ui up down clean distclean
+.PHONY: install demo pictures test test-tools test-slow lint format lock ui up down clean distclean
 
 # Paths are relative: the name of this folder may hold spaces.
 .venv/bin/python:
@@ -33,6 +33,10 @@ install: $(READY)
 demo: $(READY)
 	dvc --wait-for-lock repro
 	@python -m goal table
+
+# The README's pictures, of what `make demo` left behind.
+pictures: $(READY)
+	python -m docs.pictures.make
 
 # What some tests use beside Python, from Debian; without it they are skipped and say so.
 test-tools:
