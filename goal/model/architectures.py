@@ -70,6 +70,11 @@ def spec_of(name: str) -> Spec:
     reason = refusal(config)
     if reason:
         raise UserError(f"model.name {name}: not supported: {reason}; a ViT CLIP such as ViT-B-16 is")
+    return of_config(name, config)
+
+
+def of_config(name: str, config: dict[str, Any]) -> Spec:
+    """The network of an open_clip configuration that is not refused (`refusal`)."""
     vision, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
     return Spec(
         name=name,

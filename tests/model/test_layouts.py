@@ -90,7 +90,7 @@ def test_huggingfaces_config_beside_the_file_decides(tmp_path: Path) -> None:
     torch.save(original.state_dict(), tmp_path / "plain.pt")
     assert equal(weights.load(tmp_path / "own.safetensors"), original)
     assert equal(weights.load(tmp_path / "plain.pt"), original)
-    with pytest.raises(UserError, match="config.json beside it is not of a CLIPModel"):
+    with pytest.raises(UserError, match="config.json beside it is not of a CLIP"):
         weights.load(tmp_path)
 
 
