@@ -123,7 +123,8 @@ def _address(config: dict[str, Any]) -> str:
 
 
 def _checked(model: GoalClip, spec: Spec, source: Path | str) -> GoalClip:
-    differences = architectures.differences(model.spec, spec)
+    fields = (*architectures.SHAPES, "vision_heads", "text_heads")
+    differences = architectures.differences(model.spec, spec, fields)
     if differences:
         raise UserError(f"{source}: not a {spec.name}: {', '.join(differences)}")
     return model

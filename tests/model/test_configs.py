@@ -372,12 +372,15 @@ def test_all_supported_tags_can_be_prepared() -> None:
 
 
 def test_a_name_that_contradicts_the_files_is_refused(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = networks.register(monkeypatch)
     folders.open_clip(networks.tiny(), tmp_path / "out")
     with pytest.raises(UserError, match=f"has the activation GELU; set model.name to {name}$"):
         clip.load(f"{name}-quickgelu", pretrained=str(tmp_path / "out"))
+    folders.transformers(networks.tiny(text_heads=2), tmp_path / "heads")
+    with pytest.raises(UserError, match=f"not a {name}: text_heads 2 instead of 4"):
+        clip.load(name, pretrained=str(tmp_path / "heads"))
     folders.open_clip(networks.tiny(quick_gelu=True), tmp_path / "quick")
     assert clip.load(name, pretrained=str(tmp_path / "quick")).spec.quick_gelu
 
