@@ -109,10 +109,12 @@ def fetch(name: str) -> Path:
     try:
         found = [one.rfilename for one in HfApi().model_info(hub).siblings or ()]
         weights = _candidates(one for one in found if "/" not in one)
-        if len(weights) != 1:
+        if not weights:
+            raise UserError(f"{hub}: has no weights: {', '.join(sorted(found)) or 'no files at all'}")
+        if len(weights) > 1:
             raise UserError(
-                f"{hub}: has {'several' if weights else 'no'} weights: {', '.join(weights or sorted(found))};"
-                f" name the file after `hf download {hub} FILE --local-dir FOLDER`"
+                f"{hub}: has several weights: {', '.join(weights)}; fetch one by"
+                f" `hf download {hub} FILE --local-dir FOLDER`, then name it"
             )
         (chosen,) = weights
         wanted = [chosen, *CONFIGURATIONS]
