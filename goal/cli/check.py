@@ -145,7 +145,8 @@ def _mining(params: Params) -> Iterator[Fact]:
     yield Fact("pairs", f"matched by {pairs.matcher}")
     name, _, tag = pairs.matcher.partition("/")
     known = pairs.matcher == "base" or (name, tag) in architectures.supported()
-    if not known and not Path(pairs.matcher).exists() and not sources.repository(pairs.matcher):
+    hub = sources.repository(pairs.matcher) and not architectures.known(name)
+    if not known and not hub and not Path(pairs.matcher).exists():
         text = f"pairs.matcher {pairs.matcher}: neither base, nor a file, nor a network with its weights"
         yield Fact("pairs", f"{text}, as in ViT-B-16/openai", fault=True)
     yield from _refused("pairs", lambda: devices.resolve(pairs.device, "pairs.device"))
