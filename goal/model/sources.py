@@ -101,7 +101,12 @@ def fetch(name: str) -> Path:
     cache answers.
     """
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        HTTPError,
+        RepositoryNotFoundError,
+    )
 
     hub = repository(name)
     if hub is None:
@@ -121,8 +126,10 @@ def fetch(name: str) -> Path:
         if chosen.endswith(INDEX):
             wanted.append(f"{chosen.removesuffix(INDEX).partition('.')[0]}-*-of-*")
         return Path(snapshot_download(hub, allow_patterns=wanted)) / chosen
-    except RepositoryNotFoundError as error:
-        raise UserError(f"{name}: neither a file nor a repository of Hugging Face's hub") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"{name}: no file, and no repository of Hugging Face's hub that you may read"
+        ) from error
     except (OSError, HTTPError) as error:
         for one in CONVENTIONAL:
             try:

@@ -181,10 +181,12 @@ def test_repositories_are_downloaded_once_and_no_more_than_needed(
         for file in files:
             (upload.with_name(name) / file).write_bytes(b"{}")
     names = [f"someone/{name}" for name in ("whole", "shards", "nobody", "none", "several")]
+    names.insert(3, "some--one/clip")
     lines, _ = load(home, *names, HF_ENDPOINT=address)
     assert lines[:2] == [expected(upload, home)] * 2
     assert lines[2:] == [
-        "UserError: someone/nobody: neither a file nor a repository of Hugging Face's hub",
+        "UserError: someone/nobody: no file, and no repository of Hugging Face's hub that you may read",
+        "UserError: some--one/clip: no file, and no repository of Hugging Face's hub that you may read",
         "UserError: someone/none: has no weights: config.json",
         "UserError: someone/several: has several weights: a.pt, b.safetensors; fetch one by"
         " `hf download someone/several FILE --local-dir FOLDER`, then name it",
