@@ -103,7 +103,7 @@ def beside(file: Path, huggingface: bool) -> Said:
 
     network = read(sources.NETWORK, _huggingface) if huggingface else read(sources.OPEN_CLIP, _open_clip)
     # transformers 5 writes the first, and takes it before the second.
-    theirs = read(sources.PROCESSOR, _processor) or read(sources.IMAGE_PROCESSOR, image_processor)
+    theirs = read(sources.PROCESSOR, _processor) or read(sources.IMAGE_PROCESSOR, _image_processor)
     known = [theirs, read(sources.OPEN_CLIP, _preprocess_cfg)]
     first, *others = [one for one in (known if huggingface else known[::-1]) if one] or [Pictures()]
     for other in others:
@@ -189,10 +189,10 @@ def open_clip_pictures(where: str, given: Mapping[str, Any]) -> Pictures:
 
 def _processor(where: str, content: Mapping[str, Any]) -> Pictures | None:
     nested = content.get("image_processor")
-    return image_processor(where, nested) if nested else None
+    return _image_processor(where, nested) if nested else None
 
 
-def image_processor(where: str, content: Mapping[str, Any]) -> Pictures:
+def _image_processor(where: str, content: Mapping[str, Any]) -> Pictures:
     """The settings of transformers' CLIPImageProcessor or CLIPFeatureExtractor, in any form it has written.
 
     Raises UserError for what this project cannot do.

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from goal.config import paths
@@ -80,7 +81,7 @@ def parts(path: Path) -> list[Path]:
     if not file.is_file():
         return []
     beside = [file.with_name(name) for name in CONFIGURATIONS]
-    return [*{file: None, **dict.fromkeys(shards(file))}, *(one for one in beside if one.is_file())]
+    return [one for one in dict.fromkeys((file, *shards(file), *beside)) if one.is_file()]
 
 
 def repository(name: str) -> str | None:
@@ -100,13 +101,7 @@ def fetch(name: str) -> Path:
     UserError for a repository that is not there or has no weights, Unavailable if neither the hub nor the
     cache answers.
     """
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        HTTPError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import HfApi, errors, snapshot_download
 
     hub = repository(name)
     if hub is None:
@@ -126,16 +121,16 @@ def fetch(name: str) -> Path:
         if chosen.endswith(INDEX):
             wanted.append(f"{chosen.removesuffix(INDEX).partition('.')[0]}-*-of-*")
         return Path(snapshot_download(hub, allow_patterns=wanted)) / chosen
-    except (RepositoryNotFoundError, HFValidationError) as error:
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UserError(
             f"{name}: no file, and no repository of Hugging Face's hub that you may read"
         ) from error
-    except (OSError, HTTPError) as error:
-        for one in CONVENTIONAL:
-            try:
-                return Path(hf_hub_download(hub, one, local_files_only=True))
-            except EntryNotFoundError:
-                continue
+    except (OSError, errors.HTTPError) as error:
+        with suppress(errors.LocalEntryNotFoundError):
+            # No patterns: whatever the cache has of it, such as what transformers fetched.
+            file = file_of(snapshot_download(hub, allow_patterns=[], local_files_only=True))
+            if file.is_file():
+                return file
         reason = " ".join(str(error).split())[:_REASON_LENGTH]
         raise Unavailable(
             f"{name}: no such file, and Hugging Face's hub cannot be asked; where it can, run"

@@ -87,9 +87,16 @@ def test_a_cache_is_enough_offline(upload: Path, home: Path) -> None:
     """As transformers' from_pretrained leaves it: CLIPModel alone does not fetch preprocessor_config.json."""
     cached("someone/whole", upload, home, TRANSFORMERS)
     cached("someone/bare", upload, home, TRANSFORMERS[:2])
-    names = ("someone/whole", "hf-hub:someone/whole", "someone/bare", "openai/clip-vit-base-patch16")
-    (*found, absent), log = load(home, *names, HF_HUB_OFFLINE="1")
-    assert found == [expected(upload, home)] * 3
+    cached("someone/tokens", upload, home, ("vocab.json",))
+    (upload / "model.pth").write_bytes((upload / "model.safetensors").read_bytes())
+    cached("someone/pth", upload, home, ("config.json", "model.pth", "preprocessor_config.json"))
+    names = ("whole", "pth", "bare", "tokens")
+    names = (*(f"someone/{name}" for name in names), "openai/clip-vit-base-patch16", "hf-hub:someone/whole")
+    (*found, tokens, absent, prefixed), log = load(home, *names, HF_HUB_OFFLINE="1")
+    assert [*found, prefixed] == [expected(upload, home)] * 4
+    assert tokens.startswith(
+        "Unavailable: someone/tokens: no such file, and Hugging Face's hub cannot be asked"
+    )
     assumed = [line for line in log.splitlines() if "assuming" in line]
     assert len(assumed) == 1
     assert "someone--bare" in assumed[0]
