@@ -1,5 +1,6 @@
 """Load a CLIP network by name or file, and preprocess its pictures."""
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 from goal import positions, weights
 from goal.boxes import View
 from goal.errors import Unavailable, UserError
-from goal.model import architectures, embedded
+from goal.model import architectures, configs, embedded, sources
 from goal.model.architectures import supported
 from goal.model.network import Features, GoalClip, Spec, normalised
 
 __all__ = ["Features", "GoalClip", "Preprocess", "Spec", "load", "preprocess", "supported"]
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
 _REASON_LENGTH = 160
@@ -42,9 +45,10 @@ def load(
     """Load a network and stretch or cut its position table to `context_length` tokens (None: unchanged).
 
     path_or_name: a weights file or model folder; or a network (scenes-vit or a name of open_clip) whose
-    weights `pretrained` names (`embedded`, a tag or a file); or both in one, as in "ViT-B-16/openai".
+    weights `pretrained` names (`embedded`, a tag, a file, a repository of Hugging Face's hub); or both in
+    one, as in "ViT-B-16/openai"; or such a repository, as in "hf-hub:openai/clip-vit-base-patch16".
     keep: first rows of the table that are not stretched. view: how pictures become square; None: as the
-    weights say, else center_crop. Only a table of up to 77 rows can be stretched or cut. Raises UserError for
+    weights say (weights.load). Only a table of up to 77 rows can be stretched or cut. Raises UserError for
     a network that is unknown, unsupported or does not fit, Unavailable for a failed download.
     """
     source = str(path_or_name)
@@ -55,9 +59,12 @@ def load(
         model = weights.load(source)
     elif tag and architectures.known(name):
         model = _named(name, tag)
+    elif sources.repository(source):
+        model = weights.load(sources.fetch(source))
     else:
         raise UserError(f"{source}: neither a file nor a network with its weights, as in ViT-B-16/openai")
-    if view is not None:
+    if view not in (None, model.spec.view):
+        logger.warning("%s: pictures become square by %s instead of %s", source, view, model.spec.view)
         model.spec = replace(model.spec, view=view)
     return model if context_length is None else _with_context(model, context_length, keep, source)
 
@@ -73,10 +80,19 @@ def _named(name: str, pretrained: str) -> GoalClip:
         )
     if get_pretrained_cfg(name, pretrained):
         return _tagged(spec, pretrained)
-    if not Path(pretrained).exists():
-        tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
-        raise UserError(f"model.pretrained {pretrained}: neither a file nor a tag of {name} (tags: {tags})")
-    return _checked(weights.load(pretrained, quick_gelu=spec.quick_gelu or None), spec, pretrained)
+    file = Path(pretrained)
+    if not file.exists():
+        if not sources.repository(pretrained):
+            tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
+            raise UserError(
+                f"model.pretrained {pretrained}: neither a file nor a tag of {name} (tags: {tags})"
+            )
+        file = sources.fetch(pretrained)
+    model = _checked(weights.load(file, quick_gelu=spec.quick_gelu or None), spec, pretrained)
+    if spec.quick_gelu and not model.spec.quick_gelu:
+        plain = name.removesuffix("-quickgelu")
+        raise UserError(f"{pretrained}: has the activation GELU; set model.name to {plain}")
+    return model
 
 
 def _tagged(spec: Spec, tag: str) -> GoalClip:
@@ -89,25 +105,26 @@ def _tagged(spec: Spec, tag: str) -> GoalClip:
         reason = " ".join(str(error).split())[:_REASON_LENGTH]
         raise Unavailable(
             f"model.pretrained {tag}: cannot be downloaded; download {_address(config)}, then set"
-            f" model.pretrained to the file and model.name to {name} ({reason})"
+            f" model.pretrained to the folder and model.name to {name} ({reason})"
         ) from error
     # The tag sets the activation: OpenAI's weights need QuickGELU, and open_clip only warns about a mismatch.
-    model = _checked(weights.load(file, quick_gelu=config.get("quick_gelu", False)), spec, file)
-    model.spec = replace(model.spec, mean=tuple(config["mean"]), std=tuple(config["std"]))
-    return model
+    pictures = configs.open_clip_pictures(f"{spec.name}/{tag}", config).preprocessing
+    said = configs.Said(
+        (spec.vision_heads, spec.text_heads), config.get("quick_gelu", False), preprocessing=pictures
+    )
+    return _checked(weights.load(file, said=said), spec, file)
 
 
 def _address(config: dict[str, Any]) -> str:
-    """Where to download the weights of a tag by hand."""
-    if not config["hf_hub"]:
-        return config["url"]
+    """What to download by hand for the same model as the tag's: the weights and what belongs to them."""
     repository, file = config["hf_hub"].rsplit("/", 1)
     names = file or f"{HF_SAFE_WEIGHTS_NAME} or {HF_WEIGHTS_NAME}"
-    return f"{names} from https://huggingface.co/{repository}"
+    return f"{sources.OPEN_CLIP} and {names} from https://huggingface.co/{repository} into one folder"
 
 
 def _checked(model: GoalClip, spec: Spec, source: Path | str) -> GoalClip:
-    differences = architectures.differences(model.spec, spec)
+    fields = (*architectures.SHAPES, "vision_heads", "text_heads")
+    differences = architectures.differences(model.spec, spec, fields)
     if differences:
         raise UserError(f"{source}: not a {spec.name}: {', '.join(differences)}")
     return model

@@ -1,9 +1,10 @@
 """Read and write weights: safetensors that describe their network, and other projects' checkpoints."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import Tensor
 
 from goal.config import paths
 from goal.errors import UserError
-from goal.model import layouts
+from goal.model import architectures, configs, layouts, sources
+from goal.model.configs import Said
 from goal.model.network import GoalClip, Spec
+from goal.model.sources import file_of
 from goal.runtime import files, tensorfiles
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".ckpt"}
 _METADATA = "goal"
 
 
@@ -29,7 +31,7 @@ def save(model: GoalClip, path: Path | str) -> Path:
     `open_clip.create_model(spec.name, pretrained=path, force_context_length=spec.context_length,
     force_quick_gelu=spec.quick_gelu)`; the folders that goal.exports writes need no such arguments.
     """
-    file = _default_file(Path(path))
+    file = sources.default_file(Path(path))
     tensorfiles.write(file, model.state_dict(), {_METADATA: json.dumps(asdict(model.spec), sort_keys=True)})
     return file
 
@@ -49,25 +51,39 @@ def card(folder: Path) -> dict[str, Any]:
 
 
 def load(
-    path: Path | str, *, heads: tuple[int, int] | None = None, quick_gelu: bool | None = None
+    path: Path | str,
+    *,
+    heads: tuple[int, int] | None = None,
+    quick_gelu: bool | None = None,
+    said: Said | None = None,
 ) -> GoalClip:
     """Read a network from a weights file or a folder with one (`file_of`); its context length is kept.
 
-    Reads this project's safetensors, and state dicts (safetensors, or torch.save) in the layout of open_clip
-    and OpenAI, of Hugging Face's CLIPModel (such as the GOAL authors' release) and of Long-CLIP.
-    heads (vision, text) and quick_gelu: attention heads and activation, which state dicts do not say; None:
-    as Hugging Face's config.json beside the file says, else as layouts.to_open_clip and
-    layouts.spec_of_shapes assume. Raises UserError that names the file and what is wrong with it.
+    Reads this project's safetensors, and state dicts (safetensors or torch.save, also in shards) in the
+    layout of open_clip and OpenAI, of Hugging Face's CLIPModel (such as the GOAL authors' release) and of
+    Long-CLIP. What shapes do not show is as `said`, or else as the configurations beside the file say
+    (goal.model.configs). Where they do not, heads (vision, text) and quick_gelu are as given here, and the
+    rest is assumed, with one warning. Raises UserError that names the file and what is wrong with it.
     """
     file = file_of(path)
-    tensors, metadata = tensorfiles.read(file)
+    tensors, metadata = {}, {}
+    for shard in sources.shards(file):
+        part, metadata = tensorfiles.read(shard)
+        tensors |= part
     try:
         if _METADATA in metadata:
             return build(_spec(metadata[_METADATA]), tensors)
-        config = _huggingface_config(file) if layouts.is_huggingface(tensors) else (None, None)
-        return _foreign(tensors, heads or config[0], config[1] if quick_gelu is None else quick_gelu)
+        known = configs.beside(file, layouts.is_huggingface(tensors)) if said is None else said
+        gelu = quick_gelu if known.quick_gelu is None else known.quick_gelu
+        model, assumed = _foreign(tensors, replace(known, heads=known.heads or heads, quick_gelu=gelu))
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
+    if assumed:
+        logger.warning(
+            "%s: assuming %s: nothing beside it says so; put the %s or %s of these weights there",
+            *(file, ", ".join(assumed), sources.OPEN_CLIP, sources.IMAGE_PROCESSOR),
+        )
+    return model
 
 
 def from_huggingface(
@@ -80,7 +96,7 @@ def from_huggingface(
     from them, False for LAION's. Keys may have the prefixes of wrappers such as DDP.
     Raises UserError naming every missing and unexpected key.
     """
-    return _foreign(state_dict, heads, quick_gelu)
+    return _foreign(state_dict, Said(heads, quick_gelu))[0]
 
 
 def to_huggingface(model: GoalClip) -> dict[str, Tensor]:
@@ -89,17 +105,23 @@ def to_huggingface(model: GoalClip) -> dict[str, Tensor]:
     return layouts.to_huggingface(state, model.spec)
 
 
-def _foreign(state: Mapping[str, Tensor], heads: tuple[int, int] | None, quick_gelu: bool | None) -> GoalClip:
+def _foreign(state: Mapping[str, Tensor], said: Said) -> tuple[GoalClip, list[str]]:
+    """The network of a state dict of any layout, and what had to be assumed of it, in words."""
     tensors, implied = layouts.to_open_clip(state)
-    gelu = implied if quick_gelu is None else quick_gelu
-    spec = layouts.spec_of_shapes(tensors, heads, bool(gelu))
+    assumed = []
+    gelu = implied if said.quick_gelu is None else said.quick_gelu
     if gelu is None:
-        logger.warning(
-            "%s in open_clip's layout: assuming the activation GELU; for OpenAI's weights use a name that"
-            " ends in -quickgelu",
-            spec.name,
-        )
-    return build(spec, tensors)
+        gelu = layouts.is_huggingface(state)
+        assumed.append("QuickGELU" if gelu else "GELU (model.name with -quickgelu: QuickGELU)")
+    spec = layouts.spec_of_shapes(tensors, said.heads, gelu)
+    said.check(spec)
+    if said.heads is None and spec.name == architectures.CUSTOM:
+        assumed.append(f"{spec.vision_heads} and {spec.text_heads} heads")
+    if said.preprocessing is None:
+        assumed.append(f"{spec.view} and OpenAI's mean and deviation")
+    else:
+        spec = replace(spec, **said.preprocessing._asdict())
+    return build(spec, tensors), assumed
 
 
 def build(spec: Spec, state: Mapping[str, Tensor]) -> GoalClip:
@@ -134,42 +156,7 @@ def _spec(text: str) -> Spec:
         raise UserError(f"its network description cannot be read: {error}") from error
 
 
-def _huggingface_config(file: Path) -> tuple[tuple[int, int] | None, bool | None]:
-    """Attention heads (vision, text) and quick_gelu from a Hugging Face config.json beside the weights."""
-    path = file.with_name("config.json")
-    if not path.exists():
-        return None, None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        vision, text = config["vision_config"], config["text_config"]
-        # Hugging Face leaves out its defaults, which are those of OpenAI's ViT-B.
-        heads = vision.get("num_attention_heads", 12), text.get("num_attention_heads", 8)
-        return heads, text.get("hidden_act", "quick_gelu") == "quick_gelu"
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} beside it is not of a CLIPModel ({error!r}); fix or remove it") from error
-
-
-def file_of(path: Path | str) -> Path:
-    """The weights file itself, or the one in a folder: model.safetensors, else the only weights file there.
-
-    The file may be missing. Raises UserError for a folder with several, naming them.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return _default_file(path)
-    file = path / paths.WEIGHTS
-    others = sorted(one.name for one in path.iterdir() if one.suffix in _SUFFIXES)
-    if file.exists() or not others:
-        return file
-    if len(others) > 1:
-        raise UserError(f"{path}: has no {paths.WEIGHTS}; name one of the weights in it: {', '.join(others)}")
-    return path / others[0]
-
-
-def _default_file(path: Path) -> Path:
-    return path if path.is_file() or path.suffix in _SUFFIXES else path / paths.WEIGHTS
-
-
 def digest(path: Path | str) -> str:
-    """sha256 of the weights file in hex: it identifies the model in MLflow and in caches."""
-    return files.digest(file_of(path))
+    """sha256 of the weights in hex, of shards of all of theirs: identifies the model in MLflow and caches."""
+    each = [files.digest(shard) for shard in sources.shards(file_of(path))]
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()

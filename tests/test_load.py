@@ -72,7 +72,8 @@ def test_a_failed_download_names_the_address(monkeypatch: pytest.MonkeyPatch, tm
     with pytest.raises(Unavailable) as caught:
         clip.load("ViT-B-16/openai")
     line = str(caught.value)
-    assert "open_clip_model.safetensors or open_clip_pytorch_model.bin" in line
+    assert "open_clip_config.json and open_clip_model.safetensors or open_clip_pytorch_model.bin" in line
+    assert "into one folder, then set model.pretrained to the folder" in line
     assert "https://huggingface.co/timm/vit_base_patch16_clip_224.openai" in line
     assert "model.name to ViT-B-16-quickgelu" in line
     assert "\n" not in line

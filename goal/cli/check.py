@@ -12,7 +12,7 @@ from goal import clip, positions
 from goal.config import Params, drawn, paths, presets
 from goal.datasets import folder, released, slices
 from goal.errors import UserError
-from goal.model import architectures
+from goal.model import architectures, sources
 from goal.model.network import GoalClip, Spec
 from goal.regions import WEIGHTS, known
 from goal.runtime import devices
@@ -71,7 +71,7 @@ def _model(params: Params, spec: Spec) -> Iterator[Fact]:
     model = params.model
     yield Fact(
         "model",
-        f"{model.name}, {parameters(spec) / 1e6:.1f} M parameters, {spec.image_size} px, {model.view}",
+        f"{model.name}, {parameters(spec) / 1e6:.1f} M parameters, {spec.image_size} px, view {model.view}",
     )
     if drawn.unfit(model.name, params.data.source):
         yield Fact("model", drawn.ADVICE)
@@ -87,6 +87,10 @@ def _model(params: Params, spec: Spec) -> Iterator[Fact]:
         yield Fact("weights", f"open_clip downloads {model.name}/{model.pretrained} unless its cache has it")
     elif Path(model.pretrained).exists():
         yield Fact("weights", f"the file {model.pretrained}")
+    elif sources.repository(model.pretrained):
+        yield Fact(
+            "weights", f"Hugging Face's hub has {model.pretrained}, unless its cache or this folder does"
+        )
     else:
         tags = sorted(tag for name, tag in architectures.supported() if name == model.name)
         known = f"neither a file nor a tag of {model.name} ({', '.join(tags) or 'it has none'})"
@@ -141,7 +145,8 @@ def _mining(params: Params) -> Iterator[Fact]:
     yield Fact("pairs", f"matched by {pairs.matcher}")
     name, _, tag = pairs.matcher.partition("/")
     known = pairs.matcher == "base" or (name, tag) in architectures.supported()
-    if not known and not Path(pairs.matcher).exists():
+    hub = sources.repository(pairs.matcher) and not architectures.known(name)
+    if not known and not hub and not Path(pairs.matcher).exists():
         text = f"pairs.matcher {pairs.matcher}: neither base, nor a file, nor a network with its weights"
         yield Fact("pairs", f"{text}, as in ViT-B-16/openai", fault=True)
     yield from _refused("pairs", lambda: devices.resolve(pairs.device, "pairs.device"))

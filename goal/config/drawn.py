@@ -3,7 +3,8 @@
 NETWORK, SOURCE = "scenes-vit", "scenes"
 ADVICE = (
     f"{NETWORK} has seen drawn scenes only: on photographs its results stay near chance and only show that "
-    "the data goes through; for results that count: `goal use own-data-b16` (needs a GPU)"
+    "the data goes through; for results that count: `goal use own-data-b16` (needs a GPU); offline, then "
+    "`dvc exp run -S model.pretrained=/path/to/weights`, with a CLIP that you have (docs/weights.md)"
 )
 
 

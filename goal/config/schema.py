@@ -82,7 +82,7 @@ class Model(Section):
     pretrained: Annotated[PathText, Field(min_length=1)]
     context_length: Annotated[int, Field(ge=3)]
     keep_positions: Count
-    view: Literal["center_crop", "squash"]
+    view: Literal["auto", "center_crop", "squash"]
 
 
 class Felzenszwalb(Section):

@@ -34,7 +34,8 @@ def transformers(model: GoalClip, folder: Path) -> None:
 
     Texts: transformers does not clean them as open_clip and this project do (goal.cleaning.repair); once
     cleaned, by the line in the model card, they get the same tokens.
-    Pictures: its resizing rounds differently, and its centre crop may be one pixel off ours.
+    Pictures: its torchvision backend rounds differently, its Pillow backend as ours; of a picture whose crop
+    leaves 3, 7, 11 ... pixels of one side out, its centre crop is one pixel off open_clip's and ours.
     Raises UserError if the disk refuses.
     """
     files.write_json(_huggingface_config(model.spec), folder / "config.json", sort=True)

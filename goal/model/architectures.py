@@ -1,5 +1,6 @@
 """Which networks the project runs: open_clip's names as Specs, and the others refused with the reason."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -70,6 +71,11 @@ def spec_of(name: str) -> Spec:
     reason = refusal(config)
     if reason:
         raise UserError(f"model.name {name}: not supported: {reason}; a ViT CLIP such as ViT-B-16 is")
+    return of_config(name, config)
+
+
+def of_config(name: str, config: dict[str, Any]) -> Spec:
+    """The network of an open_clip configuration that is not refused (`refusal`)."""
     vision, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
     return Spec(
         name=name,
@@ -131,7 +137,7 @@ def names() -> list[str]:
     return [SCENES, *(name for name in sorted(list_models()) if not refusal(get_model_config(name)))]
 
 
-def differences(found: Spec, wanted: Spec) -> list[str]:
-    """What distinguishes two networks of other shapes, in words."""
-    pairs = [(name, getattr(found, name), getattr(wanted, name)) for name in SHAPES]
+def differences(found: Spec, wanted: Spec, fields: Sequence[str] = SHAPES) -> list[str]:
+    """What distinguishes two networks in some fields, in words."""
+    pairs = [(name, getattr(found, name), getattr(wanted, name)) for name in fields]
     return [f"{name} {ours} instead of {theirs}" for name, ours, theirs in pairs if ours != theirs]

@@ -21,11 +21,19 @@ StateDict = dict[str, Tensor]
 
 # What wrappers put before every key: DDP, torch.compile, and modules that hold the network under a name.
 _PREFIX = re.compile(r"^(?:(?:module|_orig_mod|model|clip|clip_model)\.)+")
+# The Hugging Face layout of Long-CLIP has one tower inside the other.
+_NESTED = re.compile(r"^(text_model|vision_model)\.\1\.")
 # Numbers and index buffers that checkpoints carry beside the weights.
 _NOT_WEIGHTS = re.compile(r"(?:^|\.)(?:position_ids|input_resolution|context_length|vocab_size|attn_mask)$")
+_POSITIONS = "text_model.embeddings.position_embedding.weight"
 # Long-CLIP takes this many rows from its fixed table and the rest from the trained one.
 _LONG_CLIP_FIXED = 20
-_LONG_CLIP_TABLE = "positional_embedding_res"
+# (the fixed table, the trained one) in OpenAI's layout and in both that Hugging Face's hub has.
+_LONG_CLIP_TABLES = (
+    ("positional_embedding", "positional_embedding_res"),
+    (_POSITIONS, "text_model.embeddings.position_embedding_res.weight"),
+    (_POSITIONS, "text_model.embeddings.position_embedding_res"),
+)
 
 _TOWERS = {"transformer": "text_model", "visual.transformer": "vision_model"}
 _BLOCK = {
@@ -38,7 +46,7 @@ _BLOCK = {
 _OTHERS = {
     "logit_scale": "logit_scale",
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "positional_embedding": _POSITIONS,
     "ln_final.weight": "text_model.final_layer_norm.weight",
     "ln_final.bias": "text_model.final_layer_norm.bias",
     "text_projection": "text_projection.weight",
@@ -87,26 +95,28 @@ def to_huggingface(state: Mapping[str, Tensor], spec: Spec) -> StateDict:
 def to_open_clip(state: Mapping[str, Tensor]) -> tuple[StateDict, bool | None]:
     """Bring a state dict of any known layout into open_clip's, without wrappers' prefixes and index buffers.
 
-    Also says whether the layout implies QuickGELU: True for OpenAI's own and those that descend from it
-    (Long-CLIP's, and Hugging Face's by default), None where it does not tell. Raises UserError naming what is
-    missing or unexpected.
+    Also says whether the layout implies QuickGELU: True for OpenAI's own and Long-CLIP's, None where it does
+    not tell. Raises UserError naming what is missing or unexpected.
     """
-    named = {_PREFIX.sub("", key): value for key, value in state.items()}
+    named = {_plain(key): value for key, value in state.items()}
     if len(named) < len(state):
         raise UserError("holds two networks: some keys are the same but for prefixes")
     weights = {key: value for key, value in named.items() if not _NOT_WEIGHTS.search(key)}
     if any(key.startswith("visual.layer1.") for key in weights):
         raise UserError("not supported: its image tower is a ResNet, which has no patch tokens")
-    if is_huggingface(weights):
-        return _from_huggingface(weights), True
-    if _LONG_CLIP_TABLE in weights:
-        return _from_long_clip(weights), True
-    return weights, True if "input_resolution" in named else None
+    merged = _merged(weights)
+    implied = True if "input_resolution" in named or len(merged) < len(weights) else None
+    return _from_huggingface(merged) if is_huggingface(merged) else merged, implied
 
 
 def is_huggingface(names: Iterable[str]) -> bool:
     """Whether keys, prefixed or not, are those of Hugging Face's CLIPModel."""
-    return any(_PREFIX.sub("", name).startswith(("text_model.", "vision_model.")) for name in names)
+    return any(_plain(name).startswith(("text_model.", "vision_model.")) for name in names)
+
+
+def _plain(key: str) -> str:
+    """A key without what wrappers put before it."""
+    return _NESTED.sub(r"\1.", _PREFIX.sub("", key))
 
 
 def _from_huggingface(state: StateDict) -> StateDict:
@@ -123,14 +133,16 @@ def _from_huggingface(state: StateDict) -> StateDict:
     return result
 
 
-def _from_long_clip(state: StateDict) -> StateDict:
-    result = dict(state)
-    trained = result.pop(_LONG_CLIP_TABLE)
-    fixed = result.get("positional_embedding")
-    if fixed is None or fixed.shape != trained.shape:
-        raise UserError(f"positional_embedding: missing, or of another shape than {_LONG_CLIP_TABLE}")
-    result["positional_embedding"] = torch.cat([fixed[:_LONG_CLIP_FIXED], trained[_LONG_CLIP_FIXED:]])
-    return result
+def _merged(state: StateDict) -> StateDict:
+    """The state with Long-CLIP's two position tables, if it has them, as one."""
+    for fixed_key, trained_key in _LONG_CLIP_TABLES:
+        if trained_key in state:
+            fixed, trained = state.get(fixed_key), state[trained_key]
+            if fixed is None or fixed.shape != trained.shape:
+                raise UserError(f"{fixed_key}: missing, or of another shape than {trained_key}")
+            table = torch.cat([fixed[:_LONG_CLIP_FIXED], trained[_LONG_CLIP_FIXED:]])
+            return {key: value for key, value in state.items() if key != trained_key} | {fixed_key: table}
+    return state
 
 
 def check_names(found: Iterable[str], wanted: Iterable[str]) -> None:

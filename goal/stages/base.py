@@ -11,7 +11,7 @@ NAME = "zero-shot"
 
 
 def run(params: Params) -> None:
-    """Write models/base: the weights that params.model names, with its context length and view.
+    """Write models/base: the weights that params.model names, its context length and view (auto: theirs).
 
     Raises UserError for weights that are unknown, cannot be downloaded or do not fit.
     """
@@ -21,7 +21,7 @@ def run(params: Params) -> None:
         model.context_length,
         pretrained=model.pretrained,
         keep=model.keep_positions,
-        view=model.view,
+        view=None if model.view == "auto" else model.view,
     )
     card = {"name": NAME, "pretrained": model.pretrained}
     file = weights.publish(network, paths.model_dir(NAME), card)

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from goal.config import Params, paths
+from goal.model import sources
 from goal.runtime import code, files
 
 FOLDER = Path("code")
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def run(params: Params) -> None:
@@ -20,9 +20,10 @@ def run(params: Params) -> None:
 def listing(params: Params, stage: str) -> str:
     """What a stage can run, as goal.runtime.code lists it, and the digests of weights that parameters name.
 
-    DVC watches such a parameter, but not the file; each file is a line, `<parameter>: <file> <sha256>`.
+    DVC watches such a parameter, but not the files, configurations included; each is a line,
+    `<parameter>: <file> <sha256>`.
     """
-    named = [(name, file) for name, path in _weights(params, stage) for file in _files(Path(path))]
+    named = [(name, file) for name, path in _weights(params, stage) for file in sources.parts(Path(path))]
     return code.listing(f"stages/{stage}") + "".join(
         f"{name}: {file.name} {_digest(file)}\n" for name, file in named
     )
@@ -41,13 +42,6 @@ def _weights(params: Params, stage: str) -> list[tuple[str, str]]:
         ],
     }
     return named.get(stage, [])
-
-
-def _files(path: Path) -> list[Path]:
-    """The file, or those of a model's folder; none for what is no path, such as a tag of open_clip."""
-    if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-    return [path] if path.is_file() else []
 
 
 def _digest(file: Path) -> str:

@@ -1,6 +1,7 @@
 """`goal check` reports what a preset needs and what cannot work, without a download."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +12,16 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from goal import config
+from goal import config, weights
 from goal.cli import check, main
 from goal.config import drawn, paths, presets
 from goal.datasets import manifest
 from goal.datasets.manifest import Row
 from goal.errors import UserError
+from goal.exports import folders
 from goal.model import architectures, embedded
-from goal.stages import data
+from goal.stages import base, data
+from tests import networks
 from tests.disks import Disk
 from tests.imports import ROOT
 
@@ -229,6 +232,37 @@ def test_photographs_for_the_small_network_are_commented(preset: str, noted: boo
     runner = CliRunner()
     assert (drawn.ADVICE in runner.invoke(main.app, ["use", preset]).output) is noted
     assert (drawn.ADVICE in runner.invoke(main.app, ["check"]).output) is noted
+
+
+def test_what_is_advised_for_photographs_works_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two lines of the note, with a folder that transformers would read and a network of its shapes."""
+    name = networks.register(monkeypatch)
+    folders.transformers(networks.tiny(quick_gelu=True), tmp_path / "weights")
+    output = CliRunner().invoke(main.app, ["use", "own-data", "--path", str(tmp_path)]).output
+    use, run = re.findall("`(goal use [^`]*|dvc exp run [^`]*)`", output)
+    assert CliRunner().invoke(main.app, use.split()[1:]).exit_code == 0
+    *_, changes = run.partition("-S ")
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["model"]["name"] = name
+    field, _, path = changes.partition("=")
+    assert (field, path) == ("model.pretrained", "/path/to/weights")
+    values["model"]["pretrained"] = str(tmp_path / "weights")
+    params = config.parse(values, "test")
+    assert [fact.text for fact in check.facts(params) if fact.topic == "weights"] == [
+        f"the file {tmp_path / 'weights'}"
+    ]
+    base.run(params)
+    assert weights.load(paths.model_dir("zero-shot")).spec.quick_gelu
+
+
+def test_a_repository_of_the_hub_is_a_fact_of_the_check() -> None:
+    model = presets.load("own-data-b16").model_dump()["model"] | {
+        "pretrained": "openai/clip-vit-base-patch16"
+    }
+    facts, _ = texts("own-data-b16", model=model)
+    assert facts["weights"].startswith("Hugging Face's hub has openai/clip-vit-base-patch16, unless")
 
 
 @pytest.mark.parametrize("preset", ["own-data", "own-data-b16"])

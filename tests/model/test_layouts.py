@@ -1,5 +1,6 @@
 """Foreign checkpoints: Hugging Face's, the GOAL authors', Long-CLIP's, OpenAI's and plain open_clip's."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def test_huggingfaces_config_beside_the_file_decides(tmp_path: Path) -> None:
     torch.save(original.state_dict(), tmp_path / "plain.pt")
     assert equal(weights.load(tmp_path / "own.safetensors"), original)
     assert equal(weights.load(tmp_path / "plain.pt"), original)
-    with pytest.raises(UserError, match="config.json beside it is not of a CLIPModel"):
+    with pytest.raises(UserError, match="config.json beside it is not of a CLIP"):
         weights.load(tmp_path)
 
 
@@ -116,6 +117,35 @@ def test_long_clips_two_tables_become_one(model: GoalClip, tmp_path: Path) -> No
     torch.save(broken, tmp_path / "long.pt")
     with pytest.raises(UserError, match="positional_embedding: missing, or of another shape than positional"):
         weights.load(tmp_path / "long.pt")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_long_clips_hugging_face_layouts(nested: bool, model: GoalClip, tmp_path: Path) -> None:
+    """A second embedding table in the text tower; in the other one a parameter, and each tower in itself."""
+    folders.transformers(model, tmp_path)
+    state = weights.to_huggingface(model)
+    table = "text_model.embeddings.position_embedding.weight"
+    both = long_clip({"positional_embedding": state[table]})
+    state[table] = both["positional_embedding"]
+    trained = "position_embedding_res" if nested else "position_embedding_res.weight"
+    state[f"text_model.embeddings.{trained}"] = both["positional_embedding_res"]
+    if nested:
+        names = {
+            key: f"{key.split('.')[0]}.{key}" for key in state if key.startswith(("text_model", "vision_"))
+        }
+        state = {names.get(key, key): value for key, value in state.items()}
+        config = json.loads((tmp_path / "config.json").read_text())
+        text = config["text_config"] | {"model_type": "longclip_text_model", "interpolation_keep_length": 20}
+        content = config | {"model_type": "longclip", "text_config": text}
+        (tmp_path / "config.json").write_text(json.dumps(content))
+    save_file(state, tmp_path / "model.safetensors")
+    again = weights.load(tmp_path)
+    assert equal(again, model)
+    assert again.spec == replace(SPEC, name="custom")
+    del state[next(key for key in state if key.endswith("position_embedding.weight") and "text" in key)]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"position_embedding.weight: missing, or of another shape than"):
+        weights.load(tmp_path)
 
 
 def test_openais_own_layout_means_quickgelu(model: GoalClip, tmp_path: Path) -> None:
