@@ -23,7 +23,18 @@ DEFAULT = "scenes"
 # What belongs to the user: `use` keeps a value that no preset has.
 OWN = {"data": ("name", "path"), "register": ("name", "model"), "tracking": ("enabled", "experiment")}
 # What else says where and what the user's data are: a preset for the same source keeps all of it.
-OWN_DATA = ("name", "path", "max_megapixels", "max_rejected", "digest", "folder", "download")
+OWN_DATA = (
+    "name",
+    "path",
+    "images",
+    "limit",
+    "limit_order",
+    "max_megapixels",
+    "max_rejected",
+    "digest",
+    "folder",
+    "download",
+)
 # Sources that read data.path. Elsewhere it names their code, and DVC would watch a folder for nothing.
 READ_PATH = ("folder", "goal_lists")
 
@@ -109,6 +120,7 @@ def relative(values: Any, home: Path) -> dict[str, str]:
     data, regions = values["data"], values["regions"]
     found = {
         "data.path": data["path"] if data["source"] in READ_PATH else "",
+        "data.images": data["images"],
         "data.download.root": data["download"]["root"],
         "regions.sam.checkpoint": regions["sam"]["checkpoint"],
         "regions.detector.checkpoint": regions["detector"]["checkpoint"],
