@@ -42,7 +42,7 @@ def collect(params: "Params", target: Path) -> Collected:
     lines = shape.lines
     if params.data.limit and params.data.limit_order == "first":
         lines = islice(lines, params.data.limit)
-    found, gathering = _usable(params, shape, tqdm(lines, shape.file.name, unit=" rows"))
+    found, gathering = usable(params, shape, tqdm(lines, shape.file.name, unit=" rows"))
     log.info("%s", described(shape, gathering))
     gathering.check_rejected(shape.file, params.data.max_rejected)
     if not settings.split_column and SPLIT in gathering.fields:
@@ -87,7 +87,7 @@ def look(params: "Params", count: int, sentences: str) -> str:
     Raises UserError where `collect` would because of the fields, or where none of these rows can be used.
     """
     shape = find(params.data)
-    found, gathering = _usable(params, shape, islice(shape.lines, count))
+    found, gathering = usable(params, shape, islice(shape.lines, count))
     fields = shown(gathering.fields.values())
     lost = ", ".join(f"{number} x {reason}" for reason, number in count_reasons(gathering.rejected).items())
     words = [
@@ -100,7 +100,7 @@ def look(params: "Params", count: int, sentences: str) -> str:
     return "; ".join(filter(None, words))
 
 
-def _usable(params: "Params", shape: Found, lines: Iterable[Line]) -> tuple[list[Usable], Gathering]:
+def usable(params: "Params", shape: Found, lines: Iterable[Line]) -> tuple[list[Usable], Gathering]:
     """The usable pictures of these rows; raises UserError where there are none."""
     gathering = Gathering(shape.pictures, Columns.of(params.data.folder))
     gathering.fields |= {plain(name): name for name in shape.columns}

@@ -63,8 +63,8 @@ def read(file: Path, shown: str) -> Iterator[Line]:
         count += 1
         yield _sample(file.name, shown, key, members, leaves)
     if fault:
-        for _ in range(max(_expected(file) - count, 1)):
-            yield Line(file.name, {}, f"damaged tar after {count:,} samples: {fault}")
+        for number in range(count, max(_expected(file), count + 1)):
+            yield Line(f"{file.name}:{number}", {}, f"damaged tar after {count:,} samples: {fault}")
 
 
 def beside(root: Path, pictures: Iterable[str]) -> Iterator[Line]:

@@ -14,18 +14,14 @@ from typing import Any
 
 import numpy as np
 import pandas
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from goal.datasets import inside, manifest, slices
-from goal.datasets.images import open_image
-from goal.errors import UserError
 from goal.mining import reading
 from goal.stages import regions
 from tests.datasets.conftest import Build
-from tests.datasets.own import read, rejected, rows, run, write
+from tests.datasets.own import read, rejected, rows, run
 from tests.imports import ROOT
 
 FIXTURES = ROOT / "tests" / "fixtures" / "shapes"
