@@ -153,6 +153,8 @@ class Gathering:
         files = [(self.folder / path).as_posix() for path in named]
         found = probe_all(files, data.max_megapixels, self.folder.name, data.digest)
         rows = []
+        # A part of a set has other numbers: its name says so wherever a result names its source.
+        source = f"{data.source}, limit {data.limit}" if data.limit else data.source
         for (path, one), file, probed in zip(named.items(), files, found, strict=True):
             if isinstance(probed, ImageError):
                 self.reject(one.row, one.id, path, probed.reason, probed.detail)
@@ -160,7 +162,7 @@ class Gathering:
                 self.cleaned += one.cleaned
                 self.tagged += one.tagged
                 captions = tuple(one.captions)
-                row = Row(one.id, file, *probed.size, captions, data.source, probed.digest)
+                row = Row(one.id, file, *probed.size, captions, source, probed.digest)
                 rows.append(Usable(row, one.split, one.group, tuple(one.short), probed.thumbnail))
         return rows
 

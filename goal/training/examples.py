@@ -134,8 +134,10 @@ class Examples(Dataset):
         min_visible: float,
         packed: Pictures | None = None,
         per_step: int = 1,
+        short: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """per_step: pairs of a picture in one step at most."""
+        """per_step: pairs of a picture in one step at most; short: own short captions, by picture id."""
+        self._given = short or {}
         self.rows = rows
         self._packed = packed
         self._spec = spec
@@ -170,7 +172,7 @@ class Examples(Dataset):
             )
             for place, number in enumerate(numbers)
         ]
-        short = self._short(key, texts.parts[caption]) if self._needs.short else None
+        short = self._short(key, texts, caption) if self._needs.short else None
         return Sample(whole, texts.captions[caption], pairs, short)
 
     def counts(self) -> dict[str, int]:
@@ -211,10 +213,16 @@ class Examples(Dataset):
             return None
         return boxes.patch_mask(view.box_to_view(pair.box), self._spec.image_size, self._spec.patch_size)
 
-    def _short(self, key: Key, parts: "Parts") -> Tensor:
-        """DeBias-CLIP's short caption: some of the sentences after the first, in their order."""
-        rest = parts.spans[1:] or parts.spans
+    def _short(self, key: Key, texts: "Texts", caption: int) -> Tensor:
+        """One of the picture's own short captions, or where it has none DeBias-CLIP's.
+
+        That is some of the caption's sentences after the first, in their order.
+        """
         draw = self._draw(key, "short")
+        if texts.short:
+            return texts.short[int(draw.integers(len(texts.short)))]
+        parts = texts.parts[caption]
+        rest = parts.spans[1:] or parts.spans
         count = int(draw.integers(1, len(rest) + 1))
         kept = [rest[number] for number in sorted(draw.permutation(len(rest))[:count])]
         tokens = torch.cat([parts.ids[start:end] for start, end in kept])[: self._spec.context_length - 2]
@@ -238,6 +246,7 @@ class Examples(Dataset):
             sentences=[text.tokenize(sentence, [], length).ids for sentence in sentences],
             spans=[spans[pair] for pair in pairs],
             parts=[_parts(caption) for caption in row.captions] if self._needs.short else [],
+            short=[text.tokenize(one, [], length).ids for one in self._given.get(row.id, ())],
         )
 
 
@@ -255,6 +264,7 @@ class Texts(NamedTuple):
     sentences: list[Tensor]
     spans: list[tuple[int, int] | None]
     parts: list[Parts]
+    short: list[Tensor]
 
 
 def _parts(caption: str) -> Parts:

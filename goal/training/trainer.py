@@ -256,7 +256,9 @@ def _examples(params: Params, plan: Plan, rows: list[Row], spec: Spec, group: Gr
             packed.prepare(rows, crops, spec, limit, workers)
         group.broadcast(None)
         pictures = packed.prepare(rows, crops, spec, limit, workers)
-    return Examples(rows, pairs, spec, needs, params.seed, limit, min_visible, pictures, per_step)
+    file = paths.manifest(params.data.name, "short_train")
+    short = {row.id: row.captions for row in manifest.read(file)} if needs.short and file.exists() else {}
+    return Examples(rows, pairs, spec, needs, params.seed, limit, min_visible, pictures, per_step, short)
 
 
 def _validation(params: Params, plan: Plan, spec: Spec) -> Validation | None:
