@@ -14,9 +14,8 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from goal.datasets.columns import plain
 from goal.errors import UserError
@@ -36,8 +35,7 @@ BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One row as read; `row` is its place for messages, `fault` says why it could not be read, if so."""
 
     row: str
@@ -179,15 +177,15 @@ def _read_table(file: Path, separator: str) -> Iterator[Line]:
                 f"{file}: one column, {names[0]!r}: none of {known} is in its header; set "
                 "data.folder.separator to what stands between the cells"
             )
-        rows = csv.DictReader(text, names, strict=True, delimiter=separator)
+        rows = csv.reader(text, strict=True, delimiter=separator)
         try:
-            for values in rows:
+            for cells in filter(None, rows):
                 row = f"{file.name}:{rows.line_num + 1}"
-                if None in values:
-                    more = f"{len(values[None])} cells more than the header has"
+                if len(cells) > len(names):
+                    more = f"{len(cells) - len(names)} cells more than the header has"
                     yield Line(row, {}, f"{more}; quote cells that hold {separator!r}")
                 else:
-                    yield Line(row, {name: value for name, value in values.items() if value is not None})
+                    yield Line(row, dict(zip(names, cells, strict=False)))
         except csv.Error as error:
             raise UserError(
                 f"{file}:{rows.line_num + 1}: not CSV: {error}; is a quote left open before?"

@@ -60,9 +60,10 @@ def _parquet(file: Path, place: str, columns: Columns) -> Iterator[Line]:
                     known = values.pop(picture, None)
                     content = known.get(BYTES) if isinstance(known, dict) else known
                     if content is not None or missing == 0:
-                        values[columns.images[0]] = inside.in_column(place, number, leaf)
                         # Manifests are in the order of their ids: in this one a row group is decoded once.
-                        values["id"] = f"{place}#{number:0{digits}}"
+                        row = f"{number:0{digits}}"
+                        values[columns.images[0]] = inside.in_column(place, row, leaf)
+                        values["id"] = f"{place}#{row}"
                     else:
                         values[columns.images[0]] = known.get(PATH) if isinstance(known, dict) else None
                 yield Line(f"{place}#{number}", values)

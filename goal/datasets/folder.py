@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from goal import language
 from goal.datasets import copies, manifest, shapes
 from goal.datasets.captions_file import Line
 from goal.datasets.columns import LONG, SPLIT, TURNS, Columns, plain, shown
@@ -18,7 +19,6 @@ from goal.datasets.folder_rows import Gathering, Usable, count_reasons
 from goal.datasets.manifest import Collected, Row
 from goal.datasets.shapes import Found
 from goal.errors import UserError
-from goal.text import language
 
 if TYPE_CHECKING:
     import pyarrow as pa

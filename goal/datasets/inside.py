@@ -35,8 +35,8 @@ def in_bytes(file: str, name: str, offset: int, size: int) -> str:
     return f"{file}#{re.sub('[/@#]', '_', name)}@{offset}+{size}"
 
 
-def in_column(file: str, row: int, column: str) -> str:
-    """The reference to a picture in a Parquet file."""
+def in_column(file: str, row: str, column: str) -> str:
+    """The reference to a picture in a Parquet file; `row` in as many digits as others, to be sorted by."""
     return f"{file}#{row}@{column}"
 
 

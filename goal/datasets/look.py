@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from goal import language
 from goal.datasets import copies, folder
 from goal.datasets.captions_file import Line
 from goal.datasets.columns import TURNS, answer, shown
 from goal.datasets.folder_rows import Gathering, Usable, count_reasons
-from goal.text import language
 
 if TYPE_CHECKING:
     from goal.config import Params
@@ -66,10 +66,13 @@ def _counted(rows: Iterable[Line], gathering: Gathering, began: float) -> Iterat
     number, whole = 0, True
     for number, line in enumerate(rows, 1):
         values = line.values
-        named.extend(hash(values[name]) for name in picture if isinstance(values.get(name), str))
-        for text in _texts(values, captions):
-            said.append(hash(text))
-            lengths[bisect_left(WORDS, text.count(" ") + 1)] += 1
+        for name in picture:
+            if name in values:
+                named.append(hash(str(values[name])))
+        for name in captions:
+            for text in _texts(values.get(name), name):
+                said.append(hash(text))
+                lengths[bisect_left(WORDS, text.count(" ") + 1)] += 1
         if number % BETWEEN == 0 and time.monotonic() - began > SECONDS:
             whole = False
             break
@@ -82,11 +85,11 @@ def _counted(rows: Iterable[Line], gathering: Gathering, began: float) -> Iterat
             yield f"  {words:>8} words {count:>11,} {'#' * max(1, round(BAR * count / most))}"
 
 
-def _texts(values: dict[str, Any], names: list[str]) -> Iterator[str]:
-    for name in names:
-        found = values.get(name)
-        found = answer(found) if name in TURNS else found
-        yield from (one for one in (found if isinstance(found, list) else [found]) if isinstance(one, str))
+def _texts(found: Any, name: str) -> list[str]:
+    if isinstance(found, str):
+        return [found]
+    found = answer(found) if name in TURNS else found
+    return [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, str)]
 
 
 def _again(hashes: "array[int]") -> int:
