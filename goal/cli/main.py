@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from goal import config
-from goal.cli import models, search
+from goal.cli import models, own, search
 from goal.cli.unchanged import Unchanged
 from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT, EXIT_USER_ERROR, Interrupted, Unavailable, UserError
 from goal.runtime import proxies
@@ -134,23 +134,8 @@ def report() -> None:
 _stage("register", "Make a version of the registered model, with the alias `challenger`.")
 
 
-@app.command(rich_help_panel=DAILY)
-def use(
-    preset: Annotated[str, typer.Argument(help="a file of presets/, without .yaml")],
-    path: Annotated[
-        Path | None, typer.Option(help="Your folder of pictures and captions: becomes data.path.")
-    ] = None,
-) -> None:
-    """Write params.yaml from a preset, comments included; keeps your data, register and tracking settings."""
-    from goal.config import drawn, presets
-
-    kept = presets.use(preset, path)
-    typer.echo(f"params.yaml is now {preset}; next: goal check, then dvc repro")
-    params = config.load()
-    if drawn.unfit(params.model.name, params.data.source):
-        typer.echo(f"note: {drawn.ADVICE}")
-    for field, value in kept.items():
-        typer.echo(f"kept, as you set it: {field}: {value}")
+for verb in (own.use, own.look):
+    app.command(rich_help_panel=DAILY)(verb)
 
 
 @app.command(rich_help_panel=DAILY)

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
@@ -23,7 +24,18 @@ DEFAULT = "scenes"
 # What belongs to the user: `use` keeps a value that no preset has.
 OWN = {"data": ("name", "path"), "register": ("name", "model"), "tracking": ("enabled", "experiment")}
 # What else says where and what the user's data are: a preset for the same source keeps all of it.
-OWN_DATA = ("name", "path", "max_megapixels", "max_rejected", "digest", "folder", "download")
+OWN_DATA = (
+    "name",
+    "path",
+    "images",
+    "limit",
+    "limit_order",
+    "max_megapixels",
+    "max_rejected",
+    "digest",
+    "folder",
+    "download",
+)
 # Sources that read data.path. Elsewhere it names their code, and DVC would watch a folder for nothing.
 READ_PATH = ("folder", "goal_lists")
 
@@ -43,40 +55,52 @@ def path_of(name: str) -> Path:
     return FOLDER / f"{name}.yaml"
 
 
-def load(name: str) -> schema.Params:
-    """All parameters of a preset; raises UserError as `config.load` does, and for an unknown name."""
-    values = (schema.read(path_of(one)) for one in (DEFAULT, name))
-    return schema.parse(_merge(*values), str(path_of(name)))
+def load(name: str, own: Mapping[str, Any] | None = None) -> schema.Params:
+    """All parameters of a preset, with `own` put in; raises UserError as `config.load` does.
+
+    Also for an unknown name.
+    """
+    values = _merge(*(schema.read(path_of(one)) for one in (DEFAULT, name)))
+    return schema.parse(_merge(values, own) if own else values, str(path_of(name)))
 
 
-def use(name: str, path: Path | None = None) -> dict[str, Any]:
+def use(name: str, path: Path | None = None, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Write params.yaml from a preset, wholly or not at all; `path`: the user's data, for data.path.
 
-    Returns what it kept of the user's settings: values by field, such as data.path. Raises UserError for a
-    path that is not there or that the preset does not read.
+    data: further values of `data` that say how the user's data are read. Returns what it kept of the user's
+    settings: values by field, such as data.path. Raises UserError for a path that is not there, and for data
+    that the preset does not read.
     """
     preset = load(name)
     texts = {one: path_of(one).read_text(encoding="utf-8") for one in names()}
     current = schema.read(schema.PARAMS_FILE) if schema.PARAMS_FILE.exists() else {}
-    given = None if path is None else _given(path, preset)
+    given = dict(data or {})
+    if given and preset.data.source != "folder":
+        raise UserError(f"{', '.join(given)}: data.source {preset.data.source} does not read data of yours")
+    if path is not None:
+        given["path"] = _given(path, preset)
     text, kept = applied(name, texts, current, Path.cwd(), given)
     files.write_text(schema.PARAMS_FILE, text)
     return kept
 
 
 def applied(
-    name: str, texts: Mapping[str, str], current: Any, home: Path, path: str | None = None
+    name: str,
+    texts: Mapping[str, str],
+    current: Any,
+    home: Path,
+    given: Mapping[str, Any] | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """The text of params.yaml for a preset with what `current` has of the user's, and these values by field.
 
     texts: of all presets, by name; current: the values of params.yaml; home: the project's root, for a
-    relative data.path; path: what the user now gives as data.path. Raises UserError for texts that are no
-    valid parameters.
+    relative data.path; given: values that the user now gives in `data`. Raises UserError for texts that are
+    no valid parameters.
     """
     presets = {one: _merge(_values(texts, DEFAULT), _values(texts, one)) for one in texts}
     kept = _own(current, [*presets.values()], home, presets[name]["data"])
-    if path is not None:
-        kept.setdefault("data", {})["path"] = path
+    if given:
+        _merge(kept.setdefault("data", {}), given)
     source = _at(presets[name], "data", "source")
     if source not in READ_PATH and "path" in kept.get("data", {}):
         log.warning(
@@ -109,6 +133,7 @@ def relative(values: Any, home: Path) -> dict[str, str]:
     data, regions = values["data"], values["regions"]
     found = {
         "data.path": data["path"] if data["source"] in READ_PATH else "",
+        "data.images": data["images"],
         "data.download.root": data["download"]["root"],
         "regions.sam.checkpoint": regions["sam"]["checkpoint"],
         "regions.detector.checkpoint": regions["detector"]["checkpoint"],
@@ -168,7 +193,9 @@ def _given(path: Path, preset: schema.Params) -> str:
         raise UserError(f"--path {path}: data.source {preset.data.source} does not read a folder of yours")
     whole = os.path.abspath(path.expanduser())
     if not os.path.exists(whole):
-        raise UserError(f"--path {whole}: not found; name the folder of your captions file")
+        # Path makes one slash of two.
+        address = "; an address is not read here: download it" if re.match(r"\w+:/", str(path)) else ""
+        raise UserError(f"--path {whole}: not found{address}; name the folder of your data, or a file")
     return whole
 
 

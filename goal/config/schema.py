@@ -46,7 +46,11 @@ class Scenes(Section):
 
 
 class Folder(Section):
-    caption_column: str
+    image_column: str
+    caption_column: str | list[str]
+    short_column: str | list[str]
+    group_column: str
+    separator: Annotated[str, Field(max_length=1)]
     near_copies: Annotated[int, Field(ge=0, le=255)]
     split_column: str
     val_share: Share
@@ -69,12 +73,21 @@ class Data(Section):
     name: Name
     source: DATA_SOURCES
     path: Annotated[PathText, Field(min_length=1)]
+    images: PathText
+    limit: CountOrZero
+    limit_order: Literal["random", "first"]
     max_megapixels: Positive
     max_rejected: Share
     digest: Literal["content", "size_and_mtime"]
     scenes: Scenes
     folder: Folder
     download: Download
+
+    @model_validator(mode="after")
+    def _check(self) -> "Data":
+        if self.limit and self.source == "scenes":
+            raise ValueError("limit is for sets that are read; data.scenes has its own sizes")
+        return self
 
 
 class Model(Section):

@@ -1,27 +1,41 @@
-"""Rows of a captions file: JSON Lines, CSV with a header, or one JSON list (the GOAL release's form)."""
+"""Rows of a text file: JSON Lines, JSON, or a table with a header (CSV with any separator, Excel).
 
+Files may be in gzip. They are read as a stream, but for COCO's form of JSON and for Excel.
+"""
+
+import codecs
 import csv
+import gzip
 import io
 import json
 import logging
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
+from goal.datasets.columns import plain
 from goal.errors import UserError
 
 log = logging.getLogger(__name__)
 
-NAME = "captions"
-# Tried in this order where a CSV's header has no comma.
-DELIMITERS = (";", "\t", "|")
+GZIP = ".gz"
+# Looked for in a table's header, of equally many the first.
+DELIMITERS = (",", ";", "\t", "|")
+BLOCK = 1 << 20  # bytes or characters
+# A row of JSON that is longer, in characters, is none: the file is broken.
+LONGEST = 1 << 26
+SPACE = re.compile(r"\s*")
+# What a table that is not in UTF-8 is taken for: Windows' Latin-1.
+OTHERWISE = "cp1252"
+BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One row as read; `row` is its place for messages, `fault` says why it could not be read, if so."""
 
     row: str
@@ -29,40 +43,27 @@ class Line:
     fault: str = ""
 
 
-def find(path: Path) -> Path:
-    """The captions file: `path` itself, or the one captions.jsonl, .csv or .json in the folder `path`.
+def kind(file: Path) -> str:
+    """The ending by which a file is read, in lower case, gzip's left out; "" where none of READERS has it."""
+    suffix = Path(file.stem).suffix if file.suffix.lower() == GZIP else file.suffix
+    return suffix.lower() if suffix.lower() in READERS else ""
 
-    Upper and lower case in its name are the same. Raises UserError where there is none, or more than one.
+
+def read(file: Path, separator: str = "") -> Iterator[Line]:
+    """All rows of a file, the unreadable ones with their fault; blank lines are skipped.
+
+    separator: between the cells of a table; "": found in its header. Raises UserError, naming the line, where
+    the rest of the file cannot be understood either.
     """
-    names = [f"{NAME}{suffix}" for suffix in READERS]
-    found = [path]
-    if path.is_dir():
-        files = sorted(os.listdir(path))
-        found = [path / file for name in names for file in files if file.lower() == name]
-    if not found:
-        fix = "set data.path to the folder that holds one, or to the file"
-        raise UserError(f"{path}: no {' or '.join(names)} in it; {fix}")
-    if len(found) > 1:
-        both = f"both {found[0].name} and {found[1].name}"
-        raise UserError(f"{path}: {both}; set data.path to the file to use")
-    if not found[0].is_file():
-        raise UserError(f"{path}: not found; set data.path to a folder of pictures with its captions file")
-    if found[0].suffix.lower() not in READERS:
-        raise UserError(f"{path}: a captions file ends in {', '.join(READERS)}")
-    return found[0]
+    try:
+        yield from READERS[kind(file)](file, separator)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{file}: not gzip, or cut off: {error}") from error
 
 
-def read(file: Path) -> Iterator[Line]:
-    """All rows of a captions file, the unreadable ones with their fault; blank lines are skipped.
-
-    Raises UserError, naming the line, where the rest of the file cannot be understood either.
-    """
-    return READERS[file.suffix.lower()](file)
-
-
-def read_jsonl(file: Path) -> Iterator[Line]:
+def read_jsonl(file: Path, separator: str = "") -> Iterator[Line]:
     """The rows of a file of JSON Lines, whatever its name ends in, as `read` gives them."""
-    with file.open("rb") as lines:
+    with _opened(file) as lines:
         for number, line in enumerate(lines, 1):
             row = f"{file.name}:{number}"
             try:
@@ -75,48 +76,178 @@ def read_jsonl(file: Path) -> Iterator[Line]:
                 yield Line(row, {}, f"not JSON: {error}")
 
 
-def _read_csv(file: Path) -> Iterator[Line]:
-    text = _text(file)
-    delimiter = _delimiter(text.partition("\n")[0])
-    if delimiter != ",":
-        log.info("%s: read with %r between the cells, as in its header", file, delimiter)
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-    try:
-        names = rows.fieldnames or []
-        twice = sorted({name for name in names if names.count(name) > 1})
+def json_list(file: Path) -> Iterator[Any]:
+    """The entries of a JSON list, of which no more is held than a few.
+
+    Raises UserError, naming the line, where it is not JSON in UTF-8, or no list.
+    """
+    decoder = json.JSONDecoder()
+    with _opened(file) as binary:
+        text = io.TextIOWrapper(binary, "utf-8-sig")
+        waiting, place, line = "", 0, 1
+        try:
+            waiting = text.read(BLOCK)
+            place = SPACE.match(waiting).end()
+            if waiting[place : place + 1] != "[":
+                found = _kind(json.loads(waiting + text.read()))
+                raise UserError(f"{file}: expected a list of objects, found {found}")
+            place += 1
+            while True:
+                try:
+                    place = SPACE.match(waiting, place).end()
+                    if waiting[place : place + 1] == "]":
+                        break
+                    entry, end = decoder.raw_decode(waiting, place)
+                    end = SPACE.match(waiting, end).end()
+                    if waiting[end : end + 1] not in (",", "]"):
+                        raise json.JSONDecodeError("Expecting ',' or ']'", waiting, end)
+                except json.JSONDecodeError:
+                    more = text.read(BLOCK)
+                    if not more or len(waiting) - place > LONGEST:
+                        raise
+                    line += waiting.count("\n", 0, place)
+                    waiting, place = waiting[place:] + more, 0
+                else:
+                    yield entry
+                    place = end + (waiting[end] == ",")
+            place = SPACE.match(waiting, place + 1).end()
+            if waiting[place:]:
+                raise json.JSONDecodeError("Extra data", waiting, place)
+        except json.JSONDecodeError as error:
+            hint = "; name a file with one object per line .jsonl" if error.msg == "Extra data" else ""
+            raise UserError(f"{file}:{line + error.lineno - 1}: not JSON: {error.msg}{hint}") from error
+        except RecursionError as error:
+            raise UserError(f"{file}: not JSON that can be read: nested too deeply") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+
+
+def coco(file: Path) -> dict[str, Any] | None:
+    """A JSON file in COCO's form, {"images": [...], "annotations": [...], ...}; None for any other file."""
+    with _opened(file) as content:
+        if not content.read(BLOCK).lstrip(codecs.BOM_UTF8 + b" \r\n\t").startswith(b"{"):
+            return None
+        content.seek(0)
+        try:
+            found = json.load(content)
+        except (ValueError, RecursionError):
+            return None  # json_list says what is wrong
+    lists = (found.get("images"), found.get("annotations")) if isinstance(found, dict) else ()
+    return found if lists and all(isinstance(one, list) for one in lists) else None
+
+
+def _read_json(file: Path, separator: str) -> Iterator[Line]:
+    found = coco(file)
+    if found is None:
+        for number, values in enumerate(json_list(file)):
+            yield _line(f"{file.name}[{number}]", values)
+        return
+    captions = defaultdict(list)
+    for one in filter(_is_object, found["annotations"]):
+        if one.get("caption") is not None:
+            captions[str(one.get("image_id"))].append(one["caption"])
+    for number, image in enumerate(found["images"]):
+        row = f"{file.name}: images[{number}]"
+        if _is_object(image) and isinstance(image.get("id"), int | str):
+            yield Line(row, {"file_name": image.get("file_name"), "captions": captions[str(image["id"])]})
+        else:
+            yield Line(row, {}, "expected an object with id and file_name")
+
+
+def _read_table(file: Path, separator: str) -> Iterator[Line]:
+    encoding = _encoding(file)
+    with _opened(file) as binary:
+        # Windows' Latin-1 leaves five bytes without a meaning.
+        errors = "replace" if encoding == OTHERWISE else "strict"
+        text = io.TextIOWrapper(binary, encoding, errors, newline="")
+        header = text.readline()
+        separator = separator or max(DELIMITERS, key=lambda one: len(_cells(header, one)))
+        assumed = [f"read with {separator!r} between the cells, as in its header"] if separator != "," else []
+        assumed += [f"read as {encoding}"] if encoding != "utf-8-sig" else []
+        if assumed:
+            log.info("%s: %s", file, ", ".join(assumed))
+        names = _cells(header, separator)
+        plain_names = [plain(name) for name in names]
+        twice = sorted({name for name in names if plain_names.count(plain(name)) > 1})
         if twice:
             raise UserError(f"{file}:1: column {twice[0]!r} comes twice; rename one")
-        for values in rows:
-            row = f"{file.name}:{rows.line_num}"
-            if None in values:
-                more = f"{len(values[None])} cells more than the header has"
-                yield Line(row, {}, f"{more}; quote cells that hold {delimiter!r}")
-            else:
-                yield Line(row, {name: value for name, value in values.items() if value is not None})
-    except csv.Error as error:
-        raise UserError(f"{file}:{rows.line_num}: not CSV: {error}; is a quote left open before?") from error
+        if len(names) == 1:
+            known = " ".join(map(repr, DELIMITERS))
+            raise UserError(
+                f"{file}: one column, {names[0]!r}: none of {known} is in its header; set "
+                "data.folder.separator to what stands between the cells"
+            )
+        rows = csv.reader(text, strict=True, delimiter=separator)
+        try:
+            for cells in filter(None, rows):
+                row = f"{file.name}:{rows.line_num + 1}"
+                if len(cells) > len(names):
+                    more = f"{len(cells) - len(names)} cells more than the header has"
+                    yield Line(row, {}, f"{more}; quote cells that hold {separator!r}")
+                else:
+                    yield Line(row, dict(zip(names, cells, strict=False)))
+        except csv.Error as error:
+            raise UserError(
+                f"{file}:{rows.line_num + 1}: not CSV: {error}; is a quote left open before?"
+            ) from error
 
 
-def _read_json(file: Path) -> Iterator[Line]:
+def _read_excel(file: Path, separator: str) -> Iterator[Line]:
+    import pandas
+
     try:
-        entries = json.loads(_text(file))
-    except json.JSONDecodeError as error:
-        hint = "; name a file with one object per line .jsonl" if error.msg == "Extra data" else ""
-        raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg}{hint}") from error
-    except RecursionError as error:
-        raise UserError(f"{file}: not JSON that can be read: nested too deeply") from error
-    if not isinstance(entries, list):
-        raise UserError(f"{file}: expected a list of objects, found {_kind(entries)}")
-    return (_line(f"{file.name}[{number}]", values) for number, values in enumerate(entries))
+        sheets = pandas.read_excel(file, sheet_name=None, dtype=str, keep_default_na=False)
+    except ImportError as error:
+        raise UserError(f"{file}: `pip install openpyxl` reads it; or save it as CSV") from error
+    except Exception as error:
+        # openpyxl raises whatever comes up in a damaged file.
+        raise UserError(f"{file}: cannot be read as Excel: {error}") from error
+    filled = {name: sheet for name, sheet in sheets.items() if len(sheet)}
+    if len(filled) != 1:
+        found = ", ".join(filled) or "none"
+        raise UserError(f"{file}: expected one sheet with rows, found {found}; save the one to use as CSV")
+    for number, values in enumerate(next(iter(filled.values())).to_dict("records"), 2):
+        yield Line(f"{file.name}:{number}", {str(name): value for name, value in values.items()})
 
 
-READERS = {".jsonl": read_jsonl, ".csv": _read_csv, ".json": _read_json}
+READERS: dict[str, Callable[[Path, str], Iterator[Line]]] = {
+    ".jsonl": read_jsonl,
+    ".csv": _read_table,
+    ".json": _read_json,
+    ".tsv": _read_table,
+    ".xlsx": _read_excel,
+}
 
 
-def _delimiter(header: str) -> str:
-    """What separates a CSV file's cells: a comma, unless its header would be one cell with another in it."""
-    names = next(csv.reader([header]), [])
-    return next((one for one in DELIMITERS if len(names) == 1 and one in header), ",")
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    with gzip.open(file) if file.suffix.lower() == GZIP else file.open("rb") as content:
+        yield content
+
+
+def _encoding(file: Path) -> str:
+    """The encoding of a table: by its mark, or UTF-8, or, where its bytes are not that, OTHERWISE."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with _opened(file) as content:
+        head = content.read(BLOCK)
+        if head.startswith(BYTE_ORDER_MARKS):
+            return "utf-16"
+        # Every second byte of ASCII in UTF-16.
+        for offset, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+            if head and head[offset:1024:2].count(0) > len(head[:1024]) / 4:
+                return name
+        try:
+            while head:
+                decoder.decode(head)
+                head = content.read(BLOCK)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return OTHERWISE
+    return "utf-8-sig"
+
+
+def _cells(header: str, separator: str) -> list[str]:
+    return next(csv.reader([header], delimiter=separator), [])
 
 
 def _line(row: str, values: Any) -> Line:
@@ -125,13 +256,8 @@ def _line(row: str, values: Any) -> Line:
     return Line(row, {}, f"expected an object with image and caption, found {_kind(values)}")
 
 
-def _text(file: Path) -> str:
-    content = file.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{file}:{number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _kind(value: Any) -> str:

@@ -1,19 +1,33 @@
 """Rows of a captions file or a published set, gathered by picture, or listed with what is wrong.
 
-A row names a picture (field image, filename, file_name or path, relative to the folder of pictures) and its
-caption or captions (field caption, captions or text, or the column that params name), perhaps an `id` and a
-split. Rows of the same picture are joined. Captions are cleaned here, once for all stages.
+A row names a picture (relative to the folder of pictures, or inside another file) and its caption or
+captions, perhaps an `id`, a split, a group and short captions; goal.datasets.columns says in which columns.
+Rows of the same picture are joined. Captions are cleaned here, once for all stages.
 """
 
+import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from goal.cleaning import clean, strip_tags
 from goal.datasets import manifest
 from goal.datasets.captions_file import Line
+from goal.datasets.columns import (
+    CAPTIONS,
+    LONG,
+    SPLIT,
+    SPLIT_NAMES,
+    TURNS,
+    URL,
+    Columns,
+    answer,
+    plain,
+    value,
+)
 from goal.datasets.images import ImageError, probe_all
 from goal.datasets.manifest import Rejected, Row
 from goal.errors import UserError
@@ -21,13 +35,6 @@ from goal.errors import UserError
 if TYPE_CHECKING:
     from goal.config import Data
 
-IMAGE_FIELDS = ("image", "filename", "file_name", "path")
-CAPTION_FIELDS = ("caption", "captions", "text")
-# Read where params name no column of splits, in rows that have it.
-SPLIT_FIELD = "split"
-SPLIT_NAMES = {split: split for split in manifest.SPLITS} | dict.fromkeys(
-    ("validation", "valid", "dev"), "val"
-)
 # Rejected, but nothing is lost by it.
 REPEATED = "same picture and caption again"
 EXAMPLES = 3
@@ -39,26 +46,30 @@ class Fault(Exception):
 
 @dataclass
 class Picture:
-    """What the rows say of one picture; split "": by the shares.
+    """What the rows say of one picture; split "": by the shares, group "": in none.
 
-    rows: the row that each caption came from first. cleaned, tagged: how many of its captions the cleaning
-    changed, and how many had tags of HTML.
+    short: its short captions. rows: the row that each caption came from first. cleaned, tagged: how many of
+    its captions the cleaning changed, and how many had tags of HTML.
     """
 
     row: str
     id: str
     split: str
+    group: str = ""
     captions: list[str] = field(default_factory=list)
+    short: list[str] = field(default_factory=list)
     rows: dict[str, str] = field(default_factory=dict)
     cleaned: int = 0
     tagged: int = 0
 
 
 class Usable(NamedTuple):
-    """A picture that decodes, the split that its rows name ("": none) and its thumbnail (images.Probed)."""
+    """A picture that decodes, what its rows name ("": nothing) and its thumbnail (images.Probed)."""
 
     row: Row
     split: str
+    group: str
+    short: tuple[str, ...]
     thumbnail: bytes
 
 
@@ -67,42 +78,58 @@ class Gathering:
 
     published: the captions are a published set's, which stay as they are, save for CLIP's own cleaning.
     cleaned, tagged: how many captions the cleaning changed, and how many had tags of HTML, of the pictures
-    that `probe` found usable. ambiguous: the caption fields of a row that has several.
+    that `probe` found usable. fields: the columns of the rows, as written, by their plain names. used: of
+    these the columns that pictures and captions came from. ambiguous: the caption columns of a row that has
+    several.
     """
 
-    def __init__(
-        self, folder: Path, split_column: str, caption_column: str = "", published: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, columns: Columns, published: bool = False) -> None:
         self.folder = folder
-        self.split_column = split_column
-        self.caption_fields = (caption_column,) if caption_column else CAPTION_FIELDS
+        self.columns = columns
         self.published = published
         self.pictures: dict[str, Picture] = {}
         self.rejected: list[Rejected] = []
         self.rows = 0
         self.cleaned = self.tagged = 0
-        self.fields: set[str] = set()
+        self.fields: dict[str, str] = {}
+        self.used: dict[str, dict[str, None]] = {"picture": {}, "caption": {}}
         self.ambiguous: list[str] = []
         self._ids: dict[str, str] = {}
+        self._names = {
+            "images": [plain(name) for name in columns.images],
+            "captions": [plain(name) for name in columns.captions],
+            "short": [plain(name) for name in columns.short],
+        }
+        self._split_name, self._group_name = plain(columns.split or SPLIT), plain(columns.group)
 
     def add(self, line: Line) -> None:
         """Take a row in, or list it as rejected."""
         self.rows += 1
-        self.fields |= line.values.keys()
-        name = _first(line.values, IMAGE_FIELDS)
+        values = {}
+        for written, one in line.values.items():
+            name = plain(written)
+            if values.get(name) is None:
+                values[name] = one
+            self.fields.setdefault(name, written)
+        column, name = value(values, self._names["images"])
         try:
             if line.fault:
                 raise Fault("unreadable row", line.fault)
-            path = _inside(self.folder, name)
-            captions = self._captions(line.values)
-            picture = self._picture(line, path)
+            path = _inside(self.folder, name, self.columns)
+            captions = self._captions(values)
+            picture = self._picture(line, values, path)
         except Fault as fault:
-            self.reject(line.row, line.values.get("id"), name, *fault.args)
+            self.reject(line.row, values.get("id"), name, *fault.args)
             return
-        for caption in captions:
+        self.used["picture"][column] = None
+        short = [(one, "short") for name in self._names["short"] for one in _listed(values.get(name))]
+        for caption, role in [*((one, "") for one in captions), *short]:
             try:
                 cleaned = _text(caption)
                 text = cleaned if self.published else _own(cleaned)
+                if role:
+                    picture.short += [text] if text not in picture.short else []
+                    continue
                 first = picture.rows.setdefault(text, line.row)
                 # Among the five captions of some of COCO's pictures one comes twice.
                 if text in picture.captions and not (self.published and first == line.row):
@@ -117,9 +144,17 @@ class Gathering:
     def probe(self, data: "Data") -> list[Usable]:
         """The pictures that have captions and decode; others are rejected."""
         named = {path: one for path, one in self.pictures.items() if one.captions}
+        if 0 < data.limit < len(named) and data.limit_order == "random":
+            # By a hash, so that the same pictures are taken whatever other rows there are.
+            chosen = set(sorted(named, key=lambda path: hashlib.sha256(path.encode()).digest())[: data.limit])
+            named = {path: one for path, one in named.items() if path in chosen}
+        elif data.limit:
+            named = dict(islice(named.items(), data.limit))
         files = [(self.folder / path).as_posix() for path in named]
         found = probe_all(files, data.max_megapixels, self.folder.name, data.digest)
         rows = []
+        # A part of a set has other numbers: its name says so wherever a result names its source.
+        source = f"{data.source}, limit {data.limit}" if data.limit else data.source
         for (path, one), file, probed in zip(named.items(), files, found, strict=True):
             if isinstance(probed, ImageError):
                 self.reject(one.row, one.id, path, probed.reason, probed.detail)
@@ -127,8 +162,8 @@ class Gathering:
                 self.cleaned += one.cleaned
                 self.tagged += one.tagged
                 captions = tuple(one.captions)
-                row = Row(one.id, file, *probed.size, captions, data.source, probed.digest)
-                rows.append(Usable(row, one.split, probed.thumbnail))
+                row = Row(one.id, file, *probed.size, captions, source, probed.digest)
+                rows.append(Usable(row, one.split, one.group, tuple(one.short), probed.thumbnail))
         return rows
 
     def check_rejected(self, source: Path, allowed: float) -> None:
@@ -150,42 +185,59 @@ class Gathering:
         shown = ("" if value is None else _storable(str(value)) for value in (name, image))
         self.rejected.append(Rejected(row, *shown, reason, _storable(detail)))
 
-    def _picture(self, line: Line, path: str) -> Picture:
-        split = self._split(line.values)
+    def _picture(self, line: Line, values: dict[str, Any], path: str) -> Picture:
+        split = self._split(values)
+        group = values.get(self._group_name) if self.columns.group else None
+        group = "" if group is None else _storable(str(group))
         known = self.pictures.get(path)
         if known is None:
-            name = _id(line.values, path)
+            name = _id(values, path)
             other = self._ids.setdefault(name, path)
             if other != path:
                 raise Fault("id of another picture", f"id {name!r} is that of {other}")
-            known = self.pictures[path] = Picture(line.row, name, split)
+            known = self.pictures[path] = Picture(line.row, name, split, group)
         elif split and known.split not in ("", split):
             raise Fault("picture in two splits", f"{split} here, {known.split} in {known.row}")
-        known.split = known.split or split
+        elif group and known.group not in ("", group):
+            raise Fault("picture in two groups", f"{group!r} here, {known.group!r} in {known.row}")
+        known.split, known.group = known.split or split, known.group or group
         return known
 
     def _split(self, values: dict[str, Any]) -> str:
         """The split that a row names; "": none, and params name no column that must."""
-        named = values.get(self.split_column or SPLIT_FIELD)
-        if not self.split_column and named in (None, ""):
+        column = self.columns.split
+        named = values.get(self._split_name)
+        if not column and named in (None, ""):
             return ""
         split = SPLIT_NAMES.get(named.strip().lower()) if isinstance(named, str) else None
         if split is None:
-            fix = "" if self.split_column else f"; rename the column {SPLIT_FIELD} if it means something else"
+            fix = "" if column else f"; rename the column {SPLIT} if it means something else"
             known = ", ".join(manifest.SPLITS)
-            column = self.split_column or SPLIT_FIELD
-            raise Fault("unknown split", f"{column} is {named!r}, not one of {known}{fix}")
+            raise Fault("unknown split", f"{column or SPLIT} is {named!r}, not one of {known}{fix}")
         return split
 
     def _captions(self, values: dict[str, Any]) -> list[Any]:
-        there = [name for name in self.caption_fields if values.get(name) is not None]
-        if not self.ambiguous and len(filled := [name for name in there if values[name] not in ("", [])]) > 1:
-            self.ambiguous = filled
-        captions = values[there[0]] if there else None
-        if captions is None or captions == []:
-            none = "an empty list" if captions == [] else f"no field {' or '.join(self.caption_fields)}"
-            raise Fault("no caption", none)
-        return captions if isinstance(captions, list) else [captions]
+        """The captions of a row: of all columns that params name, else of the known ones, long ones first."""
+        if self.columns.captions:
+            names = [name for name in self._names["captions"] if values.get(name) is not None]
+        else:
+            names = [name for name in LONG if values.get(name)]
+            if not names:
+                there = [name for name in CAPTIONS if values.get(name) is not None]
+                filled = [name for name in there if values[name] not in ("", [])]
+                if len(filled) > 1 and not self.ambiguous:
+                    self.ambiguous = filled
+                names = there[:1]
+        self.used["caption"] |= dict.fromkeys(names)
+        found = [one for name in names for one in _listed(values[name])]
+        if not names:
+            column, turns = value(values, TURNS)
+            found = _listed(answer(turns))
+            self.used["caption"] |= {column: None} if found else {}
+        if not found:
+            empty = "an empty list" if names else f"no field {' or '.join(self.columns.texts)}"
+            raise Fault("no caption", empty)
+        return found
 
 
 def count_reasons(rejected: list[Rejected]) -> dict[str, int]:
@@ -193,23 +245,27 @@ def count_reasons(rejected: list[Rejected]) -> dict[str, int]:
     return dict(Counter(one.reason for one in rejected).most_common())
 
 
-def _first(values: dict[str, Any], names: tuple[str, ...]) -> Any:
-    return next((values[name] for name in names if values.get(name) is not None), None)
+def _listed(value: Any) -> list[Any]:
+    """One or more captions as a list; none for null."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _inside(folder: Path, name: Any) -> str:
+def _inside(folder: Path, name: Any, columns: Columns) -> str:
     """The path below the folder, normalised; symbolic links in it are the user's own and are followed."""
     if name is None or name == "":
-        raise Fault("no picture named", f"no field {' or '.join(IMAGE_FIELDS)}")
+        raise Fault("no picture named", f"no field {' or '.join(columns.images)}")
     if not isinstance(name, str) or "\0" in name or _storable(name) != name:
-        raise Fault("no picture named", f"{name!r} is not a path")
+        raise Fault("no picture named", f"{name!r} is not a path"[:200])
+    if URL.match(name):
+        raise Fault("picture on the web", "download it first, for example with img2dataset")
     top = os.path.abspath(folder)
     # As Windows writes it; on Linux a name may hold a backslash, too.
     if "\\" in name and not os.path.lexists(os.path.join(top, name)):
         name = name.replace("\\", "/")
-    path = os.path.relpath(os.path.join(top, name), top)
+    path = os.path.relpath(os.path.join(top, os.path.expanduser(name)), top)
     if path.split(os.sep)[0] == os.pardir:
-        raise Fault("path leaves the folder", f"pictures lie in the folder of the captions file, {folder}")
+        fix = "set data.images to the folder that holds them all, / for any"
+        raise Fault("path leaves the folder", f"pictures lie below {folder}; {fix}")
     return path
 
 

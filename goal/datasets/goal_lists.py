@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from goal.datasets import manifest, released
+from goal.datasets.columns import Columns
 from goal.datasets.folder_rows import Gathering
 from goal.datasets.manifest import Collected, Rejected
 from goal.errors import UserError
@@ -77,12 +78,14 @@ def collect(params: "Params", target: Path) -> Collected:
                 rejected.append(Rejected(entry.row, entry.name, entry.name, *reason))
     whole = released.rows(params, lines, root)
     images = {row.id: row.image for row in whole.splits["test"]}
+    if params.data.limit:
+        crops = [crop for crop in crops if crop.crop_of in images]
     gathering = _crops(crops, images, root, files)
     joint = [
         {"id": row.id, "of": row.id.removesuffix("-crop"), "image": row.image, "caption": row.captions[0]}
         # A crop is a file of its own, and its box is all of that.
         | {"x1": 0.0, "y1": 0.0, "x2": float(row.width), "y2": float(row.height)}
-        for row, _, _ in gathering.probe(params.data)
+        for row, *_ in gathering.probe(params.data)
     ]
     released.check_lost(params, gathering)
     return Collected(
@@ -116,7 +119,7 @@ def _files(root: Path) -> dict[str, str]:
 
 def _crops(crops: Iterable[Entry], images: dict[str, str], root: Path, files: dict[str, str]) -> Gathering:
     """The crops of the test pictures `images`, by id."""
-    gathering = Gathering(root, "", published=True)
+    gathering = Gathering(root, Columns(), published=True)
     for crop in crops:
         if crop.crop_of not in images:
             gathering.reject(crop.row, crop.name, crop.name, "crop of no test picture", crop.crop_of)

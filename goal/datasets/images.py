@@ -16,6 +16,7 @@ import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from goal.datasets import inside
 from goal.errors import UserError
 
 # Named one by one: Pillow would also hand PostScript to an interpreter.
@@ -83,13 +84,13 @@ def probe(path: Path | str, max_megapixels: float, digest: str = CONTENT) -> Pro
 
 def digest_of(path: Path | str, kind: str) -> str:
     """Hex digest of a picture's file: of its bytes (`content`) or of its size and time (`size_and_mtime`)."""
-    with open(path, "rb") as file:
-        if kind == CONTENT:
+    if kind == CONTENT:
+        with inside.opened(path) as file:
             # The decoder has just read the file, so that it comes from the page cache.
             return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=DIGEST_BYTES)).hexdigest()
-        stat = os.stat(file.fileno())
-        known = f"{stat.st_size} {stat.st_mtime_ns}".encode()
-        return hashlib.blake2b(known, digest_size=DIGEST_BYTES).hexdigest()
+    stat = os.stat(inside.file_of(path))
+    known = f"{stat.st_size} {stat.st_mtime_ns}".encode()
+    return hashlib.blake2b(known, digest_size=DIGEST_BYTES).hexdigest()
 
 
 def probe_all(
@@ -117,7 +118,7 @@ def _opened(path: Path | str, max_megapixels: float) -> Iterator[Image.Image]:
     # Pillow's own limit (179 megapixels) would stand in the way of a larger one; ours is checked below.
     Image.MAX_IMAGE_PIXELS = None
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with inside.opened(path) as file, Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_megapixels * 1e6:
                 size = f"{width} x {height} = {width * height / 1e6:.0f} megapixels"
@@ -137,7 +138,7 @@ def _opened(path: Path | str, max_megapixels: float) -> Iterator[Image.Image]:
 
 def _unidentified(path: Path | str) -> tuple[str, str]:
     """Why none of FORMATS fits a file: the reason and its detail."""
-    with open(path, "rb") as file:
+    with inside.opened(path) as file:
         head = file.read(16)
     if head[4:8] == b"ftyp" and head[8:12] in HEIC:
         return "HEIC picture", "not read here; save it as JPEG or PNG"

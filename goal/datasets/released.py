@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from goal.config import paths
 from goal.datasets import manifest
 from goal.datasets.captions_file import Line
+from goal.datasets.columns import SPLIT, Columns
 from goal.datasets.folder_rows import Gathering, count_reasons
 from goal.datasets.manifest import Collected
 from goal.datasets.unpack import unpack
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SPLIT = "split"
 GOAL_LISTS = "https://github.com/PerceptualAI-Lab/GOAL/tree/main/datasets"
 _SA_1B = "accept the SA-1B licence at https://ai.meta.com/datasets/segment-anything-downloads"
 
@@ -142,10 +142,12 @@ def rows(params: "Params", lines: Iterable[Line], pictures: Path) -> Collected:
     are lost than data.max_rejected allows.
     """
     name = params.data.source
-    gathering = Gathering(pictures, SPLIT, published=True)
+    gathering = Gathering(pictures, Columns(split=SPLIT), published=True)
     for one in lines:
         gathering.add(one)
     splits = manifest.by_split((one.row, one.split) for one in gathering.probe(params.data))
+    if params.data.limit:
+        log.warning("%s: data.limit %d: numbers are not comparable with others'", name, params.data.limit)
     if not any(splits.values()):
         reasons = count_reasons(gathering.rejected).items()
         reason = ", ".join(f"{count} x {reason}" for reason, count in reasons)

@@ -5,12 +5,12 @@ Layout: share-captioner_coco_lcs_sam_1246k_1107.json, a list whose first 1,000 r
 sam/images.
 """
 
-import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from goal.datasets import released
-from goal.datasets.captions_file import Line
+from goal.datasets.captions_file import Line, json_list
 from goal.errors import UserError
 from goal.runtime.download import Remote, fetch
 
@@ -19,7 +19,6 @@ CAPTIONS = Remote(
     "https://huggingface.co/datasets/Lin-Chen/ShareGPT4V/resolve/main/"
     "share-captioner_coco_lcs_sam_1246k_1107.json"
 )
-BLOCK = 1 << 20  # characters
 
 
 def read(root: Path, gallery: int) -> tuple[list[Line], Path]:
@@ -27,34 +26,11 @@ def read(root: Path, gallery: int) -> tuple[list[Line], Path]:
     released.by_hand("sharegpt4v", root, "sam/images")
     (path,) = fetch([CAPTIONS], root, "ShareGPT4V's captions (1.5 GB)")
     try:
-        rows = _first_rows(path, gallery)
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON in UTF-8: {error}; delete it to have it fetched again") from error
+        rows = list(islice(json_list(path), gallery))
+    except UserError as error:
+        raise UserError(f"{error}, or it is cut off; delete it to have it fetched again") from error
     released.expect(path, "rows", len(rows), gallery)
     return [_line(f"{path.name}[{number}]", row) for number, row in enumerate(rows)], root
-
-
-def _first_rows(path: Path, count: int) -> list[Any]:
-    """The first rows of a JSON list; no more of the file is read than they need."""
-    rows, decoder = [], json.JSONDecoder()
-    with path.open(encoding="utf-8") as file:
-        text = file.read(BLOCK).lstrip().removeprefix("[")
-        while len(rows) < count:
-            text = text.lstrip().removeprefix(",").lstrip()
-            try:
-                row, end = decoder.raw_decode(text)
-            except ValueError as error:
-                more = file.read(BLOCK)
-                if more:
-                    text += more
-                elif text.startswith("]"):
-                    break
-                else:
-                    raise UserError(f"{path}: not a JSON list of rows, or cut off: {error}") from error
-            else:
-                rows.append(row)
-                text = text[end:]
-    return rows
 
 
 def _line(place: str, row: Any) -> Line:

@@ -1,13 +1,14 @@
 """Parts of a manifest that may not fit into memory: its length, some rows, a digest of its pictures."""
 
 import hashlib
+import os
 from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from goal.datasets import manifest
+from goal.datasets import inside, manifest
 from goal.datasets.manifest import Row
 from goal.runtime import files
 
@@ -46,14 +47,14 @@ def content(path: Path) -> str:
     with manifest.opened(path) as file:
         for batch in file.iter_batches(columns=["image"]):
             for image in batch["image"].to_pylist():
-                known.update(state(Path(image)).encode())
+                known.update(state(image).encode())
     return known.hexdigest()
 
 
-def state(image: Path) -> str:
+def state(image: str) -> str:
     """Size and time of a picture's file, or the error number: another text once the file has changed."""
     try:
-        stat = image.stat()
+        stat = os.stat(inside.file_of(image))
     except OSError as error:
         return f"{error.errno}\n"
     return f"{stat.st_size} {stat.st_mtime_ns}\n"

@@ -23,13 +23,12 @@ from tqdm import tqdm
 from goal import boxes, clip, weights
 from goal.clip import Preprocess
 from goal.config import paths
-from goal.datasets import images, prefetch
+from goal.datasets import images, inside, prefetch
 from goal.errors import UserError
 from goal.evaluation.galleries import Picture
 from goal.model import embedding
 from goal.model.network import GoalClip, Spec
 from goal.runtime import code, tensorfiles
-from goal.runtime.files import digest as digest_of
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +150,15 @@ def file_digests(pictures: Iterable[Picture]) -> dict[str, str]:
     """sha256 of each picture file by path; raises UserError for one that cannot be read."""
     files = sorted({picture.path for picture in pictures})
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return dict(zip(files, pool.map(digest_of, map(Path, files)), strict=True))
+        return dict(zip(files, pool.map(_file_digest, files), strict=True))
+
+
+def _file_digest(path: str) -> str:
+    try:
+        with inside.opened(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except images.DAMAGE as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', '') or error}") from error
 
 
 def content_digest(

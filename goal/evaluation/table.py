@@ -180,5 +180,8 @@ def _limits(label: str, found: Sequence[Result]) -> Iterator[str]:
         ]
         if low:
             yield f"{label} {ARROWS[direction]}: not above chance by its interval: {', '.join(low)}."
+    part = next((one.source for one in found if ", limit " in one.source), "")
+    if part:
+        yield f"{label}: a part of the set ({part}): not comparable with others' numbers."
     if any(drawn.unfit(one.network, one.source) for one in found if one.source):
         yield f"{label}: {drawn.ADVICE}."

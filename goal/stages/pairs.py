@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from goal import clip, weights
+from goal import clip, language, weights
 from goal.config import Params, paths
 from goal.datasets import slices
 from goal.errors import UserError
@@ -13,7 +13,6 @@ from goal.mining import summary as mining_summary
 from goal.mining.matching import Match
 from goal.reporting import contact_sheet
 from goal.runtime import files
-from goal.text import language
 
 log = logging.getLogger(__name__)
 

@@ -135,8 +135,13 @@ class Examples(Dataset):
         packed: Pictures | None = None,
         per_step: int = 1,
         short_share: float = 0.0,
+        short: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """per_step: pairs of a picture in one step at most. short_share: of captions that are shortened."""
+        """per_step: pairs of a picture in one step at most. short_share: of captions that are shortened.
+
+        short: own short captions, by picture id; the others' are parts of the caption.
+        """
+        self._given = short or {}
         self.rows = rows
         self._packed = packed
         self._spec = spec
@@ -173,7 +178,7 @@ class Examples(Dataset):
             )
             for place, number in enumerate(numbers)
         ]
-        short = self._short(key, texts.parts[caption]) if self._needs.short or is_short else None
+        short = self._short(key, texts, caption) if self._needs.short or is_short else None
         ids = short if is_short else texts.captions[caption]
         return Sample(whole, ids, pairs, short if self._needs.short else None)
 
@@ -215,10 +220,16 @@ class Examples(Dataset):
             return None
         return boxes.patch_mask(view.box_to_view(pair.box), self._spec.image_size, self._spec.patch_size)
 
-    def _short(self, key: Key, parts: "Parts") -> Tensor:
-        """DeBias-CLIP's short caption: some of the sentences after the first, in their order."""
-        rest = parts.spans[1:] or parts.spans
+    def _short(self, key: Key, texts: "Texts", caption: int) -> Tensor:
+        """One of the picture's own short captions, or where it has none DeBias-CLIP's.
+
+        That is some of the caption's sentences after the first, in their order.
+        """
         draw = self._draw(key, "short")
+        if texts.short:
+            return texts.short[int(draw.integers(len(texts.short)))]
+        parts = texts.parts[caption]
+        rest = parts.spans[1:] or parts.spans
         count = int(draw.integers(1, len(rest) + 1))
         kept = [rest[number] for number in sorted(draw.permutation(len(rest))[:count])]
         tokens = torch.cat([parts.ids[start:end] for start, end in kept])[: self._spec.context_length - 2]
@@ -242,6 +253,7 @@ class Examples(Dataset):
             sentences=[text.tokenize(sentence, [], length).ids for sentence in sentences],
             spans=[spans[pair] for pair in pairs],
             parts=[_parts(one) for one in row.captions] if self._needs.short or self._short_share else [],
+            short=[text.tokenize(one, [], length).ids for one in self._given.get(row.id, ())],
         )
 
 
@@ -259,6 +271,7 @@ class Texts(NamedTuple):
     sentences: list[Tensor]
     spans: list[tuple[int, int] | None]
     parts: list[Parts]
+    short: list[Tensor]
 
 
 def _parts(caption: str) -> Parts:

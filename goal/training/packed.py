@@ -203,6 +203,6 @@ def _digest(rows: Sequence[Row], crops: Mapping[str, Sequence[BoxTuple]], spec: 
     """Digest of all that decides the bytes: code, view, the pictures' files (sizes and times), boxes."""
     known = hashlib.sha256(json.dumps([code.digest("training/packed"), spec.image_size, spec.view]).encode())
     for row in rows:
-        state = slices.state(Path(row.image))
+        state = slices.state(row.image)
         known.update(json.dumps([row.id, row.image, state, crops.get(row.id, ())]).encode())
     return known.hexdigest()[:16]

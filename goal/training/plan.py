@@ -77,6 +77,9 @@ class Plan:
         inputs = [paths.manifest(params.data.name, split) for split in ("train", "val")]
         if self.local:
             inputs += sorted(paths.pairs_dir("train").glob("shard-*.parquet"))
+        short = paths.manifest(params.data.name, "short_train")
+        if self.loss_weights["short_caption"] and short.exists():
+            inputs.append(short)
         return {
             "name": self.name,
             **{f"train.{name}": getattr(params.train, name) for name in RESULT_FIELDS},

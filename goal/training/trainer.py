@@ -268,8 +268,12 @@ def _examples(params: Params, plan: Plan, rows: list[Row], spec: Spec, group: Gr
             packed.prepare(rows, crops, spec, limit, workers)
         group.broadcast(None)
         pictures = packed.prepare(rows, crops, spec, limit, workers)
-    share = plan.stage.short_share
-    return Examples(rows, pairs, spec, needs, params.seed, limit, min_visible, pictures, per_step, share)
+    file, share = paths.manifest(params.data.name, "short_train"), plan.stage.short_share
+    own = {row.id: row.captions for row in manifest.read(file)} if file.exists() else {}
+    short = own if needs.short or share else {}
+    return Examples(
+        rows, pairs, spec, needs, params.seed, limit, min_visible, pictures, per_step, share, short
+    )
 
 
 def _validation(params: Params, plan: Plan, spec: Spec) -> Validation | None:

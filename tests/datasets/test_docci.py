@@ -56,6 +56,14 @@ def test_files_on_disk_need_no_network_and_have_goals_gallery_too(build: Build, 
     assert ids(run(build, "docci", tmp_path, gallery=5100))["test"] == ["qual_test_00004", "test_00002"]
 
 
+def test_a_part_of_it_is_not_comparable(build: Build, files, tmp_path, caplog) -> None:
+    put(tmp_path, files)
+    splits = run(build, "docci", tmp_path, limit=3)
+    assert sum(map(len, splits.values())) == 3
+    assert {row.source for rows in splits.values() for row in rows} == {"docci, limit 3"}
+    assert "data.limit 3: numbers are not comparable with others'" in caplog.text
+
+
 def test_pictures_unpacked_by_hand_need_no_archive(build: Build, files, tmp_path) -> None:
     put(tmp_path, {DESCRIPTIONS: files[DESCRIPTIONS]})
     put(tmp_path, {f"images/{s}_{n:05d}.jpg": jpeg(n) for n, s in enumerate(SPLITS) if n != 1})

@@ -287,10 +287,10 @@ def test_csv_row_with_too_many_or_too_few_cells(build: Build, own: Path) -> None
         (
             "captions.csv",
             b"image&caption\na.png&x\n",
-            "no row has a field image .* fields found: image&caption",
+            "one column, 'image&caption': none of .* is in its header; set data.folder.separator",
         ),
         ("captions.csv", b"image,caption,caption\n", "column 'caption' comes twice"),
-        ("captions.csv", "image,caption\na.png,é\n".encode("latin-1"), "captions.csv:2: not UTF-8"),
+        ("captions.json", '[{"image": "a.png", "caption": "é"}]'.encode("latin-1"), "not UTF-8"),
         (
             "captions.jsonl",
             b'{"picture": "a.png", "caption": "x"}',
@@ -302,7 +302,11 @@ def test_csv_row_with_too_many_or_too_few_cells(build: Build, own: Path) -> None
             b'{"image": "a.png", "caption": "x"}',
             "none of 1 rows can be used; .*a.png: not found",
         ),
-        ("captions.txt", b"a.png x", "no captions.jsonl or captions.csv or captions.json in it"),
+        (
+            "captions.txt",
+            b"a.png x",
+            "no captions.jsonl or captions.csv or another shape of docs/data.md in it",
+        ),
     ],
 )
 def test_a_file_of_no_use_is_one_line(
@@ -319,11 +323,11 @@ def test_a_file_of_no_use_is_one_line(
 def test_two_captions_files_and_other_paths(build: Build, own: Path) -> None:
     write(own, rows())
     write(own, rows(), ".csv")
-    with pytest.raises(UserError, match=r"both captions.jsonl and captions.csv"):
+    with pytest.raises(UserError, match=r"both captions.csv and captions.jsonl"):
         run(build, own)
     with pytest.raises(UserError, match="not found; set data.path"):
         run(build, own / "none")
-    with pytest.raises(UserError, match="ends in .jsonl, .csv, .json"):
+    with pytest.raises(UserError, match="ends in .jsonl, .csv, .json, .tsv, .xlsx, .parquet, .arrow, .tar"):
         run(build, own / "images" / "0.png")
 
 

@@ -94,6 +94,10 @@ def test_the_table_says_what_its_numbers_do_not(project: Path) -> None:
     copies = "copies among the pictures or texts: 2 of 6 queries cannot find the right one first."
     assert f"test image→text: {copies}" in notes
     assert (f"test: {drawn.ADVICE}." in notes) == (name != drawn.SOURCE)
+    assert not any("a part of the set" in note for note in notes)
+    done.file("stage2", "test").write_text(json.dumps(details("stage2") | {"source": "docci, limit 200"}))
+    part = "test: a part of the set (docci, limit 200): not comparable with others' numbers."
+    assert part in table.notes(results.load(MODELS))
 
 
 def test_results_of_an_older_evaluation_are_shown_without_chance(project: Path) -> None:

@@ -293,6 +293,20 @@ def test_short_captions_are_sentences_after_the_first() -> None:
     assert drawn == allowed
     single = data[Key(0, 1)]
     assert torch.equal(single.short, single.caption)
+    # Own short captions come first, for the pictures that have some.
+    own = Examples(
+        rows,
+        None,
+        SPEC,
+        Needs(False, False, True),
+        0,
+        200.0,
+        0.25,
+        short={rows[0].id: ("A ball.", "One thing.")},
+    )
+    given = {tuple(tokenize(text, [], 40).ids.tolist()) for text in ("A ball.", "One thing.")}
+    assert {tuple(own[Key(epoch, 0)].short.tolist()) for epoch in range(20)} == given
+    assert torch.equal(own[Key(0, 1)].short, own[Key(0, 1)].caption)
 
 
 def test_a_picture_of_another_size_than_its_manifest_is_refused() -> None:

@@ -4,8 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from goal.text.punkt import EMBEDDED, PUNKT_TAB
-
 _SMALL_WORDS = {
     "english": "the of and with is are on to",
     "german": "der die das und ist mit auf eine",
@@ -32,11 +30,12 @@ def guess(captions: Iterable[str]) -> str:
 
 def doubt(captions: Iterable[str], parameters: str) -> str:
     """A warning where captions are not in the language of Punkt's parameters (`pairs.sentences`), or ""."""
-    language = "english" if parameters == EMBEDDED else parameters.removeprefix(PUNKT_TAB)
+    # The embedded parameters are English; others are named punkt_tab/<language>.
+    language = parameters.partition("/")[2] or "english"
     found = guess(captions)
     if found in ("", language):
         return ""
     return (
         f"the captions look {found.capitalize()}, pairs.sentences: {parameters} is {language.capitalize()}: "
-        f"sentences may end in wrong places; {PUNKT_TAB}{found} is NLTK's for them"
+        f"sentences may end in wrong places; punkt_tab/{found} is NLTK's for them"
     )

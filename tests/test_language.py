@@ -2,7 +2,7 @@
 
 import pytest
 
-from goal.text import language
+from goal import language
 
 CAPTIONS = {
     "english": "A red car stands on the left of the road. The sky is blue and there are trees behind it.",
