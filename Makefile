@@ -11,7 +11,7 @@ export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: install demo pictures test test-tools test-slow lint format lock ui up down clean distclean
+.PHONY: install demo pictures test test-tools test-slow lint format lock ui up down clean clean-runs distclean
 
 # Paths are relative: the name of this folder may hold spaces.
 .venv/bin/python:
@@ -73,6 +73,10 @@ down: $(READY)
 # The addresses of what is up, else the MLflow UI on this project's store.
 ui: $(READY)
 	@python -m infra.servers ui
+
+# Checkouts and branches that flow runs left without a result; says what it keeps, and why.
+clean-runs: $(READY)
+	@python -m flows.clean
 
 # What the pipeline made, its record and registered models included; the committed metrics stay. First: make down.
 clean:

@@ -112,6 +112,9 @@ class Project:
         given = {"json": body} if body else {}
         address, method = f"{self.prefect}/api/{path}", "POST" if body else "GET"
         response = requests.request(method, address, auth=self.password, timeout=60, **given)
+        while response.status_code == 503:  # two writers at once: Prefect's own client asks again, too
+            time.sleep(0.5)
+            response = requests.request(method, address, auth=self.password, timeout=60, **given)
         response.raise_for_status()
         return response.json()
 
@@ -185,10 +188,11 @@ class Project:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Project]:
-    """A project with running servers; afterwards no process of it is left."""
+def serving(folder: Path, **environment: str) -> Iterator[Project]:
+    """A project with running servers, started with these variables; afterwards no process of it is left."""
     # A name that breaks shells, DVC's configuration and URLs if it is not quoted.
     project = Project(folder / "mein Projekt [ü]")
+    project.environment |= environment
     try:
         project.up()
         yield project

@@ -63,8 +63,8 @@ def held(home: Path, preset: str | None, overrides: list[str], log: Callable[[st
     finished one is found again. Of two such runs at the same time, the second one waits. Raises UserError for
     an unknown preset or a wrong override.
     """
-    commit = _git(home, "rev-parse", "HEAD")
-    left_out = _git(home, "diff", "--name-only", "HEAD").splitlines()
+    commit = git(home, "rev-parse", "HEAD")
+    left_out = git(home, "diff", "--name-only", "HEAD").splitlines()
     if left_out:
         log(f"uncommitted, and no part of this run: {', '.join(left_out[:10])}")
     content = _parameters(home, commit, preset, overrides)
@@ -87,7 +87,7 @@ def _parameters(home: Path, commit: str, preset: str | None, overrides: list[str
     text = _show(home, commit, "params.yaml")
     if preset:
         folder = str(presets.FOLDER)
-        found = _git(home, "ls-tree", "--name-only", commit, f"{folder}/").splitlines()
+        found = git(home, "ls-tree", "--name-only", commit, f"{folder}/").splitlines()
         texts = {Path(file).stem: _show(home, commit, file) for file in found if file.endswith(".yaml")}
         if preset not in texts:
             raise UserError(f"no preset {preset!r} in the commit; there are: {', '.join(texts)}")
@@ -98,7 +98,7 @@ def _parameters(home: Path, commit: str, preset: str | None, overrides: list[str
 
 
 def _show(home: Path, commit: str, file: str) -> str:
-    return _git(home, "show", f"{commit}:{file}") + "\n"
+    return git(home, "show", f"{commit}:{file}") + "\n"
 
 
 def branch(root: Path) -> str:
@@ -108,9 +108,9 @@ def branch(root: Path) -> str:
 
 def keep(root: Path, message: str) -> None:
     """Commit parameters, dvc.lock and metrics on the worktree's branch, if any changed."""
-    _git(root, "add", "--all")
-    if _git(root, "status", "--porcelain"):
-        _git(root, *AUTHOR, "commit", "--quiet", "--no-verify", "-m", message)
+    git(root, "add", "--all")
+    if git(root, "status", "--porcelain"):
+        git(root, *AUTHOR, "commit", "--quiet", "--no-verify", "-m", message)
 
 
 def drop(home: Path, root: Path) -> None:
@@ -121,19 +121,26 @@ def drop(home: Path, root: Path) -> None:
     with Repo(str(home)) as mine, Repo(str(root)) as its:
         if (kept := its.cache.local_cache_dir) != mine.cache.local_cache_dir:
             raise UserError(f"{root}: its results are in {kept}, not in the project's cache; run it again")
-    _remove(home, root)
+    discard(home, root)
 
 
-def _remove(home: Path, root: Path) -> None:
-    # Twice: also one that git locked because it was being made when its process was killed.
-    _git(home, "worktree", "remove", "--force", "--force", str(root))
+def discard(home: Path, root: Path) -> None:
+    """Remove a worktree, whole, half made or lost, but not its branch; its lock must be held.
+
+    Raises UserError where the disk refuses.
+    """
+    for words in (("unlock",), ("remove", "--force")):  # git locks one while it is being made
+        with suppress(UserError):
+            git(home, "worktree", *words, str(root))
+    shutil.rmtree(root, ignore_errors=True)
+    git(home, "worktree", "prune")
+    if root.exists():
+        raise UserError(f"{root}: cannot be removed")
 
 
 def _make(home: Path, root: Path, commit: str) -> None:
-    with suppress(UserError):
-        _remove(home, root)
-    shutil.rmtree(root, ignore_errors=True)
-    known = _git(home, "branch", "--list", branch(root))
+    discard(home, root)
+    known = git(home, "branch", "--list", branch(root))
     start = (str(root), branch(root)) if known else ("-b", branch(root), str(root), commit)
     # Twice: also if git has the branch down as checked out there, in a worktree that a kill left half made.
     words = ("git", "worktree", "add", "--force", "--force", *start)
@@ -153,7 +160,8 @@ def _configure(home: Path, root: Path) -> None:
         own["core"] = {"autostage": True}
 
 
-def _git(folder: Path, *words: str) -> str:
+def git(folder: Path, *words: str) -> str:
+    """The output of a git command in `folder`; raises UserError with what git said."""
     return _run(folder, "git", *words)
 
 

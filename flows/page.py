@@ -114,7 +114,7 @@ def _links(root: Path) -> None:
     with mlflow_store.answering():
         client = mlflow_store.connect()
         experiment = mlflow_store.experiment_id(client, config.load(root / "params.yaml").tracking.experiment)
-        links = {"mlflow-runs": (f"experiments/{experiment}", "All runs of the experiment")}
+        links = {"mlflow-runs": (f"experiments/{experiment}/runs", "All runs of the experiment")}
         file = root / "metrics" / "registered.json"
         facts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"registered": False}
         version = registry.existing(client, facts["name"], facts["digest"]) if facts["registered"] else None
@@ -127,4 +127,6 @@ def _links(root: Path) -> None:
     # MLFLOW_PAGES: MLflow's address for a browser, if the worker uses another one.
     pages = os.environ.get("MLFLOW_PAGES") or mlflow_store.address()
     for key, (place, words) in links.items():
-        create_link_artifact(f"{pages}/#/{place}", words, key=key, description=f"{words}, in MLflow")
+        # Else MLflow opens its pages for language models.
+        link = f"{pages}/#/{place}?workflowType=machine_learning"
+        create_link_artifact(link, words, key=key, description=f"{words}, in MLflow")

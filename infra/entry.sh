@@ -24,9 +24,12 @@ case "${1:-}" in
 mlflow)
     database="postgresql+psycopg://goal:$(secret postgres_password)@$postgres"
     MLFLOW_FLASK_SERVER_SECRET_KEY=$(secret mlflow_secret_key)
+    # For the secrets of webhooks: 44 characters of base64, of which hexadecimal digits are a part.
+    MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY=$(secret mlflow_secret_key | cut -c1-43)=
     MLFLOW_BACKEND_STORE_URI="$database/mlflow"
     MLFLOW_AUTH_CONFIG_PATH=$(mktemp)
-    export MLFLOW_FLASK_SERVER_SECRET_KEY MLFLOW_BACKEND_STORE_URI MLFLOW_AUTH_CONFIG_PATH
+    export MLFLOW_FLASK_SERVER_SECRET_KEY MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY
+    export MLFLOW_BACKEND_STORE_URI MLFLOW_AUTH_CONFIG_PATH
     case "${ARTIFACTS:=/artifacts}" in s3://*) store ;; esac
     cat >"$MLFLOW_AUTH_CONFIG_PATH" <<END
 [mlflow]

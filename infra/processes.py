@@ -8,7 +8,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,17 +64,24 @@ class Service:
             )
         self._number.write_text(str(process.pid))
 
-    def wait(self, address: str) -> None:
-        """Return once `address` answers; raises UserError where the process ends or takes too long."""
+    def wait(
+        self, asked: str | urllib.request.Request, accept: Callable[[bytes], object] = lambda _: True
+    ) -> None:
+        """Return once `asked` has an answer that is accepted.
+
+        Raises UserError where the process ends or takes too long.
+        """
         deadline = time.monotonic() + START_SECONDS
         # The address is on this machine: a proxy of the environment would answer for the server, or never.
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while time.monotonic() < deadline and self.process():
-            try:
-                with direct.open(address, timeout=2):
+            with (
+                contextlib.suppress(urllib.error.URLError, TimeoutError, ConnectionError),
+                direct.open(asked, timeout=2) as answer,
+            ):
+                if accept(answer.read()):
                     return
-            except (urllib.error.URLError, TimeoutError, ConnectionError):
-                time.sleep(0.3)
+            time.sleep(0.3)
         raise UserError(f"{self.name} did not start; its log: {self.log}")
 
     def stop(self, number: signal.Signals, seconds: float) -> None:

@@ -1,5 +1,7 @@
 """`make up`, `make ui`, `make down`: MLflow, Prefect and a worker on this machine, on loopback only."""
 
+import base64
+import hashlib
 import json
 import os
 import secrets
@@ -12,6 +14,7 @@ import tomllib
 import urllib.request
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from flows import POOL
@@ -25,6 +28,7 @@ MLFLOW_PORT, PREFECT_PORT = 5000, 4200  # or free ones, where these are taken
 ADDRESSES = "addresses.json"
 PROFILE = "profiles.toml"  # prefect.toml leads `prefect` there
 SERVERS = ("mlflow", "prefect", "worker")
+LATE = "PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS"
 STOP_SECONDS = 35  # a cancelled flow run has 22 s to save, and is killed after 30
 # Nothing that the project starts reports to anybody; MLflow's job runner would cost 8 processes for nothing.
 QUIET = {
@@ -81,11 +85,29 @@ def up() -> None:
             prefect.wait(f"{addresses.prefect}/api/health")
             if worker in missing:
                 _prepare(environment)
+                begun = datetime.now(UTC)
                 worker.start(_command("worker", addresses), ROOT, environment | {"TMPDIR": str(_own_tmp())})
+                worker.wait(_workers(addresses), lambda answer: _alive_since(begun, answer))
         except BaseException:
             for one in missing:
                 one.stop(signal.SIGTERM, STOP_SECONDS)
             raise
+
+
+def _workers(addresses: Addresses) -> urllib.request.Request:
+    """Asks Prefect for the workers of the pool."""
+    token = base64.b64encode(_password().encode()).decode()
+    return urllib.request.Request(
+        f"{addresses.prefect}/api/work_pools/{POOL}/workers/filter",
+        data=b"{}",
+        headers={"Authorization": f"Basic {token}", "Content-Type": "application/json"},
+    )
+
+
+def _alive_since(begun: datetime, answer: bytes) -> bool:
+    """Whether a worker has sent a heartbeat: Prefect knows the one of the last `make up` too."""
+    seen = [one["last_heartbeat_time"] for one in json.loads(answer)]
+    return any(datetime.fromisoformat(time) > begun for time in seen if time)
 
 
 def down() -> None:
@@ -161,6 +183,14 @@ def _settings(addresses: Addresses) -> dict[str, str]:
         "PREFECT_SERVER_API_AUTH_STRING": password,
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{number},http://localhost:{number}",
         "PREFECT_HOME": str(run_dir() / "prefect"),
+        # A run that another one keeps from the GPU for some minutes is not late; alerts tell of late runs.
+        LATE: os.environ.get(LATE, "600"),
+        # Webhooks to programs of this machine; with this key the server keeps their secrets.
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "https,http",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": base64.urlsafe_b64encode(
+            hashlib.sha256(password.encode()).digest()
+        ).decode(),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_WORKER_QUERY_SECONDS": "3",
         "PYTHONPATH": str(ROOT),

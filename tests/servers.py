@@ -1,5 +1,6 @@
-"""A real MLflow server for tests, and what tests of processes ask of them."""
+"""A real MLflow server for tests, a receiver of webhooks, and what tests of processes ask of them."""
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -61,6 +63,38 @@ class Server:
     def _answers(self) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+class Receiver(ThreadingHTTPServer):
+    """Keeps the header and the JSON of every POST that it gets."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        super().__init__(("127.0.0.1", 0), _Keeping)
+        self.address = f"http://127.0.0.1:{self.server_port}/hook"
+
+    def bodies(self) -> list[dict]:
+        return [json.loads(body) for _, body in self.got]
+
+
+class _Keeping(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.got.append((dict(self.headers), body))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def receiving() -> Iterator[Receiver]:
+    """A receiver of webhooks on this machine."""
+    with Receiver() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
 
 
 def free_port() -> int:

@@ -29,6 +29,9 @@ app = typer.Typer(
 PIPELINE = "Stages of the pipeline (dvc.yaml runs these)"
 DAILY = "Daily use"
 UPKEEP = "Upkeep of the package"
+# Verbs that load torch or MLflow before they can say anything.
+SLOW = {"app", "check", "embed", "evaluate", "export", "fit-batch", "index", "promote", "register", "report"}
+SLOW |= {"rollback", "search", "sync", "train"}
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -116,7 +119,7 @@ def evaluate(
     measured = stage.run(inputs.params, names or config.paths.MODELS, on)
     inputs.check()
     for name, headline in measured.items():
-        runs.evaluation(inputs.params, name, headline)
+        runs.evaluation(inputs.params, name, headline, on)
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -285,6 +288,8 @@ def main() -> None:
         # In a log, a bar drawn ten times a second is noise; tqdm reads this when it is first imported.
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     os.environ.update(proxies.bypassing(os.environ))
+    if sys.stderr.isatty() and set(sys.argv[1:2]) & SLOW and "--help" not in sys.argv:
+        sys.stderr.write(f"goal {sys.argv[1]}: loading ...\n")
     try:
         app()
     except UserError as error:

@@ -62,8 +62,8 @@ def collect(params: "Params", target: Path) -> Collected:
     return Collected(splits, tables, gathering.rejected, gathering.cleaned, gathering.tagged, first)
 
 
-# Tables of the short captions of a split: those of test are a benchmark.
-SHORT = {"short": "test", "short_train": "train"}
+# Tables of the short captions of a split: those of test are a benchmark, those of val choose a mixture.
+SHORT = {"short": "test", "short_val": "val", "short_train": "train"}
 
 
 def find(data: "Data") -> Found:

@@ -37,7 +37,9 @@ def origin(results: Results, experiment: str) -> dict[str, Any]:
     digests = {result.model: result.digest for found in results.benchmarks.values() for result in found}
     # Its address for a browser, where that is not the one that a worker uses.
     server = _server(os.environ.get("MLFLOW_PAGES") or os.environ.get("MLFLOW_TRACKING_URI", ""))
-    runs = f"{server}/#/experiments/{experiment}/runs?searchFilter=" if server and experiment else ""
+    # Else MLflow opens its pages for language models.
+    page = f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning&searchFilter="
+    runs = page if server and experiment else ""
     inputs = provenance.upstream(provenance.lock(), [paths.metrics_dir(name) for name in digests])
     outs = {path: md5 for stage in inputs.values() for path, md5 in stage.outs.items()}
     versions = provenance.packages()

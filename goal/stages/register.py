@@ -216,20 +216,20 @@ def _log_numbers(
     if run is None:
         return
     number, time = run.info.run_id, run.info.end_time or run.info.start_time
-    data = next(
-        (
-            {"dataset_name": one.dataset.name, "dataset_digest": one.dataset.digest}
-            for one in run.inputs.dataset_inputs
-        ),
-        {},
-    )
+    data = {
+        one.dataset.name: {"dataset_name": one.dataset.name, "dataset_digest": one.dataset.digest}
+        for one in run.inputs.dataset_inputs
+    }
+    own = run.data.params.get("data.name", "")
     for name, value in numbers.items():
+        # test/<metric>, or <data set>/test/<metric>.
+        of = data.get(f"{name.split('/')[0] if name.count('/') > 1 else own}/test", {})
         # The run's own point again, so that the run does not get a second one.
         history = client.get_metric_history(number, name)
         points = [one for one in history if one.value == value]
         later = time, max((one.step for one in history), default=-1) + 1
         when, step = (points[-1].timestamp, points[-1].step) if points else later
-        metric = Metric(name, value, when, step, model_id=logged, run_id=number, **data)
+        metric = Metric(name, value, when, step, model_id=logged, run_id=number, **of)
         client.log_batch(number, metrics=[metric])
 
 

@@ -6,15 +6,17 @@ import logging
 import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from goal.config import Params, paths, presets
+from goal.datasets import manifest
 from goal.errors import UserError
 from goal.runtime import code, files
-from goal.tracking import provenance
+from goal.tracking import mlflow_store, provenance
 from goal.tracking.records import FINISHED, Run, now
 
 log = logging.getLogger("goal.tracking")
@@ -36,15 +38,19 @@ def training(params: Params, name: str) -> Run:
         inputs = [data, plan.start, *([paths.pairs_dir("train").parent] if plan.local else [])]
         verb, identity = "train", plan.identity(params)
     digests = {str(path): provenance.md5(path) for path in inputs}
-    run = _run(params, name, verb, digests[str(data)])
+    run = _run(params, name, verb, data_set(params.data.name, "train", digests[str(data)]))
     run["work"] = f"{verb}-{name}-{provenance.fingerprint(identity)[:16]}"
     run["tags"] |= {"goal.work": run["work"], "goal.deps": json.dumps(digests)}
     return run
 
 
-def evaluation(params: Params, name: str, numbers: Mapping[str, float]) -> Run:
-    """The record of an evaluation: on the newest run of this name and model, else on one of its own."""
-    run = _run(params, name, "evaluate", provenance.md5(paths.data_dir(params.data.name)))
+def evaluation(params: Params, name: str, numbers: Mapping[str, float], on: str = "") -> Run:
+    """The record of an evaluation: on the newest run of this name and model, else on one of its own.
+
+    on: another data set than the pipeline's own.
+    """
+    data = on or params.data.name
+    run = _run(params, name, "evaluate", data_set(data, "test", provenance.md5(paths.data_dir(data))))
     run["find"] = {"goal.name": name, "goal.model": files.digest(paths.weights_file(name))}
     run["tags"] |= run["find"]
     run |= {"status": FINISHED, "ended": run["started"]}
@@ -53,11 +59,27 @@ def evaluation(params: Params, name: str, numbers: Mapping[str, float]) -> Run:
     return run | {"numbers": dict(numbers), "final_tags": outcome(name) | own}
 
 
-def _run(params: Params, name: str, verb: str, data_digest: str) -> Run:
+def data_set(name: str, split: str, digest: str) -> dict[str, Any]:
+    """What a run says of its data: where it lies, DVC's md5, columns and numbers of a split's manifest."""
+    folder, file = paths.home() / paths.data_dir(name), paths.manifest(name, split)
+    columns, counts = {}, {}
+    # A run without data that can be read fails by itself.
+    with suppress(UserError), manifest.opened(file) as found:
+        columns = {one.name: str(one.type) for one in found.schema_arrow}
+        counts = {"num_rows": found.metadata.num_rows}
+    return {
+        "name": name if split == "train" else f"{name}/{split}",
+        "path": str(folder),
+        "digest": digest,
+        "columns": columns,
+        "counts": counts,
+    }
+
+
+def _run(params: Params, name: str, verb: str, data: dict[str, Any]) -> Run:
     values = params.model_dump(by_alias=True, mode="json")
     checkout, packages, number = provenance.code(), provenance.packages(), uuid.uuid4().hex
-    data = paths.data_dir(params.data.name)
-    command = "goal mix" if verb == "mix" else f"goal {verb} {name}"
+    command, chosen = "goal mix" if verb == "mix" else f"goal {verb} {name}", preset(params)
     return {
         "id": number,
         "work": f"{verb}-{name}",
@@ -71,7 +93,7 @@ def _run(params: Params, name: str, verb: str, data_digest: str) -> Run:
         "sent_bytes": 0,
         "numbers": {},
         "params": {key: _text(value) for key, value in provenance.flatten(values).items()},
-        "data": {"name": params.data.name, "path": str(data), "digest": data_digest},
+        "data": data,
         "tags": {
             "goal.run": number,
             "goal.name": name,
@@ -81,7 +103,7 @@ def _run(params: Params, name: str, verb: str, data_digest: str) -> Run:
             "goal.command": command,
             "goal.user": user(),
             "goal.data": params.data.name,
-            "goal.preset": preset(params),
+            "goal.preset": chosen,
             "goal.seed": str(params.seed),
             **{f"goal.machine.{key}": value for key, value in provenance.hardware().items()},
             **{f"goal.package.{key}": packages.get(key, "absent") for key in SHOWN_PACKAGES},
@@ -89,6 +111,8 @@ def _run(params: Params, name: str, verb: str, data_digest: str) -> Run:
             "mlflow.source.git.commit": checkout.commit,
             "mlflow.source.name": command,
             "mlflow.user": user(),
+            mlflow_store.NOTE: f"`{command}`, preset `{chosen}`, data set `{data['name']}`, "
+            f"commit `{checkout.commit}` (uncommitted: {checkout.uncommitted})",
         },
         "texts": {
             "params.yaml": yaml.safe_dump(values, sort_keys=False),

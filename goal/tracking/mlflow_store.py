@@ -1,11 +1,12 @@
 """MLflow's tracking store: where it is, how it fails, and how a record becomes a run in it."""
 
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from goal.config import paths
@@ -15,6 +16,7 @@ from goal.tracking.records import Point, Record, Run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
     from mlflow.entities import Run as MlflowRun
 
 log = logging.getLogger("goal.tracking")
@@ -31,6 +33,12 @@ ENVIRONMENT = {
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 # What they report is reported here in one line, or means nothing to the user.
 NOISY = ("alembic", "urllib3", "mlflow.store.db.utils", "mlflow.system_metrics", "mlflow.utils.environment")
+# The tag that MLflow's pages show as the description of an experiment or a run.
+NOTE = "mlflow.note.content"
+ABOUT = (
+    "CLIP fine-tuned on long captions. One run per trained model, and one for the untrained base, with its "
+    "parameters, loss curve, data and benchmark results."
+)
 PARAMS_PER_CALL = 100  # MLflow's limit
 ALREADY = {"RESOURCE_ALREADY_EXISTS"}
 GONE = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
@@ -132,7 +140,7 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
         local = (paths.home() / "mlartifacts").as_uri() if client.tracking_uri.startswith(SQLITE) else None
         # Another process may make it between the two calls.
         with unless(ALREADY):
-            client.create_experiment(name, artifact_location=local)
+            client.create_experiment(name, artifact_location=local, tags={NOTE: ABOUT})
     return client.get_experiment_by_name(name).experiment_id
 
 
@@ -154,26 +162,47 @@ def attach(client: "MlflowClient", record: Record) -> "MlflowRun":
             log.info("tracking: run %s (%s) in %s", run.info.run_id, ours["name"], address())
         if run.data.tags.get("goal.run") == ours["id"]:
             _describe(client, run.info.run_id, ours)
+        client.log_inputs(run.info.run_id, [_data(ours)])
         if ours["status"] is None:
             client.update_run(run.info.run_id, status="RUNNING")
     return run
 
 
 def _describe(client: "MlflowClient", run: str, ours: Run) -> None:
-    """Log parameters, data set and texts; the same again changes nothing."""
-    from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.data.sources import LocalArtifactDatasetSource
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+    """Log parameters and texts; the same again changes nothing."""
+    from mlflow.entities import Param
 
-    params, data = [Param(*param) for param in ours["params"].items()], ours["data"]
+    params = [Param(*param) for param in ours["params"].items()]
     for start in range(0, len(params), PARAMS_PER_CALL):
         client.log_batch(run, params=params[start : start + PARAMS_PER_CALL])
-    source = LocalArtifactDatasetSource(data["path"])
-    described = MetaDataset(source, name=data["name"], digest=data["digest"])
-    context = InputTag("mlflow.data.context", ours["kind"])
-    client.log_inputs(run, [DatasetInput(Dataset(**described.to_dict()), [context])])
     for path, text in ours["texts"].items():
         client.log_text(run, text, path)
+
+
+def _data(ours: Run) -> "DatasetInput":
+    """The data set of a record; logged again, it stays one."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data = ours["data"]
+    columns = [
+        {"name": name, "required": True} | _type(kind) for name, kind in data.get("columns", {}).items()
+    ]
+    described = Dataset(
+        data["name"],
+        data["digest"],
+        "local",
+        json.dumps({"uri": data["path"]}),
+        json.dumps({"mlflow_colspec": columns}),
+        json.dumps(data.get("counts", {})),
+    )
+    return DatasetInput(described, [InputTag("mlflow.data.context", ours["kind"])])
+
+
+def _type(kind: str) -> dict[str, Any]:
+    """What MLflow calls a column's type in Arrow; lists hold texts."""
+    if kind.startswith("list"):
+        return {"type": "array", "items": {"type": "string"}}
+    return {"type": {"int32": "integer", "int64": "long", "double": "double"}.get(kind, "string")}
 
 
 def send(client: "MlflowClient", run: "MlflowRun", record: Record) -> None:

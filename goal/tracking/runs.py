@@ -70,9 +70,12 @@ def _results(record: Record, name: str) -> dict[str, str]:
         return {}
 
 
-def evaluation(params: Params, name: str, numbers: Mapping[str, float]) -> None:
-    """Log the numbers of a model on the run that trained it; those of zero-shot on a run of its own."""
-    _add(params, name, numbers, lineage.measurements(name))
+def evaluation(params: Params, name: str, numbers: Mapping[str, float], on: str = "") -> None:
+    """Log the numbers of a model on the run that trained it; those of zero-shot on a run of its own.
+
+    on: another data set than the pipeline's own.
+    """
+    _add(params, name, numbers, lineage.measurements(name), on)
 
 
 def report(params: Params, name: str) -> None:
@@ -80,11 +83,17 @@ def report(params: Params, name: str) -> None:
     _add(params, name, {}, lineage.report())
 
 
-def _add(params: Params, name: str, numbers: Mapping[str, float], artifacts: list[tuple[Path, str]]) -> None:
+def _add(
+    params: Params,
+    name: str,
+    numbers: Mapping[str, float],
+    artifacts: list[tuple[Path, str]],
+    on: str = "",
+) -> None:
     if not _enabled(params):
         return
     mlflow_store.prepare(IMPATIENT)
-    run = lineage.evaluation(params, name, numbers)
+    run = lineage.evaluation(params, name, numbers, on)
     try:
         records.write(run, artifacts)
         sync.run()

@@ -50,7 +50,7 @@ class GoalEmbedder(PythonModel):
         # Pillow registers its formats at the first picture, and two requests at once would trip over it.
         Image.init()
         if SERVER in sys.modules:
-            _answer_reasons_only()
+            _adapt_server()
         self._device = devices.resolve("auto", "device")
         self._model = weights.load(context.artifacts["weights"]).eval().to(self._device)
         self._prepare = clip.preprocess(self._model.spec)
@@ -107,8 +107,15 @@ class GoalEmbedder(PythonModel):
             raise _refusal(row, f"image: {error.reason}") from error
 
 
-def _answer_reasons_only() -> None:
-    """MLflow's server sends a stack trace along with some refusals; let a client get the reason alone."""
+def _adapt_server() -> None:
+    """Have MLflow's server answer a refusal with its reason alone, and read CSV, which its own schema cannot.
+
+    It sends a stack trace along with some refusals; for CSV it asks the type of each column, and `image` has
+    several.
+    """
+    from mlflow.pyfunc import scoring_server
+
+    scoring_server.parse_csv_input = _read_csv
     whole = MlflowException.serialize_as_json
 
     def reason(error: MlflowException) -> str:
@@ -117,6 +124,14 @@ def _answer_reasons_only() -> None:
         return json.dumps(answer)
 
     MlflowException.serialize_as_json = reason
+
+
+def _read_csv(csv_input: io.StringIO, schema: Schema | None = None) -> pd.DataFrame:
+    """Rows of text: a caption "12" or "NA" stays what it is."""
+    try:
+        return pd.read_csv(csv_input, dtype=str, keep_default_na=False)
+    except ValueError as error:
+        raise _error(f"not CSV with a header: {error}") from error
 
 
 def _content(row: int, columns: dict[str, list[Any]]) -> tuple[str, Any]:

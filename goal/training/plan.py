@@ -78,7 +78,7 @@ class Plan:
         if self.local:
             inputs += sorted(paths.pairs_dir("train").glob("shard-*.parquet"))
         short = paths.manifest(params.data.name, "short_train")
-        if self.loss_weights["short_caption"] and short.exists():
+        if (self.loss_weights["short_caption"] or self.stage.short_share) and short.exists():
             inputs.append(short)
         return {
             "name": self.name,

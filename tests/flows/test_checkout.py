@@ -14,9 +14,10 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from flows import checkout
+from flows import checkout, clean
 from goal.errors import UserError
 from tests.imports import ROOT
+from tests.servers import holder
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
@@ -229,7 +230,7 @@ def test_results_outside_the_project_s_cache_are_not_dropped(home: Path, tmp_pat
 MAKE = """
 import sys
 from pathlib import Path
-from flows import checkout
+from flows import checkout, clean
 print("ready", flush=True)
 sys.stdin.readline()
 with checkout.held(Path(sys.argv[1]), None, [], print):
@@ -270,7 +271,7 @@ def test_a_checkout_whose_making_was_killed_is_made_whole(home: Path, kills: int
 RUN = """
 import sys, time
 from pathlib import Path
-from flows import checkout
+from flows import checkout, clean
 with checkout.held(Path(sys.argv[1]), None, [], lambda line: print(line, flush=True)) as root:
     others = list(root.glob("*.busy"))
     assert not others, others
@@ -293,3 +294,47 @@ def test_equal_runs_take_turns(home: Path) -> None:
     ends = [run.communicate(timeout=300) for run in runs]
     assert [run.returncode for run in runs] == [0, 0, 0], ends
     assert sum("another flow run has the same commit" in told for told, _ in ends) >= 1, ends
+
+
+def test_clean_runs_removes_what_failed_runs_left_and_keeps_results(home: Path) -> None:
+    failed, lost, running, finished, merged, looked_at = (
+        made(home, None, [f"seed={seed}"]) for seed in range(11, 17)
+    )
+    # A folder that git does not know as a worktree any more, and an entry without its folder.
+    git(home, "worktree", "lock", "--reason", "initializing", str(lost))
+    shutil.rmtree(lost)
+    (failed / ".git").unlink()
+    for root in (finished, merged):
+        (root / "result").write_text(root.name)
+        checkout.keep(root, "a result")
+    git(home, "branch", "mine", checkout.branch(merged))
+    checkout.drop(home, finished)
+    checkout.drop(home, looked_at)
+    git(home, "worktree", "add", "--quiet", str(home.parent / "a look"), checkout.branch(looked_at))
+    before = user_files(home)
+    said: list[str] = []
+    run = holder(running.with_suffix(".lock"))
+    try:
+        clean.clean(home, said.append)
+    finally:
+        run.kill()
+        run.wait()
+    left = git(home, "for-each-ref", "--format=%(refname:short)", "refs/heads").split()
+    kept = [checkout.branch(root) for root in (running, finished, looked_at)]
+    assert sorted(left) == sorted(["main", "mine", *kept])
+    assert [root.exists() for root in (failed, running, merged)] == [False, True, False]
+    assert user_files(home) == before
+    lines = {line.split(":")[0]: line for line in said}
+    assert "a run is using" in lines[f"kept the checkout {running.name} and its branch"]
+    assert "it holds a result" in lines[f"kept the branch {checkout.branch(finished)}"]
+    assert "a look" in lines[f"kept the branch {checkout.branch(looked_at)}"]
+    for root in (failed, lost, merged):
+        assert f"removed the branch {checkout.branch(root)}" in lines
+    assert f"removed the checkout {failed.name}" in lines
+    assert f"removed the checkout {lost.name}" not in lines
+    assert len(said) == 8
+
+    clean.clean(home, said.append)
+    assert f"removed the checkout {running.name}" in said
+    assert made(home, None, ["seed=11"]) == failed, "a run with its parameters begins anew"
+    assert (failed / "dvc.yaml").exists()

@@ -38,6 +38,13 @@ stages:
   broken:
     cmd: python broken.py
     deps: [broken.py]
+  data:
+    cmd: python few.py
+    deps: [few.py]
+    outs: [data]
+  train:
+    cmd: touch ../trained
+    deps: [data]
 """
 PROGRAMS = {
     "listing": """
@@ -74,6 +81,18 @@ PROGRAMS = {
         tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
         print("goal: params.yaml: seed: missing")
         sys.exit(2)
+    """,
+    # Fewer pictures than params.yaml asks for, as from a folder where most rows are rejected.
+    "few": """
+        from goal import config
+        from goal.config import paths
+        from goal.datasets import manifest
+        from goal.runtime import files
+        data = config.load().data
+        summary = {"source": data.source, "path": data.path}
+        files.write_json(summary, paths.data_dir(data.name) / "summary.json")
+        rows = [manifest.Row(str(one), f"{one}.png", 8, 8, ("A dog.",), "few") for one in range(3)]
+        manifest.write(rows, paths.manifest(data.name, "train"))
     """,
 }
 
@@ -179,6 +198,20 @@ def test_an_expected_end_is_one_line_and_no_traceback(
     with get_client(sync_client=True) as client:
         (run,) = [run for run in client.read_flow_runs() if run.id == state.state_details.flow_run_id]
     assert run.name == f"evaluate {override}"
+
+
+@pytest.mark.usefixtures("server")
+def test_what_the_number_of_pictures_forbids_is_found_once_data_knows_it(home: Path) -> None:
+    from prefect import flow
+
+    from flows import pipeline
+    from flows.stage import StageError
+
+    with pytest.raises(StageError, match="check: goal: this cannot work; fix stage1: .*pictures"):
+        flow(pipeline.walk, name="goal")(["train"], None, [], 1.0)
+    folder = home / ".dvc" / "tmp" / "flows"
+    assert len(list(folder.glob("*/data/*/summary.json"))) == 1
+    assert not (folder / "trained").exists()
 
 
 @pytest.mark.usefixtures("server")

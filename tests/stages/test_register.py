@@ -283,7 +283,7 @@ def test_the_logged_model_has_the_numbers_and_the_parameters() -> None:
     run = client().get_run(version.run_id)
     numbers = register.measured("stage2", version.tags["goal.model"])[1]
     assert {one.key: one.value for one in model.metrics} == pytest.approx(numbers)
-    assert {one.dataset_name for one in model.metrics} == {"tiny"}
+    assert {one.dataset_name for one in model.metrics} == {"tiny/test"}
     assert model.params["stage2.lr"] == run.data.params["stage2.lr"]
     for name in numbers:
         # Earlier tests may have measured the model again, each at a step of its own.

@@ -163,7 +163,8 @@ def test_the_page_shows_the_origin_of_its_results(
         digest = weights.digest(paths.model_dir(name))
         assert f"<code>{digest}</code>" in text
         sought = quote(f"tags.`goal.model` = '{digest}'")
-        assert f'href="{server}/#/experiments/12/runs?searchFilter={sought}"' in text
+        runs = f"{server}/#/experiments/12/runs?workflowType=machine_learning&amp;searchFilter={sought}"
+        assert f'href="{runs}"' in text
     assert not re.search("hunter2|reader", text)
 
 

@@ -1,5 +1,6 @@
 """What lands in MLflow: real stores, real kills."""
 
+import json
 import logging
 import multiprocessing
 import os
@@ -10,14 +11,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mlflow.types import Schema
 
 from goal import config
 from goal.config import paths
+from goal.datasets import manifest
+from goal.datasets.manifest import Row
 from goal.runtime import files
 from goal.tracking import lineage, mlflow_store, provenance, records, sync
 from goal.tracking import runs as tracking
 from goal.training.progress import Silent
-from tests.tracking.tracked import artifacts, interrupted, runs, steps_of, train
+from tests.tracking.tracked import artifacts, client, interrupted, runs, steps_of, train
 
 
 def test_a_training_leaves_a_run_with_all_that_made_it(project: Path) -> None:
@@ -40,6 +44,32 @@ def test_a_training_leaves_a_run_with_all_that_made_it(project: Path) -> None:
     assert artifacts(run) == {"loss.csv", "params.yaml", "packages.txt", "figures"}
     assert artifacts(run, "figures") == {"figures/loss.png"}
     assert not [path for path in records.root().iterdir() if path.is_dir()]
+
+
+def test_the_data_of_training_and_evaluation_has_its_place_columns_and_size(project: Path) -> None:
+    for split, number in (("train", 3), ("test", 2)):
+        rows = [Row(str(one), f"{one}.png", 8, 8, ("A dog.",), "test") for one in range(number)]
+        manifest.write(rows, paths.manifest("scenes", split))
+    train(config.load(), range(1, 3))
+    tracking.evaluation(config.load(), "stage1", {"test/text_to_image_r1": 3.0})
+    (run,) = runs()
+    found = {one.dataset.name: one for one in run.inputs.dataset_inputs}
+    contexts = {name: one.tags[0].value for name, one in found.items()}
+    assert contexts == {"scenes": "training", "scenes/test": "evaluation"}
+    for name, number in (("scenes", 3), ("scenes/test", 2)):
+        data = found[name].dataset
+        assert json.loads(data.source) == {"uri": str(project / "data" / "scenes")}
+        assert json.loads(data.profile) == {"num_rows": number}
+        columns = json.loads(data.schema)["mlflow_colspec"]
+        assert [column.name for column in Schema.from_json(json.dumps(columns))] == manifest.MANIFEST.names
+
+
+def test_experiment_and_runs_say_what_they_are(project: Path) -> None:
+    train(config.load(), range(1, 3))
+    (run,) = runs()
+    assert run.data.tags["mlflow.note.content"].startswith("`goal train stage1`, preset `scenes`, data set `")
+    about = client().get_experiment(run.info.experiment_id).tags["mlflow.note.content"]
+    assert "CLIP fine-tuned on long captions" in about
 
 
 def test_the_load_of_the_machine_is_recorded(project: Path) -> None:

@@ -283,9 +283,30 @@ def test_the_real_server_refuses_bad_input_with_a_reason(server: str, body: str,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["text/xml", "text/csv", "application/vnd.apache.parquet"])
-def test_the_real_server_refuses_other_content_than_json(server: str, kind: str) -> None:
-    status, answer = post(server, "text\nA dog.\n", kind)
+def test_the_real_server_answers_csv(server: str) -> None:
+    captions = ["12", "NA", 'A "red" ball,\nand a cat.']
+    rows = pd.DataFrame([*({"text": caption} for caption in captions), {"image": in_base64()}])
+    status, answer = post(server, rows.to_csv(index=False), "text/csv")
+    assert status == 200, answer
+    np.testing.assert_allclose(json.loads(answer)["predictions"], own(captions, [PICTURE]), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "body", "words"),
+    [
+        ("text/csv", 'text\nA dog.\n""\n', "row 1: give a text or an image"),
+        ("text/csv", "caption\nA dog.\n", "no rows with a column"),
+        ("text/csv", 'text,image\n"A dog.\n', "not CSV with a header"),
+        ("text/csv", "", "not CSV with a header"),
+        ("text/xml", "text\nA dog.\n", "application/json"),
+        ("application/vnd.apache.parquet", "text\nA dog.\n", "Failed to parse input"),
+    ],
+)
+def test_the_real_server_refuses_other_content_with_a_reason(
+    server: str, kind: str, body: str, words: str
+) -> None:
+    status, answer = post(server, body, kind)
     assert status in (400, 415)
-    assert "application/json" in answer or "Failed to parse input" in answer
+    assert words in answer
     assert "Traceback" not in answer
