@@ -22,8 +22,7 @@ from flows import POOL
 from goal import config
 from goal.errors import UserError
 from goal.runtime import files, locks, proxies
-from infra import processes
-from infra.processes import START_SECONDS, Service, port
+from infra.processes import START_SECONDS, Service, ask, port
 
 ROOT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
@@ -158,7 +157,7 @@ def _runs(mlflow: str) -> str:
     try:
         name = urllib.parse.quote(config.load(ROOT / "params.yaml").tracking.experiment, safe="")
         asked = f"{mlflow}/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}"
-        found = json.loads(processes.ask(asked))["experiment"]["experiment_id"]
+        found = json.loads(ask(asked))["experiment"]["experiment_id"]
     except (OSError, UserError):
         return ""
     return f"{mlflow}/#/experiments/{found}/runs?workflowType=machine_learning"
