@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,14 +71,9 @@ class Service:
         Raises UserError where the process ends or takes too long.
         """
         deadline = time.monotonic() + START_SECONDS
-        # The address is on this machine: a proxy of the environment would answer for the server, or never.
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while time.monotonic() < deadline and self.process():
-            with (
-                contextlib.suppress(urllib.error.URLError, TimeoutError, ConnectionError),
-                direct.open(asked, timeout=2) as answer,
-            ):
-                if accept(answer.read()):
+            with contextlib.suppress(OSError):
+                if accept(ask(asked)):
                     return
             time.sleep(0.3)
         raise UserError(f"{self.name} did not start; its log: {self.log}")
@@ -108,6 +102,16 @@ class Service:
                 if process.environ().get(MARK) == self._mark:
                     found.append(process)
         return found
+
+
+def ask(asked: str | urllib.request.Request) -> bytes:
+    """What a server of this machine answers; OSError where it does not.
+
+    A proxy of the environment would answer for the server, or never.
+    """
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(asked, timeout=2) as answer:
+        return answer.read()
 
 
 def port(host: str, wanted: int) -> int:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+import urllib.parse
 import urllib.request
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flows import POOL
+from goal import config
 from goal.errors import UserError
 from goal.runtime import files, locks, proxies
-from infra.processes import START_SECONDS, Service, port
+from infra.processes import START_SECONDS, Service, ask, port
 
 ROOT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
@@ -136,6 +138,8 @@ def ui() -> str | None:
         f"{states[name][0]:<9}{states[name][1] if name in alive else 'not running; `make up` starts it'}"
         for name in SERVERS
     ]
+    if "mlflow" in alive and (page := _runs(addresses.mlflow)):
+        lines.append(f"{'Runs':<9}{page}")
     lines += [
         "",
         "In this folder `prefect` and `goal` find them. In a shell elsewhere:",
@@ -146,6 +150,17 @@ def ui() -> str | None:
     if urllib.request.getproxies() and not urllib.request.proxy_bypass(HOST):
         lines += ["", "This shell uses a proxy: `prefect` needs NO_PROXY in this folder too."]
     return "\n".join(lines) + "\n"
+
+
+def _runs(mlflow: str) -> str:
+    """The page of the runs, once there are any; MLflow's first page is about language models."""
+    try:
+        name = urllib.parse.quote(config.load(ROOT / "params.yaml").tracking.experiment, safe="")
+        asked = f"{mlflow}/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}"
+        found = json.loads(ask(asked))["experiment"]["experiment_id"]
+    except (OSError, UserError):
+        return ""
+    return f"{mlflow}/#/experiments/{found}/runs?workflowType=machine_learning"
 
 
 def _alone() -> AbstractContextManager[None]:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -36,8 +35,6 @@ OF_RUN = (
     "goal.deps",
     "goal.outs",
 )
-# The environment of a stage that a flow runs; a version keeps the first flow that registered it.
-OF_FLOW = {"goal.branch": "GOAL_BRANCH", "goal.flow_run": "GOAL_FLOW_RUN"}
 
 
 def run(params: Params) -> None:
@@ -150,7 +147,7 @@ def _facts(
     name = params.register_.model
     stages = lineage.made(name)
     return {
-        **{fact: os.environ[name] for fact, name in OF_FLOW.items() if name in os.environ},
+        **lineage.flow(),
         **({"goal.lock": provenance.fingerprint(stages)} if stages else {}),
         "goal.name": name,
         "goal.model": digest,
@@ -257,7 +254,7 @@ def _renew(client: "MlflowClient", version: "ModelVersion", facts: dict[str, str
     """Bring the facts and numbers of a version up to date where the same weights were measured again."""
     with tempfile.TemporaryDirectory() as folder:
         known = registry.facts(version, registry.fetch(client, version, Path(folder)))
-        kept = [LOGGED, *OF_FLOW]
+        kept = [LOGGED, *lineage.OF_FLOW]
         same = known.get("goal.evaluation.code") == facts.get("goal.evaluation.code")
         if same and known.get("goal.evaluation.uncommitted") == "none":
             # A commit held this code when it was looked for; what the checkout holds now says nothing of it.

@@ -22,6 +22,8 @@ from goal.tracking.records import FINISHED, Run, now
 log = logging.getLogger("goal.tracking")
 
 SHOWN_PACKAGES = ("torch", "torchvision", "open_clip_torch", "dvc")
+# The environment of a stage that a flow runs; a run or a version keeps the first flow that made it.
+OF_FLOW = {"goal.branch": "GOAL_BRANCH", "goal.flow_run": "GOAL_FLOW_RUN"}
 
 
 def training(params: Params, name: str) -> Run:
@@ -105,6 +107,7 @@ def _run(params: Params, name: str, verb: str, data: dict[str, Any]) -> Run:
             "goal.data": params.data.name,
             "goal.preset": chosen,
             "goal.seed": str(params.seed),
+            **flow(),
             **{f"goal.machine.{key}": value for key, value in provenance.hardware().items()},
             **{f"goal.package.{key}": packages.get(key, "absent") for key in SHOWN_PACKAGES},
             # MLflow's pages show these in columns of their own.
@@ -180,6 +183,11 @@ def report() -> list[tuple[Path, str]]:
     root = paths.reports_dir()
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return [(path, str(Path("report") / path.parent.relative_to(root))) for path in files]
+
+
+def flow() -> dict[str, str]:
+    """The branch and the run of the flow that this stage belongs to; empty outside a flow."""
+    return {tag: os.environ[name] for tag, name in OF_FLOW.items() if name in os.environ}
 
 
 def preset(params: Params) -> str:

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 
 from benchmarks.live import Project, serving
 from tests import documents
+from tests.browser import chromium, page
 from tests.servers import Receiver, receiving, until
 
 
@@ -97,6 +98,20 @@ def test_ui_prints_what_runs(project: Project) -> None:
     assert project.prefect in printed
     assert ":".join(project.password) in printed
     assert "not running" not in printed
+
+
+def test_ui_leads_to_the_runs_and_not_to_mlflow_s_pages_for_language_models(project: Project) -> None:
+    words = (sys.executable, "-m", "infra.servers", "ui")
+    assert "Runs" not in project.say(*words), "before the first run"
+    client = MlflowClient(project.mlflow)
+    run = client.create_run(client.create_experiment("goal"), run_name="stage1")
+    client.set_terminated(run.info.run_id)
+    (link,) = (line.split()[1] for line in project.say(*words).splitlines() if line.startswith("Runs"))
+    with chromium() as browser, page(browser, project.mlflow) as (opened, _):
+        opened.goto(link)
+        opened.get_by_role("link", name="stage1").first.wait_for()
+        # A part of the navigation that the pages for language models lack.
+        opened.get_by_text("Model registry").first.wait_for()
 
 
 def test_ui_says_what_a_shell_with_a_proxy_needs(project: Project) -> None:

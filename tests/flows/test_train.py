@@ -51,7 +51,7 @@ def test_the_page_of_the_run_shows_and_links_the_result(
     assert all(shown[key].startswith("data:image/png;base64,") for key in ("loss-curve", "contact-sheet"))
     assert float(shown["stages"]) == 100
     assert f"{project.mlflow}/#/models/goal/versions/{version.version}" in shown["mlflow-version"]
-    assert f"/runs/{version.run_id})" in shown["mlflow-run"]
+    assert f"/runs/{version.run_id}?workflowType=machine_learning)" in shown["mlflow-run"]
 
 
 def test_the_version_comes_from_the_branch_of_the_run(

@@ -64,10 +64,13 @@ def test_the_data_of_training_and_evaluation_has_its_place_columns_and_size(proj
         assert [column.name for column in Schema.from_json(json.dumps(columns))] == manifest.MANIFEST.names
 
 
-def test_experiment_and_runs_say_what_they_are(project: Path) -> None:
+def test_experiment_and_runs_say_what_they_are(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOAL_FLOW_RUN", "0123")
+    monkeypatch.setenv("GOAL_BRANCH", "runs/4567")
     train(config.load(), range(1, 3))
     (run,) = runs()
     assert run.data.tags["mlflow.note.content"].startswith("`goal train stage1`, preset `scenes`, data set `")
+    assert (run.data.tags["goal.flow_run"], run.data.tags["goal.branch"]) == ("0123", "runs/4567")
     about = client().get_experiment(run.info.experiment_id).tags["mlflow.note.content"]
     assert "CLIP fine-tuned on long captions" in about
 
