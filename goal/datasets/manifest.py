@@ -45,6 +45,8 @@ TRUTH = pa.schema(
 JOINT = pa.schema(
     [("id", pa.string()), ("of", pa.string()), ("image", pa.string()), *_BOX, ("caption", pa.string())]
 )
+# A box that came with a picture (image frame) and what it shows.
+BOXES = pa.schema([("id", pa.string()), *_BOX, ("phrase", pa.string())])
 # row: where it was read; reason: one of few, to be counted; detail: what exactly.
 REJECTED = pa.schema([(name, pa.string()) for name in ("row", "id", "image", "reason", "detail")])
 
