@@ -23,7 +23,7 @@ from goal.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 
-REGION_SOURCES = Literal["fixed", "felzenszwalb", "sam", "detector"]
+REGION_SOURCES = Literal["given", "fixed", "felzenszwalb", "sam", "detector"]
 RELEASED = ("docci", "dci", "sharegpt4v", "urban1k", "coco", "flickr30k", "goal_lists")
 DATA_SOURCES = Literal["scenes", "folder", *RELEASED]
 

@@ -136,20 +136,34 @@ def coco(file: Path) -> dict[str, Any] | None:
     return found if lists and all(isinstance(one, list) for one in lists) else None
 
 
+def coco_boxes(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The boxes of a file in COCO's form, by the id of their picture, with their caption or category."""
+    names = {one.get("id"): one.get("name") for one in filter(_is_object, found.get("categories", []))}
+    boxes = defaultdict(list)
+    for one in filter(_is_object, found["annotations"]):
+        if one.get("bbox") is not None:
+            phrase = one.get("caption", names.get(one.get("category_id"), ""))
+            boxes[str(one.get("image_id"))].append({"bbox": one["bbox"], "phrase": phrase})
+    return dict(boxes)
+
+
 def _read_json(file: Path, separator: str) -> Iterator[Line]:
     found = coco(file)
     if found is None:
         for number, values in enumerate(json_list(file)):
             yield _line(f"{file.name}[{number}]", values)
         return
-    captions = defaultdict(list)
+    captions, boxes = defaultdict(list), coco_boxes(found)
     for one in filter(_is_object, found["annotations"]):
-        if one.get("caption") is not None:
+        # With a box it is the box's.
+        if one.get("caption") is not None and one.get("bbox") is None:
             captions[str(one.get("image_id"))].append(one["caption"])
     for number, image in enumerate(found["images"]):
         row = f"{file.name}: images[{number}]"
         if _is_object(image) and isinstance(image.get("id"), int | str):
-            yield Line(row, {"file_name": image.get("file_name"), "captions": captions[str(image["id"])]})
+            name = str(image["id"])
+            values = {"file_name": image.get("file_name"), "captions": captions[name], "image_id": name}
+            yield Line(row, values | ({"regions": boxes[name]} if name in boxes else {}))
         else:
             yield Line(row, {}, "expected an object with id and file_name")
 

@@ -33,6 +33,8 @@ TURNS = ("conversations", "messages")
 ANSWERS = ("gpt", "assistant")
 URLS = ("url", "image_url", "img_url", "coco_url")
 URL = re.compile(r"(https?|s3|gs|hf|ftp)://", re.IGNORECASE)
+# Boxes, for regions.sources: given (given_boxes.py).
+BOXES = ("regions", "objects")
 # Read where params name no column of splits, in rows that have it.
 SPLIT = "split"
 SPLIT_NAMES = {split: split for split in SPLITS} | dict.fromkeys(("validation", "valid", "dev"), "val")
@@ -70,7 +72,7 @@ class Columns:
 
     def wanted(self, names: Iterable[str]) -> list[str]:
         """Those of these columns that are to be read."""
-        known = {*self.images, *self.texts, *self.short, self.split or SPLIT, self.group, "id", *URLS}
+        known = {*self.images, *self.texts, *self.short, self.split or SPLIT, self.group, "id", *URLS, *BOXES}
         known = set(map(plain, known))
         return [name for name in names if plain(name) in known]
 

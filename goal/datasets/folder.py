@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from goal import language
-from goal.datasets import copies, manifest, shapes
+from goal.datasets import copies, given_boxes, manifest, shapes
 from goal.datasets.captions_file import Line
 from goal.datasets.columns import LONG, SPLIT, TURNS, Columns, plain, shown
 from goal.datasets.folder_rows import Gathering, Usable, count_reasons
@@ -58,6 +58,7 @@ def collect(params: "Params", target: Path) -> Collected:
     _warn_of_alike_captions(shape.file, found)
     _warn_of_torn_groups(shape.file, found, split_of)
     tables = {name: _short(found, split_of, split) for name, split in SHORT.items() if settings.short_column}
+    tables["boxes"] = _boxes(found)
     tables = {name: table for name, table in tables.items() if table.num_rows}
     return Collected(splits, tables, gathering.rejected, gathering.cleaned, gathering.tagged, first)
 
@@ -185,6 +186,13 @@ def _short(found: list[Usable], split_of: dict[str, str], split: str) -> "pa.Tab
     """The pictures of a split that have short captions, with these."""
     chosen = (one for one in found if one.short and split_of[one.row.id] == split)
     return manifest.table([replace(one.row, captions=one.short) for one in chosen], manifest.MANIFEST)
+
+
+def _boxes(found: list[Usable]) -> "pa.Table":
+    """The boxes that came with the pictures, cut to them."""
+    every = ((one.row, box) for one in found for box in one.boxes)
+    cut = ((row.id, given_boxes.inside(box, row.width, row.height)) for row, box in every)
+    return manifest.table([{"id": name, **box} for name, box in cut if box], manifest.BOXES)
 
 
 def _check_splits(file: Path, splits: dict[str, list[Row]], gathering: Gathering, settings: "Folder") -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from goal.cleaning import clean, strip_tags
-from goal.datasets import manifest
+from goal.datasets import given_boxes, manifest
 from goal.datasets.captions_file import Line
 from goal.datasets.columns import (
+    BOXES,
     CAPTIONS,
     LONG,
     SPLIT,
@@ -28,6 +29,7 @@ from goal.datasets.columns import (
     plain,
     value,
 )
+from goal.datasets.given_boxes import Given
 from goal.datasets.images import ImageError, probe_all
 from goal.datasets.manifest import Rejected, Row
 from goal.errors import UserError
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 # Rejected, but nothing is lost by it.
 REPEATED = "same picture and caption again"
+# The column may mean something else.
+NO_BOXES = "boxes of no known form"
 EXAMPLES = 3
 
 
@@ -48,8 +52,8 @@ class Fault(Exception):
 class Picture:
     """What the rows say of one picture; split "": by the shares, group "": in none.
 
-    short: its short captions. rows: the row that each caption came from first. cleaned, tagged: how many of
-    its captions the cleaning changed, and how many had tags of HTML.
+    short, boxes: its short captions and own boxes. rows: the row that each caption came from first. cleaned,
+    tagged: how many of its captions the cleaning changed, and how many had tags of HTML.
     """
 
     row: str
@@ -58,6 +62,7 @@ class Picture:
     group: str = ""
     captions: list[str] = field(default_factory=list)
     short: list[str] = field(default_factory=list)
+    boxes: list[Given] = field(default_factory=list)
     rows: dict[str, str] = field(default_factory=dict)
     cleaned: int = 0
     tagged: int = 0
@@ -70,6 +75,7 @@ class Usable(NamedTuple):
     split: str
     group: str
     short: tuple[str, ...]
+    boxes: list[Given]
     thumbnail: bytes
 
 
@@ -122,7 +128,13 @@ class Gathering:
             self.reject(line.row, values.get("id"), name, *fault.args)
             return
         self.used["picture"][column] = None
-        short = [(one, "short") for name in self._names["short"] for one in _listed(values.get(name))]
+        for name in BOXES if not self.published else ():
+            if values.get(name) is not None:
+                try:
+                    picture.boxes += given_boxes.parse(values[name])
+                except ValueError as error:
+                    self.reject(line.row, picture.id, path, NO_BOXES, str(error))
+        short = [(one, "short") for name in self._names["short"] for one in _listed(values.get(name)) if one]
         for caption, role in [*((one, "") for one in captions), *short]:
             try:
                 cleaned = _text(caption)
@@ -163,12 +175,12 @@ class Gathering:
                 self.tagged += one.tagged
                 captions = tuple(one.captions)
                 row = Row(one.id, file, *probed.size, captions, source, probed.digest)
-                rows.append(Usable(row, one.split, one.group, tuple(one.short), probed.thumbnail))
+                rows.append(Usable(row, one.split, one.group, tuple(one.short), one.boxes, probed.thumbnail))
         return rows
 
     def check_rejected(self, source: Path, allowed: float) -> None:
         """Raise UserError, with reasons and examples, where more than this share of the rows is lost."""
-        lost = [one for one in self.rejected if one.reason != REPEATED]
+        lost = [one for one in self.rejected if one.reason not in (REPEATED, NO_BOXES)]
         count = len({one.row for one in lost})
         # Rounded, so that 29 of 100 rows are not more than 0.29 of them.
         if count > round(allowed * self.rows, 6):

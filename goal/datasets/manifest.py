@@ -47,6 +47,8 @@ JOINT = pa.schema(
 )
 # What is seen of a test picture without its details.
 COLOURS = pa.schema([("id", pa.string()), ("background", pa.string()), ("colours", pa.list_(pa.string()))])
+# A box that came with a picture (image frame) and what it shows.
+BOXES = pa.schema([("id", pa.string()), *_BOX, ("phrase", pa.string())])
 # row: where it was read; reason: one of few, to be counted; detail: what exactly.
 REJECTED = pa.schema([(name, pa.string()) for name in ("row", "id", "image", "reason", "detail")])
 

@@ -172,9 +172,14 @@ def _beside_metadata(reads: dict[str, Read], file: Path, place: str) -> Iterator
 
 
 def _coco(folder: Path, reads: dict[str, Read], file: Path, place: str) -> Iterator[Line]:
-    """The rows of captions_<split>.json, whose pictures are in a folder <split>, where there is one."""
-    own = folder / COCO.fullmatch(file.name)["split"]
+    """The rows of captions_<split>.json: pictures in <split>/, boxes in instances_<split>.json, if there."""
+    split = COCO.fullmatch(file.name)["split"]
+    own, instances = folder / split, file.with_name(f"instances_{split}.json")
+    found = captions_file.coco(instances) if instances.exists() else None
+    boxes = captions_file.coco_boxes(found) if found else {}
     for line in reads[_kind(file)](file, place):
+        if (name := line.values.get("image_id")) in boxes:
+            line.values["regions"] = boxes[name]
         if own.is_dir() and isinstance(name := line.values.get("file_name"), str):
             line.values["file_name"] = f"{own.name}/{name}"
         yield line

@@ -6,6 +6,7 @@ Letters: K candidates of a picture, S sentences of its captions.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from goal import boxes, clip, text
 from goal.boxes import BoxTuple
-from goal.datasets import manifest, prefetch, slices
+from goal.datasets import given_boxes, manifest, prefetch, slices
 from goal.datasets.images import ImageError
 from goal.datasets.manifest import Row
 from goal.mining import matcher as matchers
@@ -35,10 +36,11 @@ TIE = 1e-6
 
 
 class Candidate(NamedTuple):
-    """A part of a picture, image frame, and the source that proposed it."""
+    """A part of a picture, image frame, the source that proposed it, and what a given box is said to show."""
 
     box: BoxTuple
     source: str
+    phrase: str = ""
 
 
 class Mention(NamedTuple):
@@ -63,7 +65,8 @@ class Match:
     """Work on a shard: the best candidate of every sentence of every caption.
 
     regions: the folder of the region shards, of `region_shard` pictures each; matcher, digest: a file of
-    weights; params: the section `pairs` as JSON; root: the folder to which the manifest's paths are relative.
+    weights; params: the section `pairs` as JSON; root: the folder to which the manifest's paths are
+    relative; boxes: the table of boxes that came with the pictures, "" where there is none.
     """
 
     manifest: str
@@ -74,6 +77,7 @@ class Match:
     params: str
     max_megapixels: float
     root: str
+    boxes: str = ""
 
     def __call__(self, start: int, stop: int) -> pa.Table:
         matcher = matchers.load(self.matcher, self.digest, self.params)
@@ -90,6 +94,7 @@ class Match:
             # A sentence that occurs twice makes the same choice: it is compared once.
             texts = list(dict.fromkeys(one.text for one in mentions[name]))
             cosines = vectors @ np.stack([sentences[one].vector for one in texts]).T
+            cosines = _told(cosines, candidates[name], texts)
             choices = dict(zip(texts, _nearest(cosines, candidates[name]), strict=True))
             chosen[name] = [choices[one.text] for one in mentions[name]]
             task_progress.advance(1)
@@ -112,12 +117,15 @@ class Match:
     def _candidates(self, rows: list[Row], start: int, stop: int) -> dict[str, list[Candidate]]:
         """Each picture itself and, after it, its regions but those that take in every pixel of it."""
         found = {row.id: [_whole(row)] for row in rows}
+        given = given_boxes.read(Path(self.boxes), list(found)) if self.boxes else {}
+        phrases = {(name, one.box): one.phrase for name, own in given.items() for one in reversed(own)}
         for number in range(start // self.region_shard, (stop - 1) // self.region_shard + 1):
             path = Path(self.regions) / shards.name(number)
             for region in manifest.read_table(path, REGIONS, "regions").to_pylist():
                 box, known = tuple(region[side] for side in SIDES), found.get(region["id"])
                 if known and boxes.pixels(box, _size(known[0])) != known[0].box:
-                    known.append(Candidate(box, region["source"]))
+                    phrase = phrases.get((region["id"], box), "")
+                    known.append(Candidate(box, region["source"], phrase))
         return found
 
     def _crops(
@@ -159,6 +167,17 @@ def _whole(row: Row) -> Candidate:
 
 def _size(whole: Candidate) -> tuple[int, int]:
     return int(whole.box[2]), int(whole.box[3])
+
+
+def _told(cosines: np.ndarray, candidates: list[Candidate], texts: list[str]) -> np.ndarray:
+    """The cosines (K, S); of a sentence that says the phrase of given boxes, those of these boxes alone."""
+    phrases = {one.phrase for one in candidates if one.phrase}
+    for column, one in enumerate(texts if phrases else ()):
+        said = {phrase for phrase in phrases if re.search(rf"\b{re.escape(phrase)}\b", one, re.IGNORECASE)}
+        if said:
+            others = [candidate.phrase not in said for candidate in candidates]
+            cosines[others, column] = -np.inf
+    return cosines
 
 
 def _nearest(cosines: np.ndarray, candidates: list[Candidate]) -> list[Choice]:

@@ -3,7 +3,7 @@
 LISM, first half (paper, section 3.1): a source proposes regions, those of a sensible size are kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,6 +12,10 @@ from typing import Protocol
 import numpy as np
 
 from goal import config
+from goal.boxes import BoxTuple
+
+# The source that proposes nothing: its boxes came with the pictures.
+GIVEN = "given"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +87,22 @@ class Proposer:
         self.min_area = min_area
         self.max_area = max_area
 
-    def propose(self, image: np.ndarray) -> list[Region]:
+    def propose(self, image: np.ndarray, given: Sequence[BoxTuple] = ()) -> list[Region]:
         """Regions with min_area <= area_ratio <= max_area; of equal boxes the first stays.
 
-        image: uint8 (H, W, 3) RGB, image frame.
+        image: uint8 (H, W, 3) RGB, image frame; given: boxes that came with it, which are the first regions.
         """
         kept: dict[tuple[float, ...], Region] = {}
-        for region in chain.from_iterable(source.propose(image) for source in self.sources):
+        own = [_given(box, image.shape[0] * image.shape[1]) for box in given]
+        for region in chain(own, *(source.propose(image) for source in self.sources)):
             if self.min_area <= region.area_ratio <= self.max_area:
                 kept.setdefault(region.box, region)
         return list(kept.values())
+
+
+def _given(box: BoxTuple, pixels: int) -> Region:
+    x1, y1, x2, y2 = box
+    return Region(box, (x2 - x1) * (y2 - y1) / pixels, 1.0, GIVEN)
 
 
 def with_weights(params: config.Regions) -> config.Regions:
@@ -133,5 +143,5 @@ def build(params: config.Regions, worker: int = 0) -> Proposer:
 
         # Not the machine's cores: with another number of threads sums come out otherwise in the last bits.
         torch.set_num_threads(params.threads)
-    sources = [_source(name, params, worker) for name in params.sources]
+    sources = [_source(name, params, worker) for name in params.sources if name != GIVEN]
     return Proposer(sources, params.min_area, params.max_area)

@@ -31,7 +31,7 @@ def run(params: Params) -> None:
     where an input is missing or does not fit, or the disk refuses.
     """
     matcher = _weights(params)
-    digest = files.digest(matcher)
+    digest, boxes = files.digest(matcher), paths.manifest(params.data.name, "boxes")
     size, workers = params.pairs.shard_size, params.pairs.workers
     for split in params.regions.splits:
         manifest, regions = paths.manifest(params.data.name, split), paths.regions_dir(split)
@@ -47,12 +47,14 @@ def run(params: Params) -> None:
             params=params.pairs.model_dump_json(),
             max_megapixels=params.data.max_megapixels,
             root=str(Path.cwd()),
+            boxes=str(boxes.resolve()) if boxes.exists() else "",
         )
         mined = [files.digest(path) for path in sorted(regions.glob("shard-*.parquet"))]
         inputs = (
             slices.content(manifest),
             *mined,
             digest,
+            *([files.digest(boxes)] if boxes.exists() else []),
             # How many work at it, and what is drawn of it, changes no shard.
             params.pairs.model_dump_json(exclude={"workers", "contact_sheet"}),
             str(work.max_megapixels),

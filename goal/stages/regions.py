@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 from goal import config
 from goal.config import Params, paths
 from goal.config.schema import REGION_SOURCES
-from goal.datasets import prefetch, slices
+from goal.datasets import given_boxes, prefetch, slices
 from goal.datasets.images import ImageError
 from goal.datasets.manifest import Row
 from goal.mining import reading, shards
 from goal.mining.mined import REGIONS, SIDES
-from goal.regions import Proposer, Region, build, checkpoints, with_weights
+from goal.regions import GIVEN, Proposer, Region, build, checkpoints, with_weights
 from goal.runtime import files, pool, task_progress
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ def run(params: Params) -> None:
     # Fetched once, here, so that the workers need no network.
     given = with_weights(params.regions)
     weights = tuple(files.digest(path) for path in checkpoints(given))
+    boxes = given_boxes.file_of(params.data.name) if GIVEN in given.sources else None
+    own = (files.digest(boxes),) if boxes else ()
     for split in params.regions.splits:
         manifest = paths.manifest(params.data.name, split)
         work = Propose(
@@ -43,13 +45,14 @@ def run(params: Params) -> None:
             weights,
             params.data.max_megapixels,
             str(Path.cwd()),
+            str(boxes.resolve()) if boxes else "",
         )
         rows = slices.count(manifest)
         # No shard depends on the number of workers, other splits, where the weights lie, or unused sources.
         aside = {"workers": True, "splits": True, "sam": {"checkpoint"}, "detector": {"checkpoint"}}
         unused = {name: True for name in get_args(REGION_SOURCES) if name not in params.regions.sources}
         decisive = params.regions.model_dump_json(exclude=aside | unused)
-        content = (slices.content(manifest), decisive, *weights, str(work.max_megapixels))
+        content = (slices.content(manifest), decisive, *weights, *own, str(work.max_megapixels))
         folder = shards.working_folder("regions", split, *content)
         size, workers = params.regions.shard_size, params.regions.workers
         with shards.held(folder, f"regions {split}"):
@@ -71,7 +74,8 @@ class Propose:
     """Work on a shard: its pictures' regions.
 
     params: the section `regions` as JSON, its checkpoints absolute; weights: their digests; root: the folder
-    to which the manifest's paths are relative.
+    to which the manifest's paths are relative; boxes: the table of the given ones, "" where none are asked
+    for.
     """
 
     manifest: str
@@ -79,16 +83,18 @@ class Propose:
     weights: tuple[str, ...]
     max_megapixels: float
     root: str
+    boxes: str = ""
 
     def __call__(self, start: int, stop: int) -> pa.Table:
         params, proposer = _loaded(self.params, self.weights)
         rows = slices.rows(Path(self.manifest), start, stop)
+        given = given_boxes.read(Path(self.boxes), [row.id for row in rows]) if self.boxes else {}
         lines, unreadable, without = [], Counter(), 0
         for row, image in zip(rows, prefetch.ahead(self._read, rows, params.threads), strict=True):
             if isinstance(image, ImageError):
                 unreadable[reading.kind(image)] += 1
             else:
-                regions = proposer.propose(image)
+                regions = proposer.propose(image, [one.box for one in given.get(row.id, ())])
                 without += not regions
                 lines += [_line(row.id, region) for region in regions]
             task_progress.advance(1)

@@ -199,7 +199,8 @@ def test_a_warm_up_as_long_as_the_training_is_named_for_the_user_s_own_pictures(
     assert any("stage2.warmup_steps 1000: the training has only 4 steps" in fault for fault in faults)
     fitting = {"stage2": {"epochs": 4, "warmup_steps": 3}, "stage1": {"warmup_steps": 1}}
     _, faults = texts("scenes", **fitting)
-    assert len(faults) == 1 and "by which one of several is chosen" in faults[0]
+    (fault,) = faults
+    assert "by which one of several is chosen" in fault
     assert not texts("scenes", mix={"alphas": [0.5]}, **fitting)[1]
 
 
