@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from goal import config
-from goal.cli import models, search
+from goal.cli import models, project, search
 from goal.cli.unchanged import Unchanged
 from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT, EXIT_USER_ERROR, Interrupted, Unavailable, UserError
 from goal.runtime import proxies
@@ -122,9 +122,12 @@ def report() -> None:
 _stage("register", "Make a version of the registered model, with the alias `challenger`.")
 
 
+app.command(rich_help_panel=DAILY)(project.init)
+
+
 @app.command(rich_help_panel=DAILY)
 def use(
-    preset: Annotated[str, typer.Argument(help="a file of presets/, without .yaml")],
+    preset: Annotated[str, typer.Argument(help="its name; in your folder presets/ you can add some")],
     path: Annotated[
         Path | None, typer.Option(help="Your folder of pictures and captions: becomes data.path.")
     ] = None,
@@ -143,7 +146,7 @@ def use(
 
 @app.command(rich_help_panel=DAILY)
 def check(
-    preset: Annotated[str, typer.Argument(help="a file of presets/; default: params.yaml")] = "",
+    preset: Annotated[str, typer.Argument(help="its name; default: params.yaml")] = "",
 ) -> None:
     """Report what a preset downloads, trains and needs, and whether it can work here; changes nothing."""
     from goal.config import presets
