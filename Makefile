@@ -7,7 +7,7 @@ READY := .venv/installed
 # The tools of .venv first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: install test test-tools test-slow lint format lock distclean
+.PHONY: install test test-tools test-slow lint format docs lock distclean
 
 # Paths are relative: the name of this folder may hold spaces.
 .venv/bin/python:
@@ -48,6 +48,10 @@ lint: $(READY)
 format: $(READY)
 	ruff check --fix .
 	ruff format .
+
+# The documentation as a site, in work/site; a broken link fails.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
 
 # The one place where versions change.
 lock: $(READY)
