@@ -4,14 +4,10 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
   "$$python" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null \
     && { command -v "$$python"; break; }; done)
 READY := .venv/installed
-# The tools of .venv first; no telemetry from anything that the project starts.
+# The tools of .venv first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-export DVC_NO_ANALYTICS := 1
-export DO_NOT_TRACK := true
-export MLFLOW_DISABLE_TELEMETRY := true
-export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: install demo pictures test test-tools test-slow lint format lock ui up down clean clean-runs distclean
+.PHONY: install pictures test test-tools test-slow lint format docs lock distclean
 
 # Paths are relative: the name of this folder may hold spaces.
 .venv/bin/python:
@@ -29,10 +25,8 @@ $(READY): requirements.lock pyproject.toml | .venv/bin/python
 
 install: $(READY)
 
-# Draw scenes, mine pairs, train, measure, register; then show the table.
-demo: $(READY)
-	dvc --wait-for-lock repro
-	@python -m goal table
+# demo, up, down, ui, clean: what projects that `goal init` writes have too.
+include goal/assets/project/Makefile
 
 # The README's pictures, of what `make demo` left behind.
 pictures: $(READY)
@@ -59,28 +53,13 @@ format: $(READY)
 	ruff check --fix .
 	ruff format .
 
+# The documentation as a site, in work/site; a broken link fails.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
+
 # The one place where versions change.
 lock: $(READY)
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11.0 --generate-hashes --no-header --quiet -o requirements.lock
-
-# MLflow, Prefect and a worker on this machine, on 127.0.0.1 only; the pipeline needs none of them.
-up: $(READY)
-	@python -m infra.servers up
-
-down: $(READY)
-	@python -m infra.servers down
-
-# The addresses of what is up, else the MLflow UI on this project's store.
-ui: $(READY)
-	@python -m infra.servers ui
-
-# Checkouts and branches that flow runs left without a result; says what it keeps, and why.
-clean-runs: $(READY)
-	@python -m flows.clean
-
-# What the pipeline made, its record and registered models included; the committed metrics stay. First: make down.
-clean:
-	rm -rf data/* models/* regions pairs reports work run dvc_plots .dvc/cache .dvc/tmp mlflow.db* mlartifacts
 
 distclean: clean
 	rm -rf .venv downloads

@@ -88,9 +88,10 @@ def _parameters(home: Path, commit: str, preset: str | None, overrides: list[str
     if preset:
         folder = str(presets.FOLDER)
         found = git(home, "ls-tree", "--name-only", commit, f"{folder}/").splitlines()
-        texts = {Path(file).stem: _show(home, commit, file) for file in found if file.endswith(".yaml")}
+        texts = {path.stem: path.read_text(encoding="utf-8") for path in presets.PACKAGED.glob("*.yaml")}
+        texts |= {Path(file).stem: _show(home, commit, file) for file in found if file.endswith(".yaml")}
         if preset not in texts:
-            raise UserError(f"no preset {preset!r} in the commit; there are: {', '.join(texts)}")
+            raise UserError(f"no preset {preset!r} in the commit; there are: {', '.join(sorted(texts))}")
         text, _ = presets.applied(preset, texts, from_text(text, "params.yaml"), home)
     values = from_text(text, "params.yaml")
     changed = overridden(values, overrides)

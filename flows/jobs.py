@@ -11,11 +11,12 @@ from pydantic import Field
 
 from flows import pipeline, watch
 from flows.stage import StageError
+from goal.config import presets
 from goal.errors import UserError
 from goal.runtime import signals
 
 # The choices in the form are those at the time of `make up`, which deploys it.
-Preset = Literal[*sorted(path.stem for path in (pipeline.HOME / "presets").glob("*.yaml"))]
+Preset = Literal[*presets.names()]
 Override = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*=")]
 Hours = Annotated[float, Field(gt=0)]
 Number = Annotated[int, Field(ge=1)]

@@ -11,7 +11,7 @@ from prefect.states import Completed, Failed, State
 from flows import GPU, checkout, graph, page, stage
 from goal.runtime import locks
 
-HOME = Path(__file__).parents[1]
+HOME = Path.cwd()  # prefect.yaml puts each flow run into the project's folder
 PROMOTE_SECONDS = 3600.0
 DRY_RUN = "goal: dry run: "  # how the answer of a dry run begins, where the version would be refused
 

@@ -24,7 +24,7 @@ from goal.errors import UserError
 from goal.runtime import files, locks, proxies
 from infra.processes import START_SECONDS, Service, ask, port
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path.cwd()  # `make` runs this in the project's folder
 HOST = "127.0.0.1"
 MLFLOW_PORT, PREFECT_PORT = 5000, 4200  # or free ones, where these are taken
 ADDRESSES = "addresses.json"

@@ -12,4 +12,4 @@ def needed(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed: pip install -e '.[{extra}]'") from error
+        raise UserError(f"{error.name} is not installed: pip install 'goal-clip[{extra}]'") from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from goal import config
-from goal.cli import models, own, search
+from goal.cli import models, own, project, search
 from goal.cli.unchanged import Unchanged
 from goal.errors import EXIT_RESUMABLE, EXIT_TRANSIENT, EXIT_USER_ERROR, Interrupted, Unavailable, UserError
 from goal.runtime import proxies
@@ -137,13 +137,13 @@ def report() -> None:
 _stage("register", "Make a version of the registered model, with the alias `challenger`.")
 
 
-for verb in (own.use, own.look):
+for verb in (project.init, own.use, own.look):
     app.command(rich_help_panel=DAILY)(verb)
 
 
 @app.command(rich_help_panel=DAILY)
 def check(
-    preset: Annotated[str, typer.Argument(help="a file of presets/; default: params.yaml")] = "",
+    preset: Annotated[str, typer.Argument(help="its name; default: params.yaml")] = "",
 ) -> None:
     """Report what a preset downloads, trains and needs, and whether it can work here; changes nothing."""
     from goal.config import presets

@@ -19,6 +19,8 @@ from goal.runtime import files
 
 log = logging.getLogger(__name__)
 
+# Those of this package, and beside them what a project's own folder has: a file there takes precedence.
+PACKAGED = Path(__file__).parents[1] / "assets" / "presets"
 FOLDER = Path("presets")
 DEFAULT = "scenes"
 # What belongs to the user: `use` keeps a value that no preset has.
@@ -41,8 +43,8 @@ READ_PATH = ("folder", "goal_lists")
 
 
 def names() -> list[str]:
-    """The presets of this checkout, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    """The presets of this package and of the project's folder presets/, sorted."""
+    return sorted({path.stem for folder in (PACKAGED, FOLDER) for path in folder.glob("*.yaml")})
 
 
 def path_of(name: str) -> Path:
@@ -51,8 +53,9 @@ def path_of(name: str) -> Path:
     Raises UserError that lists the known names.
     """
     if name not in names():
-        raise UserError(f"no preset {name!r}; there are: {', '.join(names()) or 'none in this folder'}")
-    return FOLDER / f"{name}.yaml"
+        raise UserError(f"no preset {name!r}; there are: {', '.join(names())}")
+    own = FOLDER / f"{name}.yaml"
+    return own if own.exists() else PACKAGED / own.name
 
 
 def load(name: str, own: Mapping[str, Any] | None = None) -> schema.Params:

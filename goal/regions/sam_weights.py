@@ -13,7 +13,7 @@ try:
     from segment_anything import sam_model_registry
     from segment_anything.modeling import Sam
 except ModuleNotFoundError as error:
-    raise UserError("regions.sources: sam needs a package: pip install -e '.[sam]'") from error
+    raise UserError("regions.sources: sam needs a package: pip install 'goal-clip[sam]'") from error
 
 _META = "https://dl.fbaipublicfiles.com/segment_anything"
 # The hex in a name begins the file's md5.

@@ -29,7 +29,7 @@ def run(address: str, function: Function, tasks: Sequence[Any], sizes: Sequence[
         from distributed.scheduler import KilledWorker
     except ImportError as error:
         raise UserError(
-            f"{SCHEDULER} is set but dask is not here: pip install -e '.[scale]', or unset it"
+            f"{SCHEDULER} is set but dask is not here: pip install 'goal-clip[scale]', or unset it"
         ) from error
     try:
         client = Client(address, timeout=CONNECT_SECONDS)

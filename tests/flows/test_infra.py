@@ -144,8 +144,8 @@ def test_every_deployment_is_a_flow() -> None:
     assert [entry["name"] for entry in found] == ["train", "evaluate", "mine", "promote"]
     code = (ROOT / "flows" / "jobs.py").read_text()
     for entry in found:
-        file, _, function = entry["entrypoint"].partition(":")
-        assert file == "flows/jobs.py"
+        module, _, function = entry["entrypoint"].rpartition(".")
+        assert module == "flows.jobs"
         assert f"\ndef {function}(" in code
 
 
