@@ -11,6 +11,7 @@ from goal.cli.extras import needed
 
 # The names that `goal.cli.named` accepts.
 MODEL = "champion or challenger of the registry, a model of the pipeline, or a path"
+REGISTERED = f"{MODEL}; default: register.model of params.yaml"
 
 
 class Library(StrEnum):
@@ -23,7 +24,7 @@ class Library(StrEnum):
 
 def embed(
     output: Annotated[Path, typer.Argument(help="a .parquet file: input, kind, embedding")],
-    model: Annotated[str, typer.Option(help=MODEL)] = "stage2",
+    model: Annotated[str, typer.Option(help=REGISTERED)] = "",
     image: Annotated[list[Path] | None, typer.Option(help="a picture, or a folder of pictures")] = None,
     text: Annotated[list[str] | None, typer.Option(help="a text of any length")] = None,
 ) -> None:
@@ -32,7 +33,7 @@ def embed(
     from goal.cli import named
     from goal.exports import predict
 
-    predict.run(params, named.find(model), image or [], text or [], output)
+    predict.run(params, named.find(model or params.register_.model), image or [], text or [], output)
 
 
 def export(

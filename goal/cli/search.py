@@ -11,7 +11,7 @@ import typer
 
 from goal import config
 from goal.cli.extras import needed
-from goal.cli.models import MODEL
+from goal.cli.models import MODEL, REGISTERED
 from goal.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ IndexModel = Annotated[str, typer.Option(help=f"{MODEL}; default: the one of the
 def index(
     folder: Annotated[Path, typer.Argument(help="a folder of pictures, with its subfolders")],
     index: Index = PLACE,
-    model: Annotated[str, typer.Option(help=MODEL)] = "stage2",
+    model: Annotated[str, typer.Option(help=REGISTERED)] = "",
 ) -> None:
     """Embed a folder of pictures for `goal search`; run again, it embeds only new and changed ones."""
     params = config.load()
@@ -38,6 +38,7 @@ def index(
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
+    model = model or params.register_.model
     indexing.run(params, folder, index, named.find(model), model)
 
 
