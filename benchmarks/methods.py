@@ -31,9 +31,12 @@ from scipy import stats
 from benchmarks import figures
 from goal import config
 from goal.config import Params, paths
+from goal.datasets import manifest
 from goal.evaluation import embed, galleries, query_metrics, ranking, statistics
 from goal.evaluation.embed import Settings
 from goal.stages import mix, train
+from goal.training import batches
+from goal.training.examples import Needs
 from goal.training.plan import BASELINES
 from goal.training.progress import Silent
 
@@ -73,6 +76,7 @@ COLUMNS = {
     ("twins", "text_to_image_accuracy"): "twins t→i",
     ("twins", "image_to_text_accuracy"): "twins i→t",
 }
+AGAINST = ("global", "global, equal compute")
 FOLDER = Path("work/methods")
 OUT = figures.RESULTS / "methods.json"
 
@@ -95,9 +99,25 @@ def main() -> None:
     found = finished()
     settings = {"data": params.data.model_dump(), "stage2": params.stage2.model_dump(by_alias=True)}
     summary = summarise(found)
+    for name, one in summary.items():
+        one["views"] = views(params, name)
     content = {"origin": figures.origin(), "settings": settings, "methods": summary}
     OUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(table(summary))
+    for baseline in AGAINST:
+        print(
+            f"\nIn brackets: the difference to {baseline}, and its 95 % interval.\n\n{table(summary, baseline)}"
+        )
+
+
+def views(params: Params, name: str) -> int:
+    """Pictures and crops that stage 2 encodes, if every picture has its pairs; 0 without a training."""
+    if METHODS[name] is None:
+        return 0
+    stage = changed(params, name, 0, params.stage2.lr).stage2
+    pictures = manifest.read(paths.manifest(params.data.name, "train"))
+    steps = stage.epochs * batches.steps_per_epoch(len(pictures), stage.batch_size)
+    crops = Needs.of(stage.loss.model_dump(by_alias=True)).crops
+    return steps * stage.batch_size * (1 + crops * stage.pairs.per_step)
 
 
 def run(params: Params, name: str, seed: int, rates: Sequence[float]) -> None:
@@ -231,7 +251,7 @@ def finished() -> dict[str, dict[int, dict[str, np.ndarray]]]:
 
 
 def summarise(found: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]]) -> dict[str, Any]:
-    """Per method: mean and standard deviation over the seeds, and the difference to `global`."""
+    """Per method: mean and standard deviation over the seeds, and the differences to the baselines."""
     summary: dict[str, Any] = {}
     for name, seeds in found.items():
         about = [json.loads(str(one["about"])) for one in seeds.values()]
@@ -245,14 +265,15 @@ def summarise(found: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]]) -> di
             key = f"{benchmark}/{metric}"
             means = [float(one[key].mean()) for one in seeds.values()]
             entry = {"mean": fmean(means), "spread": stdev(means) if len(means) > 1 else None}
-            common = sorted(seeds.keys() & found.get("global", {}).keys())
-            if name != "global" and len(common) > 1:
-                ids = seeds[common[0]][f"{benchmark}/{metric.rpartition('_')[0]}/id"]
-                entry["difference"] = difference(
-                    np.stack([seeds[seed][key] for seed in common]),
-                    np.stack([found["global"][seed][key] for seed in common]),
-                    ids,
-                )
+            for baseline in AGAINST:
+                common = sorted(seeds.keys() & found.get(baseline, {}).keys())
+                if name != baseline and len(common) > 1:
+                    ids = seeds[common[0]][f"{benchmark}/{metric.rpartition('_')[0]}/id"]
+                    entry[f"difference to {baseline}"] = difference(
+                        np.stack([seeds[seed][key] for seed in common]),
+                        np.stack([found[baseline][seed][key] for seed in common]),
+                        ids,
+                    )
             summary[name]["metrics"][key] = entry
     return summary
 
@@ -267,18 +288,21 @@ def difference(first: np.ndarray, second: np.ndarray, ids: np.ndarray) -> dict[s
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def table(summary: Mapping[str, Any]) -> str:
-    """Markdown: the mean of each metric, and whether it is above (+) or below (-) `global` for certain."""
-    lines = [f"| method | seconds | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 2) + "|"]
+def table(summary: Mapping[str, Any], baseline: str) -> str:
+    """Markdown: the mean of each metric over the seeds, and its difference to the baseline."""
+    lines = [
+        f"| method | seeds | views | {' | '.join(COLUMNS.values())} |",
+        "|---" * (len(COLUMNS) + 3) + "|",
+    ]
     for name, one in summary.items():
         cells = []
         for benchmark, metric in COLUMNS:
             entry = one["metrics"][f"{benchmark}/{metric}"]
-            cell, gap = f"{entry['mean']:.1f}", entry.get("difference")
+            cell, gap = f"{entry['mean']:.1f}", entry.get(f"difference to {baseline}")
             if gap:
                 cell += f" ({gap['mean']:+.1f} [{gap['low']:+.1f}, {gap['high']:+.1f}])"
             cells.append(cell)
-        lines.append(f"| {name} | {one['seconds']:.0f} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {len(one['seeds'])} | {one['views']:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
