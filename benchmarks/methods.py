@@ -104,9 +104,8 @@ def main() -> None:
     content = {"origin": figures.origin(), "settings": settings, "methods": summary}
     OUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for baseline in AGAINST:
-        print(
-            f"\nIn brackets: the difference to {baseline}, and its 95 % interval.\n\n{table(summary, baseline)}"
-        )
+        print(f"\nIn brackets: the difference to {baseline}, and its 95 % interval.\n")
+        print(table(summary, baseline))
 
 
 def views(params: Params, name: str) -> int:
