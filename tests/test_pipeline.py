@@ -2,6 +2,9 @@
 
 import copy
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,7 +17,8 @@ from goal.runtime import code
 from goal.training.plan import Plan
 from tests.imports import ROOT
 
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES, ARTIFACTS = GRAPH["stages"], GRAPH["artifacts"]
 RUN = [stage for stage in code.stages() if stage != "code"]
 
 
@@ -95,3 +99,36 @@ def test_a_stage_declares_every_parameter_it_reads() -> None:
             if re.search(r"\bParams\b", text):
                 read |= {name.rstrip("_") for name in re.findall(r"\bparams\.([a-z_0-9]+)", text)}
         assert read & sections <= declared, stage
+
+
+def test_every_stage_and_artifact_says_what_it_is() -> None:
+    assert [stage for stage in STAGES if not body(stage).get("desc")] == []
+    outs = {out for stage in STAGES for out in body(stage).get("outs", []) if isinstance(out, str)}
+    outs |= {"models/${register.model}"}
+    for name, artifact in ARTIFACTS.items():
+        assert artifact["path"] in outs, name
+        assert artifact["type"]
+        assert artifact["desc"]
+
+
+def test_another_project_gets_an_artifact_by_its_name(tmp_path: Path) -> None:
+    """`dvc artifacts get` as dvc.yaml says it: an annotated tag of git names the version."""
+    origin = tmp_path / "origin"
+
+    def run(folder: Path, *command: str) -> None:
+        words = [sys.executable, "-m", *command] if command[0] == "dvc" else command
+        subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True)
+
+    (origin / "models" / "stage2").mkdir(parents=True)
+    (origin / "models" / "stage2" / "model.safetensors").write_bytes(b"weights")
+    (origin / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    run(origin, "git", "init", "--quiet")
+    run(origin, "dvc", "init", "--quiet")
+    run(origin, "dvc", "add", "--quiet", "models/stage2")
+    (origin / "dvc.yaml").write_text(yaml.safe_dump({"artifacts": ARTIFACTS}))
+    run(origin, "git", "add", "--all")
+    author = ("-c", "user.name=a", "-c", "user.email=a@localhost")
+    run(origin, "git", *author, "commit", "--quiet", "-m", "made")
+    run(origin, "git", *author, "tag", "-a", "goal@v1.0.0", "-m", "first")
+    run(tmp_path, "dvc", "artifacts", "get", str(origin), "goal")
+    assert (tmp_path / "stage2" / "model.safetensors").read_bytes() == b"weights"

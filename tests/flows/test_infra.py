@@ -147,6 +147,21 @@ def test_every_deployment_is_a_flow() -> None:
         module, _, function = entry["entrypoint"].rpartition(".")
         assert module == "flows.jobs"
         assert f"\ndef {function}(" in code
+        assert entry["name"] in entry["tags"]
+        assert entry["description"].strip()
+
+
+def test_the_schedule_that_prefect_yaml_shows_is_one() -> None:
+    from prefect.client.schemas.schedules import CronSchedule
+
+    text = (ROOT / "prefect.yaml").read_text()
+    lines = "schedules:" + text.partition("# schedules:")[2].partition("    entrypoint")[0]
+    (shown,) = yaml.safe_load(lines.replace("    #", "   "))["schedules"]
+    assert CronSchedule(cron=shown["cron"], timezone=shown["timezone"]).cron == "0 3 * * *"
+    assert shown["slug"]
+    assert set(shown["parameters"]) <= set(
+        re.findall(r"(\w+): Hours", (ROOT / "flows" / "jobs.py").read_text())
+    )
 
 
 def test_a_taken_port_is_replaced_by_a_free_one() -> None:
