@@ -114,21 +114,23 @@ def test_every_stage_and_artifact_says_what_it_is() -> None:
 def test_another_project_gets_an_artifact_by_its_name(tmp_path: Path) -> None:
     """`dvc artifacts get` as dvc.yaml says it: an annotated tag of git names the version."""
     origin = tmp_path / "origin"
+    text = (ROOT / "params.yaml").read_text()
+    model = yaml.safe_load(text)["register"]["model"]
 
     def run(folder: Path, *command: str) -> None:
         words = [sys.executable, "-m", *command] if command[0] == "dvc" else command
         subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True)
 
-    (origin / "models" / "stage2").mkdir(parents=True)
-    (origin / "models" / "stage2" / "model.safetensors").write_bytes(b"weights")
-    (origin / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (origin / "models" / model).mkdir(parents=True)
+    (origin / "models" / model / "model.safetensors").write_bytes(b"weights")
+    (origin / "params.yaml").write_text(text)
     run(origin, "git", "init", "--quiet")
     run(origin, "dvc", "init", "--quiet")
-    run(origin, "dvc", "add", "--quiet", "models/stage2")
+    run(origin, "dvc", "add", "--quiet", f"models/{model}")
     (origin / "dvc.yaml").write_text(yaml.safe_dump({"artifacts": ARTIFACTS}))
     run(origin, "git", "add", "--all")
     author = ("-c", "user.name=a", "-c", "user.email=a@localhost")
     run(origin, "git", *author, "commit", "--quiet", "-m", "made")
     run(origin, "git", *author, "tag", "-a", "goal@v1.0.0", "-m", "first")
     run(tmp_path, "dvc", "artifacts", "get", str(origin), "goal")
-    assert (tmp_path / "stage2" / "model.safetensors").read_bytes() == b"weights"
+    assert (tmp_path / model / "model.safetensors").read_bytes() == b"weights"
