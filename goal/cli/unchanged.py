@@ -21,6 +21,7 @@ DVC_FILE = Path("dvc.yaml")
 SHOWN = 3
 # Other files are pictures: `data` may read millions of them, and no later stage could tell them from others.
 TABLES = (".csv", ".json", ".jsonl", ".parquet", ".safetensors", ".tsv", ".txt", ".pt", ".pth", ".bin")
+TABLES += (".arrow", ".gz", ".tar", ".xlsx")
 
 
 class Unchanged:

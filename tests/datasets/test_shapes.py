@@ -237,6 +237,17 @@ def test_every_shape_says_the_same(build: Build, own: Path, shape: str, caplog: 
         assert counts["train"]["captions"] == 5 * counts["train"]["images"]
 
 
+def test_a_tar_of_the_webdataset_library(build: Build, own: Path) -> None:
+    library = pytest.importorskip("webdataset")
+    with library.TarWriter(str(own / "set-000000.tar")) as tar:
+        for number, row in enumerate(rows()):
+            about = {"text": row["caption"], "n": number}
+            tar.write({"__key__": f"a/{number:04}", "png": bytes_of(own, number), "json": about})
+    run(build, own)
+    assert not rejected()
+    assert read()["set-000000.tar#a/0003"].captions == ("Caption 3.",)
+
+
 @pytest.mark.parametrize("make", [parquet, arrow, webdataset])
 def test_pictures_inside_files_go_on_to_the_regions(build: Build, own: Path, make: Callable) -> None:
     make(own)
