@@ -11,8 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from goal.config import presets
-from goal.datasets import scenes
-from goal.datasets.scenes_layout import SceneKey
+from goal.datasets.scenes import SceneKey, draw
 from tests.imports import ROOT
 
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
@@ -34,7 +33,7 @@ def photographs(folder: Path) -> None:
     with (folder / "captions.jsonl").open("w") as file:
         for number in range(PICTURES):
             # Four scenes in a row are look-alikes.
-            (row,) = scenes.draw(params, folder, SceneKey("train", 4 * number, False))["train"]
+            (row,) = draw(params, folder, SceneKey("train", 4 * number, False))["train"]
             image = f"images/{Path(row.image).name}"
             file.write(json.dumps({"image": image, "caption": row.captions[0]}) + "\n")
 
