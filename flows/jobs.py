@@ -29,7 +29,7 @@ NAME_LENGTH = 100
 ARGS = """
 
     Args:
-        preset: a file of presets/, without .yaml; empty: params.yaml as committed
+        preset: its name, as for `goal use`; empty: params.yaml as committed
         overrides: single values, as section.field=value
         stage_hours: longest time for one stage
 

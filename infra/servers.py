@@ -16,6 +16,7 @@ import urllib.request
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 from flows import POOL
@@ -66,6 +67,8 @@ def up() -> None:
 
     Raises UserError, where what this call started is stopped again and what ran before goes on.
     """
+    if find_spec("prefect") is None:
+        raise UserError("prefect is not installed: pip install 'goal-clip[flows]'")
     with _alone():
         missing = [service(name) for name in SERVERS if service(name).process() is None]
         for one in missing:

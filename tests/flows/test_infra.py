@@ -227,6 +227,16 @@ def test_the_password_is_read_whole_while_another_up_writes_it(
     assert (tmp_path / "run" / servers.PROFILE).stat().st_mode & 0o077 == 0
 
 
+def test_make_up_without_prefect_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "ROOT", tmp_path)
+    monkeypatch.setitem(sys.modules, "prefect", None)  # as in an environment without the extra
+    with pytest.raises(UserError, match=r"pip install 'goal-clip\[flows\]'"):
+        servers.up()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("taken", ["file", "link"])
 def test_a_worker_refuses_a_temporary_folder_of_another_user(
     taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
