@@ -295,3 +295,14 @@ def check_pairs(rows: Iterable[Row], pairs: Mapping[str, Sequence[Pair]], folder
             captions = row.captions
             if pair.caption >= len(captions) or pair.end > len(captions[pair.caption]):
                 raise UserError(f"{folder}: {name!r} has other captions now; `dvc repro pairs` mines anew")
+
+
+def are_whole_captions(rows: Iterable[Row], pairs: Mapping[str, Sequence[Pair]]) -> bool:
+    """Whether every pair's sentence is all of its caption."""
+    captions = {row.id: row.captions for row in rows}
+    return all(
+        captions[name][pair.caption][: pair.start].strip() == ""
+        and captions[name][pair.caption][pair.end :].strip() == ""
+        for name, own in pairs.items()
+        for pair in own
+    )

@@ -259,6 +259,12 @@ def _examples(params: Params, plan: Plan, rows: list[Row], spec: Spec, group: Gr
                 f"{folder}: no pair can be used; lower {plan.section}.pairs.min_similarity (it is "
                 f"{choice.min_similarity}), or read in summary.json there why pairs were dropped"
             )
+        if pairs and group.is_first and examples.are_whole_captions(rows, pairs):
+            log.warning(
+                "%s: every sentence is a whole caption: tsl_text compares a text with itself, and the local "
+                "terms see no details; captions of several sentences are what they are for",
+                plan.name,
+            )
     limit, pictures = params.data.max_megapixels, None
     if params.train.packed and plan.stage.epochs:
         crops = {name: [pair.box for pair in own] for name, own in pairs.items()} if needs.crops else {}

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from goal import weights
 from goal.config import Params, paths
+from goal.datasets import manifest
 from goal.errors import UserError
 from goal.stages import train
 from goal.training import trainer
@@ -82,7 +84,8 @@ def test_baselines_are_stage_2_with_terms_left_out() -> None:
     params = trainings.params()
     for name in ("stage1", "stage2", "global", "global+local"):
         train.run(params, name, Silent())
-    terms = {name: set(curve(name)[0]) - {"step", "lr", "total"} for name in paths.TRAINED}
+    trained = ("stage1", "stage2", "global", "global+local")
+    terms = {name: set(curve(name)[0]) - {"step", "lr", "total"} for name in trained}
     assert terms == {
         "stage1": {"global"},
         "stage2": {"global", "local", "tsl_image", "tsl_text"},
@@ -94,11 +97,21 @@ def test_baselines_are_stage_2_with_terms_left_out() -> None:
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
     assert len({tuple(row["lr"] for row in curve(name)) for name in first}) == 1
     card = json.loads(Path("models/global+local/card.json").read_text())
-    assert card["parent"]["sha256"] == weights.digest(paths.model_dir("stage1"))
+    assert [one["sha256"] for one in card["parents"]] == [weights.digest(paths.model_dir("stage1"))]
     assert card["sha256"] == weights.digest(paths.model_dir("global+local"))
     assert card["params"]["stage2"]["loss"]["tsl_image"] == 0.0
     # The licence depends on these, so every model inherits them from its parent.
     assert (card["source"], card["pretrained"]) == (params.data.source, "embedded")
+
+
+def test_sentences_that_are_whole_captions_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    train.run(trainings.params(stage2__epochs=1), "stage2", Silent())
+    assert "whole caption" not in caplog.text
+    rows = [replace(row, captions=("A red ball.",)) for row in manifest.read(paths.manifest("tiny", "train"))]
+    manifest.write(rows, paths.manifest("tiny", "train"))
+    trainings.write_pairs(trainings.pairs(rows))
+    train.run(trainings.params(stage2__epochs=1), "stage2", Silent())
+    assert "every sentence is a whole caption" in caplog.text
 
 
 def test_the_recipe_is_stage_2_with_its_own_terms_and_batches() -> None:
