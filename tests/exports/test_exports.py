@@ -168,12 +168,12 @@ def exported(card: dict) -> tuple[str, str]:
 def test_the_card_names_the_data_and_its_licence(project: Path) -> None:
     made = {"name": "stage2", "data": "photos", "source": "docci", "pretrained": "openai", "seed": 3}
     parent = {"path": "models/stage1", "sha256": "abc"}
-    licence, text = exported(made | {"parent": parent, "params": {"stage2": {"lr": 1e-5}}})
+    licence, text = exported(made | {"parents": [parent], "params": {"stage2": {"lr": 1e-5}}})
     assert licence == "other"
     assert "Training data: photos, CC BY 4.0, pictures and descriptions: name the authors" in text
     assert "Fine-tuned on photos by `goal train stage2`." in text
     assert "Pretrained weights: openai, under their own licence." in text
-    assert "| started from | models/stage1, sha256 abc |" in text
+    assert "| made from | models/stage1, sha256 abc |" in text
     assert "| parameters | stage2.lr 1e-05 |" in text
 
 
