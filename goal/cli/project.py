@@ -11,7 +11,7 @@ from goal.errors import UserError
 from goal.runtime import files
 
 TEMPLATES = presets.PACKAGED.with_name("project")
-# What a project holds, and where the package keeps it: in a clone, links to the files that the clone uses, but
+# What a project holds, and where the package keeps it: in a clone, links to files of the clone, but
 # for DVC's configuration, which may name a private remote. DVC would take a dvc.yaml in the package for a
 # second graph.
 FILES = {
