@@ -11,9 +11,9 @@ from goal.errors import UserError
 from goal.runtime import files
 
 TEMPLATES = presets.PACKAGED.with_name("project")
-# What a project holds, and where the package keeps it: in a clone, links to the files that the clone uses, except
-# for DVC's configuration, which may name a private remote. DVC would take a dvc.yaml in the package for a second
-# graph.
+# What a project holds, and where the package keeps it: in a clone, links to the files that the clone uses. DVC's
+# configuration is a copy: the clone's may name a private remote. No template is called dvc.yaml, which DVC would
+# take for a second graph.
 FILES = {
     ".dvc/.gitignore": TEMPLATES / "dvc-gitignore",
     ".dvc/config": TEMPLATES / "dvc-config",
