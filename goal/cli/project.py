@@ -11,9 +11,9 @@ from goal.errors import UserError
 from goal.runtime import files
 
 TEMPLATES = presets.PACKAGED.with_name("project")
-# What a project holds, and where the package keeps it: in a clone, links to files of the clone, but
-# for DVC's configuration, which may name a private remote. DVC would take a dvc.yaml in the package for a
-# second graph.
+# What a project holds, and where the package keeps it. In a clone these are links to the clone's own files;
+# DVC's configuration is a copy, since that of a clone may name a private remote. A dvc.yaml in the package
+# would be a second graph to DVC.
 FILES = {
     ".dvc/.gitignore": TEMPLATES / "dvc-gitignore",
     ".dvc/config": TEMPLATES / "dvc-config",
