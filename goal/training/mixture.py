@@ -65,10 +65,10 @@ def curve(params: Params, start: GoalClip, end: GoalClip) -> Iterator[Point]:
         Validation(one, start.spec, params.data.max_megapixels, params.evaluate.batch_size)
         for one in (rows, _short(params.data.name, rows))
     ]
-    validations[1].views = validations[0].views = list(validations[0].read())
+    views = validations[0].views()
     for alpha in alphas:
         mixed = interpolate(start, end, alpha).to(device)
-        found = [one.measure(mixed, nullcontext, 0) for one in validations]
+        found = [one.measure(mixed, nullcontext, 0, views) for one in validations]
         yield Point(alpha, *(_mean_recall(one) for one in found))
 
 
@@ -110,6 +110,7 @@ def identity(params: Params) -> dict[str, Any]:
 
 
 def _short(data_set: str, rows: Sequence[Row]) -> list[Row]:
+    """Those of the validation pictures that have a short caption, with these captions."""
     path = paths.manifest(data_set, "short_val")
     if path.exists():
         return manifest.read(path)

@@ -1,6 +1,7 @@
 """Recall on the validation split while a training goes on."""
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,8 +23,6 @@ class Validation:
 
     def __init__(self, rows: Sequence[Row], spec: Spec, max_megapixels: float, batch_size: int) -> None:
         self._files = [row.image for row in rows]
-        # Those of an earlier `read`, where several networks see the same pictures.
-        self.views: list[list[Tensor]] | None = None
         self._prepare = clip.preprocess(spec)
         self._max_megapixels = max_megapixels
         self._batch_size = batch_size
@@ -34,22 +33,30 @@ class Validation:
         self._places = torch.tensor([places[caption] for caption in captions])
         self._owner = torch.tensor([number for number, row in enumerate(rows) for _ in row.captions])
 
-    def read(self) -> Iterator[list[Tensor]]:
-        """The pictures' views in batches, decoded ahead; raises UserError for one that cannot be read."""
-        return prefetch.batches_ahead(self._view, self._files, self._batch_size)
+    def views(self) -> dict[str, Tensor]:
+        """Each picture's view by its file, for several networks; UserError for one that cannot be read."""
+        batches = prefetch.batches_ahead(self._view, self._files, self._batch_size)
+        return dict(zip(self._files, itertools.chain.from_iterable(batches), strict=True))
 
     def measure(
-        self, model: GoalClip, autocast: Callable[[], AbstractContextManager[None]], step: int
+        self,
+        model: GoalClip,
+        autocast: Callable[[], AbstractContextManager[None]],
+        step: int,
+        views: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Any]:
         """Recall@KS both ways in percent, and `recall`, by which models are compared: the mean R@1.
 
-        Raises UserError for a picture that cannot be read.
+        views: those of `views`, else the pictures are read. Raises UserError for one that cannot be read.
         """
         device = model.logit_scale.device
         model.eval()
         with torch.inference_mode(), autocast():
-            views = self.read() if self.views is None else self.views
-            pictures = torch.cat([embedding.of_views(model, batch) for batch in views])
+            if views is None:
+                batches = prefetch.batches_ahead(self._view, self._files, self._batch_size)
+            else:
+                batches = prefetch.batches([views[file] for file in self._files], self._batch_size)
+            pictures = torch.cat([embedding.of_views(model, batch) for batch in batches])
             texts, _ = embedding.of_texts(model, self._texts, self._batch_size)
         model.train()
         given = pictures, texts[self._places], self._owner

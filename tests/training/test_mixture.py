@@ -82,6 +82,23 @@ def test_the_stage_measures_each_mixture_and_says_what_it_is_made_of(
     assert all(torch.equal(mixed[name], value) for name, value in wanted.items())
 
 
+def test_own_short_captions_are_measured_with_their_own_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some pictures have none, and the others come in another order."""
+    monkeypatch.chdir(tmp_path)
+    trainings.project(val=6)
+    rows = manifest.read(paths.manifest("tiny", "val"))
+    short = [replace(rows[place], captions=(f"A short text {place}.",)) for place in (4, 1, 3)]
+    manifest.write(short, paths.manifest("tiny", "short_val"))
+    params = trainings.params(mix__model="stage1", mix__alphas=[0.0, 1.0])
+    found = list(mixture.curve(params, trainings.model(0), trainings.model(1)))
+    for point, seed in zip(found, (0, 1), strict=True):
+        alone = Validation(short, SPEC, 200, 4).measure(trainings.model(seed), nullcontext, 0)
+        values = [value for way in ("text_to_image", "image_to_text") for value in alone[way].values()]
+        assert point.short == pytest.approx(sum(values) / 6, abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("alphas", "message"),
     [([0.5, 1.0], "must hold 0"), ([0.0, 1.5], "less than or equal to 1"), ([], "at least 1")],
