@@ -118,7 +118,6 @@ def take(browser: Browser, name: str, scheme: str, go: Callable[[Page], object],
     context.set_default_timeout(120_000)
     page = context.new_page()
     go(page)
-    page.wait_for_load_state("networkidle")
     data = page.locator("main").screenshot() if whole else page.screenshot()
     Image.open(BytesIO(data)).convert("RGB").save(OUT / f"{name}.webp", quality=QUALITY, method=6)
     context.close()
