@@ -21,30 +21,24 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from goal import config, weights
+from goal import config
 from goal.config import paths
 from goal.datasets import manifest
-from goal.datasets.images import open_image
-from goal.evaluation import grounding
 from goal.reporting import cards, pictures
 from goal.runtime import proxies
 
 OUT = Path(__file__).parent
 WIDTH, QUALITY = 1200, 82
 SIDE = 330
-# Heat maps beside the picture: so many sentences of the caption.
-HEATS = 3
 STYLE = """
 :root { color-scheme: light dark; --ink: light-dark(#1f2328, #e6edf3); --dim: light-dark(#59636e, #9198a1);
   --ground: light-dark(#ffffff, #0d1117); }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 17px/1.5 system-ui, sans-serif; }
-main { display: grid; grid-template-columns: 330px 1fr; gap: 22px 32px; padding: 24px; width: 1152px; }
+main { display: grid; grid-template-columns: 330px 1fr; gap: 32px; padding: 24px; width: 1152px; }
 figure { margin: 0; } img { display: block; border-radius: 6px; }
-figcaption { color: var(--dim); font-size: 14px; margin-top: 6px; }
 p { margin: 0 0 10px; }
 .key { color: #fff; border-radius: 4px; padding: 0 6px; font-weight: 600; margin-right: 4px; }
-.row { grid-column: 1 / 3; display: flex; gap: 22px; } .heat { position: relative; width: 262px; }
-.heat img + img { position: absolute; inset: 0; image-rendering: pixelated; border-radius: 6px; }
+.dim { color: var(--dim); }
 """
 
 
@@ -73,42 +67,26 @@ def main() -> None:
 
 
 def explained(params: config.Params) -> str:
-    """A picture, its caption, sentences and regions in the same colours, and some sentences' heat maps."""
+    """A picture and its caption, sentences and regions in the same colours, as LISM matched them."""
     name, most = params.data.name, params.data.max_megapixels
     shards = sorted(paths.pairs_dir("test").glob("shard-*.parquet"))
     card = max(
         cards.drawn(shards, paths.manifest(name, "test"), 12, most),
         key=lambda card: sum(1 for one in card.sentences if one.number),
     )
-    (row,) = (row for row in manifest.read(paths.manifest(name, "test")) if row.id == card.id)
-    numbers = {one.text: one.number for one in card.sentences}
-    model = weights.load(paths.model_dir(params.register_.model)).eval()
-    image = open_image(row.image, most)
-    found = grounding.ground(model, image, row.captions[0])
-    words, heats = [], []
-    for place, sentence in enumerate(found.sentences):
-        number, shown = numbers.get(sentence.text, 0), html.escape(sentence.text)
-        if not number:
-            words.append(shown)
-            continue
-        colour = pictures.colour(number)
-        words.append(
-            f'<span class="key" style="background:{colour}">{number}</span>'
-            f'<span style="border-bottom:3px solid {colour}">{shown}</span>'
-        )
-        if len(heats) < HEATS:
-            view = pictures.viewed(image, model.spec.view)
-            heats.append(
-                f'<figure><div class="heat"><img width="262" height="262" src="{view}">'
-                f'<img width="262" height="262" src="{pictures.heat(found.maps[place])}"></div>'
-                f'<figcaption><span class="key" style="background:{colour}">{number}</span>'
-                f"where {html.escape(params.register_.model)} finds it</figcaption></figure>"
-            )
+    words = [
+        f'<span class="key" style="background:{one.colour}">{one.number}</span>'
+        f'<span style="border-bottom:3px solid {one.colour}">{html.escape(one.text)}</span>'
+        if one.number
+        else html.escape(one.text)
+        for one in card.sentences
+    ]
     return (
         f"<!doctype html><style>{STYLE}</style><main>"
-        f'<figure><img width="{SIDE}" height="{SIDE}" src="{pictures.small(card.picture, SIDE)}">'
-        "<figcaption>regions, each matched with a sentence</figcaption></figure>"
-        f'<div><p>{" ".join(words)}</p></div><div class="row">{"".join(heats)}</div></main>'
+        f'<figure><img width="{SIDE}" height="{SIDE}" src="{pictures.small(card.picture, SIDE)}"></figure>'
+        f"<div><p>{' '.join(words)}</p><p class=dim>Which sentence describes which part of the picture, as "
+        "the pipeline matched them without being told. GOAL trains CLIP on such pairs beside whole captions."
+        "</p></div></main>"
     )
 
 

@@ -157,7 +157,7 @@ def mixture(curve: Mapping[str, Sequence[float]], chosen: float) -> Figure:
     for name, colour in (("long", VERMILION), ("short", GREEN)):
         ax.plot(curve["alpha"], curve[name], marker="o", color=colour, label=f"{name} captions")
     ax.axvline(chosen, color=INK, linestyle="--", linewidth=1, label=f"chosen: {chosen:g}")
-    ax.set(xlabel="alpha (0: zero-shot, 1: trained)", ylabel="recall, percent", ylim=(0, None))
+    ax.set(xlabel="alpha (0: zero-shot, 1: trained)", ylabel="recall, percent")
     ax.legend()
     figure.tight_layout()
     return figure
