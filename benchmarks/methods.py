@@ -110,6 +110,7 @@ def main() -> None:
 
 def views(params: Params, name: str) -> int:
     """Pictures and crops that stage 2 encodes, if every picture has its pairs; 0 without a training."""
+    name = "balanced" if name == "mixed" else name
     if METHODS[name] is None:
         return 0
     stage = changed(params, name, 0, params.stage2.lr).stage2
