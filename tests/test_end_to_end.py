@@ -125,7 +125,7 @@ def test_every_verb_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     picture, sentence = "data/scenes/images/test-00000.png", "A large red circle lies at the top."
     rows = pd.DataFrame({"text": [sentence, None], "image": [None, str(tmp_path / picture)]})
     answers = served.predict(rows)
-    model = weights.load(paths.model_dir("stage2")).eval()
+    model = weights.load(paths.model_dir("mixed")).eval()
     view = clip.preprocess(model.spec)(images.open_image(Path(picture), 200.0))
     text = model.encode_texts(pad([tokenize(sentence, [], model.spec.context_length).ids]), normalize=True)
     image = model.encode_images(view[None], normalize=True)
