@@ -31,8 +31,8 @@ SERVER = "mlflow.pyfunc.scoring_server.app"
 BATCH = 32
 # What this file and the package's code for it import; MLflow makes a server's environment from these.
 PACKAGES = (
-    "ftfy", "huggingface_hub", "jaxtyping", "mlflow", "numpy", "open_clip_torch", "pandas", "pillow", "pyarrow",
-    "pydantic", "pyyaml", "regex", "safetensors", "simplejpeg", "torch", "torchvision", "tqdm",
+    "ftfy", "huggingface_hub", "jaxtyping", "mlflow", "numpy", "open_clip_torch", "pandas", "pillow",
+    "pyarrow", "pydantic", "pyyaml", "regex", "safetensors", "simplejpeg", "torch", "torchvision", "tqdm",
 )  # fmt: skip
 
 
