@@ -25,15 +25,15 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import stats
 
 from benchmarks import figures
-from goal import config
+from goal import config, weights
 from goal.config import Params, paths
 from goal.datasets import manifest
 from goal.evaluation import embed, galleries, query_metrics, ranking, statistics
 from goal.evaluation.embed import Settings
+from goal.runtime import devices
 from goal.stages import mix, train
 from goal.training import batches
 from goal.training.examples import Needs
@@ -131,9 +131,8 @@ def run(params: Params, name: str, seed: int, rates: Sequence[float]) -> None:
         rate = rates[0] if METHODS[name] is None else _rate(params, name, seed, rates)
         model = _made(params, name, seed, rate)
         seconds = time.monotonic() - began
-        settings = Settings("cpu", params.evaluate.batch_size, params.data.max_megapixels)
-        if torch.cuda.is_available():
-            settings = Settings("cuda", settings.batch_size, settings.max_megapixels)
+        device = devices.resolve(params.train.device, "train.device")
+        settings = Settings(device.type, params.evaluate.batch_size, params.data.max_megapixels)
         (table,) = embed.embed(
             [model],
             [picture for gallery in found for picture in gallery.pictures],
@@ -148,8 +147,7 @@ def run(params: Params, name: str, seed: int, rates: Sequence[float]) -> None:
                 for place, metric in enumerate(names):
                     values[f"{gallery.benchmark}/{direction}_{metric}"] = outcome[:, place]
                 values[f"{gallery.benchmark}/{direction}/id"] = own["id"].to_numpy().astype(str)
-        file = model / paths.CARD
-        card = json.loads(file.read_text(encoding="utf-8"))
+        card = weights.card(model)
     about = {"seconds": seconds, "lr": rate, "steps": card.get("steps", 0), "alpha": card.get("alpha")}
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_suffix(".draft")

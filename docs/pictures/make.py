@@ -85,7 +85,7 @@ def explained(params: config.Params) -> str:
         f"<!doctype html><style>{STYLE}</style><main>"
         f'<figure><img width="{SIDE}" height="{SIDE}" src="{pictures.small(card.picture, SIDE)}"></figure>'
         f"<div><p>{' '.join(words)}</p><p class=dim>Which sentence describes which part of the picture, as "
-        "the pipeline matched them without being told. GOAL trains CLIP on such pairs beside whole captions."
+        "the pipeline matched them, without labels. GOAL trains CLIP on such pairs beside whole captions."
         "</p></div></main>"
     )
 

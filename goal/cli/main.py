@@ -30,8 +30,8 @@ PIPELINE = "Stages of the pipeline (dvc.yaml runs these)"
 DAILY = "Daily use"
 UPKEEP = "Upkeep of the package"
 # Verbs that load torch or MLflow before they can say anything.
-SLOW = {"app", "check", "embed", "evaluate", "export", "fit-batch", "index", "promote", "register", "report"}
-SLOW |= {"rollback", "search", "sync", "train"}
+SLOW = {"app", "check", "embed", "evaluate", "export", "fit-batch", "index", "mix", "promote", "register"}
+SLOW |= {"report", "rollback", "search", "sync", "train"}
 
 
 @app.command(rich_help_panel=PIPELINE)

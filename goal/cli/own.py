@@ -22,7 +22,7 @@ Images = Annotated[
 
 
 def use(
-    preset: Annotated[str, typer.Argument(help="a file of presets/, without .yaml")],
+    preset: Annotated[str, typer.Argument(help="its name; in your folder presets/ you can add some")],
     path: Annotated[
         Path | None, typer.Option(help="Your data, of any shape of docs/data.md: becomes data.path.")
     ] = None,

@@ -1,7 +1,7 @@
 """Batches of alike captions: negatives that only details tell apart (after NegCLIP, arXiv 2210.01936).
 
 Random batches of a large set hold few captions that are hard to tell apart, so the contrastive loss is nearly
-0 although most details of a caption are not told from others. Letters: N pictures, D joint width.
+0 although the model cannot tell most details apart. Letters: N pictures, D joint width.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from goal.model import embedding
 from goal.model.network import GoalClip
 from goal.runtime import tensorfiles
 
-# Neighbours are looked for among so many pictures at a time: the matrix of cosines then takes 256 MB at most.
+# Neighbours are searched within blocks of this many pictures: the matrix of cosines takes 256 MB at most.
 BLOCK = 8192
 BATCH = 128
 FILE = "captions.safetensors"
